@@ -1,0 +1,50 @@
+# make demo   train a real model on four local workers and show what sparsification does
+# make test   lint, types and the whole test suite
+# make setup  only the set-up that both do first
+
+PYTHON ?= python3
+VENV ?= .venv
+# The torch that is installed when the environment has none. Another: make setup TORCH=torch==2.7.1
+TORCH ?= torch==2.13.0
+# A package index for torch alone. On Linux, the default index may serve a CUDA build of several GB;
+# for a CPU-sized one give the CPU index that pytorch.org's "Get Started" page names.
+TORCH_INDEX ?=
+
+PY = $(VENV)/bin/python
+STAMP = $(VENV)/.gaussiank-ready
+# A python that already has torch (a cluster image) lends it to the virtual environment.
+SITE = $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')")
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types unit bench clean
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml requirements/tools.txt Makefile
+	@test -x $(PY) || $(PYTHON) -m venv $(SITE) $(VENV)
+	@$(PY) -c "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)" \
+	  || { echo "installing $(TORCH)"; $(PY) -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"; }
+	@echo "installing gaussiank and its tools"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements/tools.txt -e .
+	@touch $@
+
+demo: $(STAMP)
+	$(VENV)/bin/gaussiank train --model lenet5 --methods dense,topk,gaussiank,randomk --density 0.001 --workers 4
+
+test: lint types unit
+
+lint: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: $(STAMP)
+	$(PY) -m mypy
+
+unit: $(STAMP)
+	$(PY) -m pytest
+
+clean:
+	rm -rf $(VENV) build *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

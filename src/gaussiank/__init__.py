@@ -1,0 +1,87 @@
+"""Gradient sparsification for PyTorch that sends a thousandth of the gradient and loses none of it."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .compressors import (
+        DGC,
+        Capped,
+        Compressor,
+        Dense,
+        GaussianK,
+        RandomK,
+        TopK,
+        TrimmedTopK,
+        compressor_names,
+        parse_compressor,
+    )
+    from .feedback import ErrorFeedback
+    from .hook import Compression, compress
+    from .layout import Layout
+    from .metrics import Metrics
+    from .momentum import MomentumCorrection
+    from .schedule import Constant, DenseStart, Schedule, Warmup
+    from .sparse import SparseGradient
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "Capped": "compressors",
+    "Compression": "hook",
+    "Compressor": "compressors",
+    "Constant": "schedule",
+    "DGC": "compressors",
+    "Dense": "compressors",
+    "DenseStart": "schedule",
+    "ErrorFeedback": "feedback",
+    "GaussianK": "compressors",
+    "Metrics": "metrics",
+    "Layout": "layout",
+    "MomentumCorrection": "momentum",
+    "RandomK": "compressors",
+    "Schedule": "schedule",
+    "SparseGradient": "sparse",
+    "TopK": "compressors",
+    "TrimmedTopK": "compressors",
+    "Warmup": "schedule",
+    "compress": "hook",
+    "compressor_names": "compressors",
+    "parse_compressor": "compressors",
+}
+
+__all__ = [
+    "DGC",
+    "Capped",
+    "Compression",
+    "Compressor",
+    "Constant",
+    "Dense",
+    "DenseStart",
+    "ErrorFeedback",
+    "GaussianK",
+    "Layout",
+    "Metrics",
+    "MomentumCorrection",
+    "RandomK",
+    "Schedule",
+    "SparseGradient",
+    "TopK",
+    "TrimmedTopK",
+    "Warmup",
+    "__version__",
+    "compress",
+    "compressor_names",
+    "parse_compressor",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Rooms are entered on first use: the theory, the plots and --help need no torch and must not wait for it.
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'gaussiank' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_ROOMS[name]}", __name__), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,298 @@
+"""What was not sent stays here: one residual for each parameter, taken from, kept, committed, saved.
+
+A step is a transaction. ``take`` writes the new residuals beside the old ones; ``settle`` makes them the real ones when
+every mean of the step arrived and was finite, and forgets them otherwise. So an overflow under mixed precision, a step
+that raised, or a dead peer leaves each residual as it was. The price is a second buffer of the residual's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gaussiank import ops
+from gaussiank.layout import Layout
+from gaussiank.momentum import MomentumCorrection
+from gaussiank.ops import RESIDUAL_DTYPES
+from gaussiank.sparse import SparseGradient
+
+FORMAT = 1
+Select = Callable[[Tensor], SparseGradient]
+
+
+@dataclass(eq=False)
+class _Part:
+    """Residual and velocity of one layout, each with the buffer of the step that is under way."""
+
+    layout: Layout
+    residual: Tensor
+    velocity: Tensor | None
+    next_residual: Tensor
+    next_velocity: Tensor | None
+    clean: bool = True  # the residual is known to be all zeros
+
+    def swap(self) -> None:
+        self.residual, self.next_residual = self.next_residual, self.residual
+        self.velocity, self.next_velocity = self.next_velocity, self.velocity
+
+
+@dataclass
+class _Step:
+    """A transaction: which parts it touches, and whether each mean that came back was finite."""
+
+    parts: list[_Part] = field(default_factory=list)
+    verdicts: list[Tensor] = field(default_factory=list)
+    sealed: bool = False
+
+
+class ErrorFeedback:
+    """Keep what was not sent, parameter by parameter, and add it to the next gradient.
+
+    ``residual_after + taken == residual_before + grad`` holds bit for bit (with momentum correction, for the velocity
+    in the gradient's place). Residuals are float32 (float64 for float64 gradients), lie in bucket order, and move when
+    the order changes.
+
+    Args:
+        parameters: name -> numel of every parameter that may come.
+        momentum: momentum correction, or None.
+        world_size: number of workers; scales the clipping norm.
+
+    Example:
+        >>> feedback = ErrorFeedback({"w": 4})
+        >>> top = lambda u: SparseGradient.pick(u, ops.select_topk(u, 1))
+        >>> grad = torch.tensor([4.0, 3.0, 2.0, 1.0])
+        >>> sent = feedback.take(Layout(("w",), (4,)), grad, top)
+        >>> feedback.seal(); feedback.judge(torch.tensor(True)); feedback.settle()
+        True
+        >>> sent.indices.tolist(), feedback.residual("w").tolist()
+        ([0], [0.0, 3.0, 2.0, 1.0])
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, int], *, momentum: MomentumCorrection | None = None, world_size: int = 1
+    ) -> None:
+        self._parameters = dict(parameters)
+        self._momentum = momentum
+        self._world_size = world_size
+        self._parts: dict[Layout, _Part] = {}
+        self._places: dict[str, tuple[_Part, slice]] = {}
+        self._step = _Step()
+
+    # ------------------------------------------------------------------ one step: take, keep, judge, seal, settle
+
+    def take(self, layout: Layout, grad: Tensor, select: Select, *, held: Iterable[slice] = ()) -> SparseGradient:
+        """Add the residual to ``grad``, let ``select`` choose, and keep the rest.
+
+        Args:
+            layout: what lies in ``grad``.
+            grad: ``[numel]`` local gradient. Not modified.
+            select: chooses from the accumulated vector; what it returns counts as sent.
+            held: places of parameters that got no gradient: nothing of them is sent, their residual stays.
+
+        Returns:
+            What to send.
+
+        Raises:
+            ValueError: ``grad`` is no flat vector or does not fit the layout, or the layout names an unknown parameter.
+        """
+        part = self._open(layout, grad)
+        accumulated = self._accumulate(part, grad)
+        for place in held:
+            accumulated[place] = 0
+        sparse = select(accumulated)
+        accumulated[sparse.indices] = 0
+        if part.next_velocity is not None and self._momentum is not None and self._momentum.masking:
+            part.next_velocity[sparse.indices] = 0
+        self._hold(part, held)
+        part.clean = False
+        return sparse
+
+    def take_all(self, layout: Layout, grad: Tensor, *, held: Iterable[slice] = ()) -> bool:
+        """Add the residual to ``grad`` in place and send all of it; the rounding to grad's dtype stays.
+
+        Returns:
+            Whether a verdict is due (``judge``): not when there was nothing to add.
+
+        Raises:
+            ValueError: as ``take``.
+        """
+        known = self._parts.get(layout)
+        if self._momentum is None and (
+            known.clean if known else not any(name in self._places for name in layout.names)
+        ):
+            return False
+        part = self._open(layout, grad)
+        accumulated = self._accumulate(part, grad)
+        for place in held:
+            accumulated[place] = grad[place]
+        grad.copy_(accumulated)
+        accumulated.sub_(grad)
+        self._hold(part, held)
+        part.clean = not held and grad.dtype == accumulated.dtype
+        return True
+
+    def keep(self, layout: Layout, rest: SparseGradient | Tensor) -> None:
+        """Put back what was taken but did not enter the mean: rejected entries, or a ``[numel]`` rounding error."""
+        part = self._parts[layout]
+        if isinstance(rest, SparseGradient):
+            part.next_residual.index_add_(0, rest.indices, rest.values)
+        else:
+            part.next_residual.add_(rest)
+
+    def judge(self, finite: Tensor) -> None:
+        """Note for one part of the step that its mean arrived; ``finite`` is a 0-d bool tensor, read in ``settle``."""
+        self._step.verdicts.append(finite)
+
+    def seal(self) -> None:
+        """Say that the last part of the step has been taken."""
+        self._step.sealed = True
+
+    def settle(self) -> bool:
+        """End the step: commit its residuals if it is whole and finite, forget them otherwise.
+
+        Returns:
+            Whether it was committed.
+        """
+        step, self._step = self._step, _Step()
+        whole = step.sealed and len(step.verdicts) == len(step.parts)
+        committed = whole and all(bool(verdict) for verdict in step.verdicts)
+        if committed:
+            for part in step.parts:
+                part.swap()
+        else:
+            for part in step.parts:
+                part.clean = False
+        return committed
+
+    # ------------------------------------------------------------------ reading and saving
+
+    def residual(self, name: str) -> Tensor:
+        """Return a copy of a parameter's committed residual, ``[numel]``; zeros when nothing was kept yet.
+
+        Raises:
+            ValueError: no such parameter.
+        """
+        if name not in self._parameters:
+            raise ValueError(f"name must be a parameter of the model, got {name!r}. See model.named_parameters().")
+        if name not in self._places:
+            return torch.zeros(self._parameters[name])
+        part, place = self._places[name]
+        return part.residual[place].clone()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return copies of all residuals and velocities, by parameter; an unfinished step is not in them."""
+        places = {name: self._places[name] for name in self._parameters if name in self._places}
+        return {
+            "format": FORMAT,
+            "parameters": dict(self._parameters),
+            "residual": {name: part.residual[place].clone() for name, (part, place) in places.items()},
+            "velocity": {
+                name: part.velocity[place].clone()
+                for name, (part, place) in places.items()
+                if part.velocity is not None
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replace all residuals and velocities by saved ones; nothing changes when they do not fit.
+
+        Raises:
+            ValueError: another format, another model, or other momentum settings.
+        """
+        if state.get("format") != FORMAT:
+            raise ValueError(
+                f"state must have format {FORMAT}, got {state.get('format')!r}. "
+                "Load it with the gaussiank that saved it."
+            )
+        _require_same_parameters(state["parameters"], self._parameters)
+        residual, velocity = dict(state["residual"]), dict(state["velocity"])
+        if residual and bool(velocity) != (self._momentum is not None):
+            has, want = ("has", "has none") if velocity else ("has no", "has one")
+            raise ValueError(
+                f"state must fit the momentum correction, got a state that {has} velocity for a run that {want}. "
+                "Use the same momentum setting."
+            )
+        for name, saved in [*residual.items(), *velocity.items()]:
+            if saved.shape != (self._parameters[name],):
+                raise ValueError(
+                    f"state of {name} must have {self._parameters[name]} entries, got shape {tuple(saved.shape)}. "
+                    "Load the state of this model."
+                )
+        self._parts, self._places, self._step = {}, {}, _Step()
+        for name, saved in residual.items():
+            part = self._new_part(Layout((name,), (saved.numel(),)), saved)
+            part.residual.copy_(saved)
+            if part.velocity is not None:
+                part.velocity.copy_(velocity[name])
+            part.clean = False
+
+    # ------------------------------------------------------------------ inside
+
+    def _open(self, layout: Layout, grad: Tensor) -> _Part:
+        ops.require_vector(grad, "grad")
+        if grad.numel() != layout.numel:
+            raise ValueError(f"grad must fit its layout of {layout.numel} entries, got {grad.numel()}. Pass all of it.")
+        part = self._parts.get(layout)
+        if part is None:
+            part = self._move_in(layout, grad)
+        self._step.parts.append(part)
+        return part
+
+    def _accumulate(self, part: _Part, grad: Tensor) -> Tensor:
+        """Write residual + grad, or residual + velocity, to the part's next residual and return it."""
+        correction = self._momentum
+        if correction is None or part.velocity is None or part.next_velocity is None:
+            return ops.accumulate(part.residual, grad, out=part.next_residual)
+        if correction.clip_norm is not None:
+            grad = correction.clip(grad, part.layout, self._world_size)
+        torch.mul(part.velocity, correction.momentum, out=part.next_velocity)
+        part.next_velocity.add_(grad)
+        ops.accumulate(part.residual, grad if correction.nesterov else part.next_velocity, out=part.next_residual)
+        if correction.nesterov:
+            part.next_residual.add_(part.next_velocity, alpha=correction.momentum)
+        return part.next_residual
+
+    def _hold(self, part: _Part, held: Iterable[slice]) -> None:
+        for place in held:
+            part.next_residual[place] = part.residual[place]
+            if part.next_velocity is not None and part.velocity is not None:
+                part.next_velocity[place] = part.velocity[place]
+
+    def _new_part(self, layout: Layout, like: Tensor) -> _Part:
+        def zeros() -> Tensor:
+            return torch.zeros(layout.numel, dtype=RESIDUAL_DTYPES[like.dtype], device=like.device)
+
+        moving = self._momentum is not None
+        part = _Part(layout, zeros(), zeros() if moving else None, zeros(), zeros() if moving else None)
+        self._parts[layout] = part
+        self._places.update({name: (part, place) for name, place in layout.slices()})
+        return part
+
+    def _move_in(self, layout: Layout, grad: Tensor) -> _Part:
+        """Make the part of a layout seen for the first time, with the residuals that its parameters bring along."""
+        for name, numel in zip(layout.names, layout.numels, strict=True):
+            if self._parameters.get(name) != numel:
+                raise ValueError(f"layout must name parameters of the model, got {name!r} with {numel} entries.")
+        brought = {name: self._places[name] for name in layout.names if name in self._places}
+        part = self._new_part(layout, grad)
+        for name, (old, place) in brought.items():
+            here = self._places[name][1]
+            part.residual[here] = old.residual[place]
+            if part.velocity is not None and old.velocity is not None:
+                part.velocity[here] = old.velocity[place]
+            part.clean = part.clean and old.clean
+            self._parts.pop(old.layout, None)
+        return part
+
+
+def _require_same_parameters(saved: Mapping[str, int], own: Mapping[str, int]) -> None:
+    for name in sorted({*saved, *own}):
+        if saved.get(name) != own.get(name):
+            raise ValueError(
+                f"state must be of this model, got {saved.get(name, 'no')} entries for parameter {name!r} where the "
+                f"model has {own.get(name, 'no such parameter')}. Load the state of this model."
+            )

@@ -1,0 +1,90 @@
+"""From an accumulated vector to what is sent: density, scope, hints, and the first look for infinities and NaN."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from gaussiank import ops
+from gaussiank.compressors import Compressor, Turn
+from gaussiank.layout import Layout
+from gaussiank.schedule import entries
+from gaussiank.sparse import SparseGradient
+
+Scope = Literal["bucket", "layer", "model"]
+
+
+def require_scope(scope: str) -> None:
+    """Raise unless ``scope`` is a known one.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if scope not in get_args(Scope):
+        raise ValueError(f"scope must be one of {', '.join(get_args(Scope))}, got {scope!r}. Choose one of them.")
+
+
+@dataclass
+class Selector:
+    """Run a compressor on a flat vector as a whole, or parameter by parameter, and remember its hints.
+
+    Args:
+        compressor: what chooses.
+        per_layer: count k for each parameter by itself; otherwise once for the vector.
+        rank: this worker's rank.
+    """
+
+    compressor: Compressor
+    per_layer: bool
+    rank: int
+    hints: dict[str, Tensor] = field(default_factory=dict)
+
+    def k(self, layout: Layout, density: float) -> int:
+        """Return the entries asked of a vector with this layout."""
+        return sum(entries(density, numel) for _, numel in self._segments(layout))
+
+    def capacity(self, layout: Layout, density: float) -> int | None:
+        """Return the largest count that ``select`` can return for this layout, or None when only the data limits it."""
+        total = 0
+        for _, numel in self._segments(layout):
+            bound = self.compressor.capacity(entries(density, numel), numel)
+            if bound is None:
+                return None
+            total += bound
+        return total
+
+    def select(self, layout: Layout, accumulated: Tensor, density: float, step: int) -> SparseGradient:
+        """Choose what to send of ``accumulated``.
+
+        Infinities and NaN, if there are any, are all that is sent, as many as fit: every worker must see them, and
+        nothing else of such a step matters.
+        """
+        if not self.compressor.nonfinite_first and not bool(ops.all_finite(accumulated)):
+            capacity = self.capacity(layout, density) or accumulated.numel()
+            return SparseGradient.pick(accumulated, ops.nonfinite_indices(accumulated, capacity))
+        chosen: list[Tensor] = []
+        start = 0
+        for key, numel in self._segments(layout):
+            segment = accumulated[start : start + numel]
+            turn = Turn(step, self.rank, zlib.crc32(key.encode()), self.hints.get(key))
+            indices, hint = self.compressor.select(segment, entries(density, numel), turn)
+            if hint is not None:
+                self.hints[key] = hint
+            chosen.append(indices + start if start else indices)
+            start += numel
+        return SparseGradient.pick(accumulated, chosen[0] if len(chosen) == 1 else torch.cat(chosen))
+
+    def load_hints(self, hints: Mapping[str, Tensor]) -> None:
+        """Replace the hints by saved ones."""
+        self.hints = {key: hint.clone() for key, hint in hints.items()}
+
+    def _segments(self, layout: Layout) -> list[tuple[str, int]]:
+        """Name the vectors that k is counted on, with their lengths; a parameter without entries has none."""
+        if self.per_layer:
+            return [(name, numel) for name, numel in zip(layout.names, layout.numels, strict=True) if numel]
+        return [(f"{layout.names[0]}..{layout.names[-1]}", layout.numel)]
