@@ -1,0 +1,103 @@
+"""Real worker processes: one group for each world size, kept for the whole session, because a start costs seconds."""
+
+from __future__ import annotations
+
+import importlib.util
+import multiprocessing as mp
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+GROUP_TIMEOUT_S = 60  # a collective that hangs fails its test after this
+WORLD_SIZES = (1, 2, 3, 4)
+
+
+def _work(rank: int, world_size: int, store: str, orders: Connection) -> None:
+    import datetime
+    import warnings
+
+    import torch
+    import torch.distributed as dist
+
+    warnings.simplefilter("error")
+    torch.set_num_threads(1)
+    timeout = datetime.timedelta(seconds=GROUP_TIMEOUT_S)
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size, timeout=timeout)
+    modules: dict[str, Any] = {}
+    while (order := orders.recv()) is not None:
+        path, name, arguments = order
+        try:
+            if path not in modules:
+                spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+                assert spec is not None
+                assert spec.loader is not None
+                modules[path] = sys.modules[Path(path).stem] = importlib.util.module_from_spec(spec)
+                spec.loader.exec_module(modules[path])
+            torch.manual_seed(1234 + rank)
+            orders.send((True, getattr(modules[path], name)(rank, world_size, *arguments)))
+        except BaseException:  # noqa: BLE001  whatever it is, the test must show it
+            orders.send((False, traceback.format_exc()))
+    dist.destroy_process_group()
+
+
+class Workers:
+    """Runs a top-level function ``f(rank, world_size, *arguments)`` of a test file on every worker."""
+
+    def __init__(self, world_size: int) -> None:
+        self.world_size = world_size
+        context = mp.get_context("spawn")
+        store = f"file://{tempfile.mkdtemp()}/store"
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for rank in range(world_size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(rank, world_size, store, theirs), daemon=True)
+            process.start()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """Return what each rank returned; fail with the first traceback when one raised."""
+        for pipe in self._pipes:
+            pipe.send((function.__code__.co_filename, function.__name__, arguments))
+        answers = [pipe.recv() for pipe in self._pipes]
+        for rank, (passed, answer) in enumerate(answers):
+            if not passed:
+                pytest.fail(f"rank {rank} of {self.world_size}:\n{answer}", pytrace=False)
+        return [answer for _, answer in answers]
+
+    def stop(self) -> None:
+        """End the processes."""
+        for pipe in self._pipes:
+            pipe.send(None)
+        for process in self._processes:
+            process.join()
+
+
+@pytest.fixture(scope="session")
+def worker_groups() -> Iterator[dict[int, Workers]]:
+    groups: dict[int, Workers] = {}
+    yield groups
+    for group in groups.values():
+        group.stop()
+
+
+@pytest.fixture(params=WORLD_SIZES, ids=lambda n: f"{n}workers")
+def workers(request: pytest.FixtureRequest, worker_groups: dict[int, Workers]) -> Workers:
+    return worker_groups.get(request.param) or _started(worker_groups, request.param)
+
+
+@pytest.fixture
+def two_workers(worker_groups: dict[int, Workers]) -> Workers:
+    return worker_groups.get(2) or _started(worker_groups, 2)
+
+
+def _started(groups: dict[int, Workers], world_size: int) -> Workers:
+    groups[world_size] = Workers(world_size)
+    return groups[world_size]
