@@ -1,0 +1,1 @@
+"""The training lab: data, models, the command line, records and reports."""
