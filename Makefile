@@ -32,7 +32,8 @@ $(STAMP): pyproject.toml requirements/tools.txt Makefile
 	@touch $@
 
 demo: $(STAMP)
-	$(VENV)/bin/gaussiank train --model lenet5 --methods dense,topk,gaussiank,randomk --density 0.001 --workers 4
+	$(VENV)/bin/gaussiank train --model lenet5 --workers 4 --density 0.001 --momentum-correction \
+	  --methods dense,topk,gaussiank,randomk:feedback=false
 
 test: lint types unit
 

@@ -1,0 +1,128 @@
+"""The settings of a training run, checked before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from gaussiank import codec
+from gaussiank.compressors import Compressor, parse_compressor
+from gaussiank.lab.data import DATASETS
+from gaussiank.lab.models import MODELS
+from gaussiank.momentum import MomentumCorrection
+from gaussiank.schedule import Constant, DenseStart, Schedule, Warmup, require_density
+from gaussiank.selector import Scope, require_scope
+
+WarmupName = Literal["none", "dense", "dgc", "published"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Say what to train, how, and with which methods.
+
+    Args:
+        model: key of ``MODELS``.
+        dataset: key of ``DATASETS``.
+        methods: compressors to compare, ``name`` or ``name:field=value``.
+        density: share of entries to send.
+        workers: number of workers.
+        batch_size: images a worker and step.
+        epochs: passes over the data; ignored when ``steps`` is given.
+        steps: optimizer steps, or None.
+        lr: learning rate.
+        momentum: of the optimizer, or of the momentum correction when that is on.
+        weight_decay: of the optimizer.
+        warmup: how the density starts: ``none``, ``dense`` (everything), ``dgc`` or ``published`` (ladders).
+        warmup_steps: length of the warm-up in steps, all its stages together; None takes one epoch a stage.
+        momentum_correction: accumulate velocity instead of gradient (DGC), in methods with feedback.
+        clip_norm: local clipping of the momentum correction, or None.
+        scope: where k is counted: bucket, layer or model.
+        max_bytes: largest payload of a message, or None.
+        seed: of initialisation and data order, the same for every method.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        ValueError: a setting out of its range, or two that exclude each other.
+    """
+
+    model: str = "lenet5"
+    dataset: str = "fashion-mnist-subset"
+    methods: tuple[str, ...] = ("dense", "topk", "gaussiank", "randomk:feedback=false")
+    density: float = 0.001
+    workers: int = 4
+    batch_size: int = 32
+    epochs: int = 12
+    steps: int | None = None
+    lr: float = 0.02
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    warmup: WarmupName = "none"
+    warmup_steps: int | None = None
+    momentum_correction: bool = False
+    clip_norm: float | None = None
+    scope: Scope = "bucket"
+    max_bytes: int | None = None
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for argument, value, table in (("model", self.model, MODELS), ("dataset", self.dataset, DATASETS)):
+            if value not in table:
+                raise ValueError(f"{argument} must be one of {', '.join(table)}, got {value!r}. Correct it.")
+        if not self.methods:
+            raise ValueError("methods must name at least one, got none. Give dense,topk, for example.")
+        if len(set(self.methods)) < len(self.methods):
+            raise ValueError(f"methods must differ, got {', '.join(self.methods)}. Name each once.")
+        for method in self.methods:
+            parse_compressor(method)
+        require_density(self.density)
+        require_scope(self.scope)
+        if self.warmup not in get_args(WarmupName):
+            names = ", ".join(get_args(WarmupName))
+            raise ValueError(f"warmup must be one of {names}, got {self.warmup!r}. Choose one of them.")
+        if self.device not in ("cpu", "cuda"):
+            raise ValueError(f"device must be cpu or cuda, got {self.device!r}. Choose one of them.")
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        least = {"workers": 1, "batch_size": 1, "epochs": 1, "steps": 1, "warmup_steps": 1}
+        for argument, smallest in least.items():
+            value = getattr(self, argument)
+            if value is not None and value < smallest:
+                raise ValueError(f"{argument} must be at least {smallest}, got {value}. Raise it.")
+        if not self.lr > 0:
+            raise ValueError(f"lr must be above 0, got {self.lr}. 0.02 suits LeNet-5.")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}. 0 switches it off.")
+        MomentumCorrection(self.momentum, clip_norm=self.clip_norm)  # checks both
+        if self.clip_norm is not None and not self.momentum_correction:
+            raise ValueError(
+                f"clip_norm must come with momentum_correction, got {self.clip_norm} alone. Add --momentum-correction."
+            )
+        if self.max_bytes is not None:
+            codec.entries_within(self.max_bytes)
+
+    def schedule(self, epoch_steps: int) -> Schedule:
+        """Return the density over steps; a warm-up stage lasts ``epoch_steps`` unless ``warmup_steps`` is set."""
+        if self.warmup == "none":
+            return Constant(self.density)
+        if self.warmup == "dense":
+            return DenseStart(self.density, self.warmup_steps or epoch_steps)
+        ladder = Warmup.dgc if self.warmup == "dgc" else Warmup.published
+        stages = len(ladder(self.density, 1).densities) - 1
+        if self.warmup_steps is None:
+            return ladder(self.density, epoch_steps)
+        return ladder(self.density, max(1, self.warmup_steps // max(1, stages)))
+
+    def correction(self, compressor: Compressor) -> MomentumCorrection | None:
+        """Return the momentum correction for a compressor, or None where the optimizer's own momentum is right.
+
+        It corrects for delay: a dense method has none, and one without feedback sends nothing late.
+        """
+        if not self.momentum_correction or compressor.sends_all or not compressor.keeps_rest:
+            return None
+        return MomentumCorrection(self.momentum, clip_norm=self.clip_norm)
+
+    def as_record(self) -> dict[str, Any]:
+        """Return the settings as JSON values."""
+        return {**asdict(self), "methods": list(self.methods)}

@@ -1,0 +1,66 @@
+"""What a person sees while methods train: a bar each on a terminal, a line an epoch elsewhere."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from gaussiank.lab.summary import bytes_text
+
+
+class LiveProgress:
+    """Shows records as they come.
+
+    Args:
+        console: where to show them.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=14),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[now]}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._accuracy = ""
+
+    def __enter__(self) -> LiveProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def begin(self, method: str, steps: int) -> None:
+        """Start the bar of a method."""
+        self._accuracy = ""
+        self._task = self._progress.add_task(escape(method.split(":", maxsplit=1)[0]), total=steps, now="")
+
+    def show(self, record: dict[str, Any]) -> None:
+        """Show a step, evaluation or closing record."""
+        if record["kind"] == "step":
+            now = (
+                f"loss {record['loss']:.3f}{self._accuracy} kept/k {record['kept'] / record['k']:.2f} "
+                f"sent {bytes_text(record['sent_bytes'])}"
+            )
+            self._progress.update(self._task, completed=record["step"], now=now)
+        elif record["kind"] == "eval":
+            self._accuracy = f" acc {record['accuracy']:.1%}"
+            if not self._console.is_terminal:
+                self._console.print(
+                    f"{record['method']}: step {record['step']}, loss {record['loss']:.3f}, "
+                    f"accuracy {record['accuracy']:.1%}",
+                    highlight=False,
+                    markup=False,
+                    soft_wrap=True,
+                )

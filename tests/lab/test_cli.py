@@ -1,0 +1,144 @@
+"""The command line as a user runs it: real processes, real training, on a model of 200,000 parameters."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gaussiank.lab.records import Records, read_records
+
+GAUSSIANK = [sys.executable, "-m", "gaussiank"]
+TRAIN = ["train", "--model", "fnn3", "--steps", "12", "--batch-size", "16", "--density", "0.01"]
+
+
+def run(*command: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    plain = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1", **(env or {})}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=plain, check=False)
+
+
+def numbers(records: Records) -> list[dict[str, Any]]:
+    """Everything but the times, which no seed can fix."""
+    kept = [*records.steps, *records.evals, *records.methods]
+    return [
+        {key: value for key, value in record.items() if key != "seconds" and not key.endswith("_s")} for record in kept
+    ]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    out = tmp_path_factory.mktemp("runs") / "first"
+    methods = "dense,topk,gaussiank,randomk:feedback=false"
+    done = run(*GAUSSIANK, *TRAIN, "--workers", "2", "--methods", methods, "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def test_train_compares_methods(trained: tuple[Path, str]) -> None:
+    out, printed = trained
+    records = read_records(out)
+    assert [record["method"] for record in records.methods] == ["dense", "topk", "gaussiank", "randomk:feedback=false"]
+    assert [len([step for step in records.steps if step["method"] == name]) for name in records.names] == [12] * 4
+    dense, topk, _, randomk = records.methods
+    assert dense["sent_bytes"] == dense["dense_bytes"] == 4 * 199_210  # 2 (P - 1) / P of the gradient, P = 2
+    assert topk["sent_bytes"] == 16 + 8 * 1_992  # one peer: a header and 1 % of the entries
+    assert topk["kept_over_k"] == randomk["kept_over_k"] == 1.0
+    assert topk["loss"] < randomk["loss"]
+    assert (out / "report.html").read_text().startswith("<!doctype html>")
+    table = printed[: printed.index("Report:")]
+    assert all(name in table for name in ("dense", "topk", "gaussiank", "randomk:"))
+    assert max(map(len, table.splitlines())) <= 80
+    assert f"Report: {out / 'report.html'}" in printed
+
+
+def test_time_of_a_step_is_split_without_rest(trained: tuple[Path, str]) -> None:
+    for step in read_records(trained[0]).steps:
+        parts = [step[key] for key in ("compute_s", "select_s", "communicate_s")]
+        assert min(parts) > 0
+        assert sum(parts) == pytest.approx(step["step_s"])
+
+
+def test_torchrun_with_the_same_seed_gives_the_same_numbers(trained: tuple[Path, str], tmp_path: Path) -> None:
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "gaussiank",
+    ]
+    methods = "dense,topk,gaussiank,randomk:feedback=false"
+    done = run(*torchrun, *TRAIN, "--methods", methods, "--out", str(tmp_path / "again"))
+    assert done.returncode == 0, done.stderr
+    assert numbers(read_records(tmp_path / "again")) == numbers(read_records(trained[0]))
+
+
+def test_report_is_written_anew(trained: tuple[Path, str]) -> None:
+    out, _ = trained
+    (out / "report.html").unlink()
+    done = run(*GAUSSIANK, "report", str(out))
+    assert done.returncode == 0, done.stderr
+    assert (out / "report.html").exists()
+
+
+def test_records_are_not_overwritten(trained: tuple[Path, str]) -> None:
+    out, _ = trained
+    before = (out / "records.jsonl").read_bytes()
+    done = run(*GAUSSIANK, *TRAIN, "--workers", "2", "--out", str(out))
+    assert done.returncode == 2
+    assert done.stderr == f"gaussiank: out must be a directory without records, got {out}. Choose another one.\n"
+    assert (out / "records.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--density", "0"], "density must be in (0, 1], got 0.0. Give the share of entries to send, such as 0.001."),
+        (
+            ["--methods", "topkk"],
+            "method must be one of dense, topk, gaussiank, dgc, trimmedtopk, randomk, got 'topkk'.",
+        ),
+        (["--model", "gpt9"], "model must be one of fnn3, lenet5, resnet20, got 'gpt9'. Correct it."),
+        (["--batch-size", "9000", "--workers", "2"], "batch_size must be in [1, 5000] for 10000 images on 2 workers"),
+        (["--device", "cuda"], "device must be cpu where torch sees no CUDA, got 'cuda'."),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_writes_nothing(tmp_path: Path, arguments: list[str], sentence: str) -> None:
+    out = tmp_path / "run"
+    done = run(*GAUSSIANK, "train", *arguments, "--out", str(out))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"gaussiank: {sentence}")
+    assert done.stderr.count("\n") == 1
+    assert not out.exists()
+
+
+def test_workers_are_torchruns_business_under_torchrun() -> None:
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "gaussiank",
+    ]
+    done = run(*torchrun, *TRAIN, "--workers", "3")
+    assert done.returncode != 0
+    assert "workers must be left out under torchrun, got 3 where torchrun has 2. Leave it out." in done.stderr
+
+
+def test_help_and_version_are_quick_to_read() -> None:
+    assert re.fullmatch(r"gaussiank \d+\.\d+\.\d+\n", run(*GAUSSIANK, "--version").stdout)
+    shown = run(*GAUSSIANK, "--help").stdout
+    assert "train" in shown
+    assert "report" in shown
+    script = "import sys; from gaussiank.lab.cli import app; assert 'torch' not in sys.modules"
+    assert run(sys.executable, "-c", script).returncode == 0

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gaussiank import Constant, DenseStart, MomentumCorrection, Warmup, parse_compressor
+from gaussiank.lab.config import TrainConfig
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"model": "lenet6"}, r"model must be one of fnn3, lenet5, resnet20, got 'lenet6'\. Correct it\."),
+        ({"dataset": "cifar"}, r"dataset must be one of fashion-mnist-subset, got 'cifar'\."),
+        ({"methods": ()}, r"methods must name at least one, got none\."),
+        ({"methods": ("topk", "topk")}, r"methods must differ, got topk, topk\. Name each once\."),
+        ({"methods": ("topkk",)}, r"method must be one of dense, topk, .* got 'topkk'\."),
+        ({"density": 0.0}, r"density must be in \(0, 1\], got 0\.0\."),
+        ({"density": 1.01}, r"density must be in \(0, 1\], got 1\.01\."),
+        ({"scope": "world"}, r"scope must be one of bucket, layer, model, got 'world'\."),
+        ({"warmup": "slow"}, r"warmup must be one of none, dense, dgc, published, got 'slow'\."),
+        ({"workers": 0}, r"workers must be at least 1, got 0\. Raise it\."),
+        ({"batch_size": 0}, r"batch_size must be at least 1, got 0\."),
+        ({"steps": 0}, r"steps must be at least 1, got 0\."),
+        ({"lr": 0.0}, r"lr must be above 0, got 0\.0\."),
+        ({"lr": float("nan")}, r"lr must be above 0, got nan\."),
+        ({"weight_decay": -1.0}, r"weight_decay must not be negative, got -1\.0\."),
+        ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1\.0\."),
+        ({"clip_norm": 1.0}, r"clip_norm must come with momentum_correction, got 1\.0 alone\."),
+        ({"max_bytes": 10}, r"max_bytes must be at least 24, a header and one entry, got 10\."),
+        ({"device": "tpu"}, r"device must be cpu or cuda, got 'tpu'\."),
+    ],
+)
+def test_settings_out_of_range_get_one_sentence(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        TrainConfig(**settings)
+
+
+def test_warmup_becomes_a_schedule() -> None:
+    assert TrainConfig().schedule(78) == Constant(0.001)
+    assert TrainConfig(warmup="dense").schedule(78) == DenseStart(0.001, 78)
+    assert TrainConfig(warmup="dense", warmup_steps=5).schedule(78) == DenseStart(0.001, 5)
+    assert TrainConfig(warmup="dgc").schedule(78) == Warmup((0.25, 0.0625, 0.015625, 0.004, 0.001), 78)
+    assert TrainConfig(warmup="dgc", warmup_steps=40).schedule(78) == Warmup((0.25, 0.0625, 0.015625, 0.004, 0.001), 10)
+    assert TrainConfig(warmup="published", density=0.01).schedule(78) == Warmup((0.015625, 0.01), 78)
+
+
+def test_correction_goes_to_methods_that_delay() -> None:
+    config = TrainConfig(momentum_correction=True, momentum=0.8, clip_norm=2.0)
+    assert config.correction(parse_compressor("topk")) == MomentumCorrection(0.8, clip_norm=2.0)
+    assert config.correction(parse_compressor("dense")) is None
+    assert config.correction(parse_compressor("randomk:feedback=false")) is None
+    assert TrainConfig().correction(parse_compressor("topk")) is None
