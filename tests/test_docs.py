@@ -1,0 +1,67 @@
+"""Every Python block of README.md and docs/*.md runs, unless it says ``# not run``."""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^(?P<indent> *)```python[^\n]*\n(?P<code>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path) -> Iterator[tuple[int, str]]:
+    """Yield the line of each block's first statement, and the block as it is, without its indentation."""
+    text = page.read_text(encoding="utf-8")
+    for found in BLOCK.finditer(text):
+        indent, code = found["indent"], found["code"]
+        if "# not run" not in code:
+            lines = [line.removeprefix(indent) for line in code.splitlines()]
+            yield text.count("\n", 0, found.start()) + 2, "\n".join(lines) + "\n"
+
+
+CASES = [
+    pytest.param(page, line, code, id=f"{page.relative_to(ROOT).as_posix()}:{line}")
+    for page in PAGES
+    if page.is_file()
+    for line, code in blocks(page)
+]
+
+
+def test_readme_exists() -> None:
+    assert (ROOT / "README.md").is_file()
+
+
+@pytest.fixture
+def no_process_group() -> Iterator[None]:
+    """Close the process group that a block leaves open, so that the next one can start its own."""
+    yield
+    if "torch.distributed" in sys.modules:
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("no_process_group")
+@pytest.mark.parametrize(("page", "line", "code"), CASES)
+def test_block_runs(page: Path, line: int, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = types.ModuleType("__main__")  # dataclasses and pickle look their module up by name
+    monkeypatch.setitem(sys.modules, "__main__", module)
+    exec(compile("\n" * (line - 1) + code, str(page), "exec"), vars(module))  # errors show the line of the page
+
+
+def test_blocks_are_found_with_their_lines(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# Title\n\n```python\nx = 1\n\ny = 2\n```\n\n```bash\nls\n```\n\n"
+        '- item\n\n  ```python title="b"\n  if x:\n      pass\n  ```\n\n```python\n# not run\nz\n```\n',
+        encoding="utf-8",
+    )
+    assert list(blocks(page)) == [(4, "x = 1\n\ny = 2\n"), (16, "if x:\n    pass\n")]

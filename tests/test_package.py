@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gaussiank
+
+
+def loaded_by(statement: str) -> list[str]:
+    """Return the modules that a fresh interpreter has after a statement."""
+    command = f"import sys; {statement}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("name", gaussiank.__all__)
+def test_every_public_name_resolves_to_its_room(name: str) -> None:
+    value = getattr(gaussiank, name)
+    if name == "__version__":
+        assert value == "0.1.0"
+        return
+    assert value.__name__ == name
+    assert getattr(importlib.import_module(value.__module__), name) is value
+    assert vars(gaussiank)[name] is value  # the second look is a plain attribute
+
+
+def test_names_are_sorted_unique_and_told_to_type_checkers() -> None:
+    assert sorted(gaussiank.__all__) == sorted(set(gaussiank.__all__))
+    tree = ast.parse(Path(str(gaussiank.__file__)).read_text(encoding="utf-8"))
+    blocks = [node for node in tree.body if isinstance(node, ast.If)]
+    told = {name.name for block in blocks for line in block.body for name in getattr(line, "names", [])}
+    assert told | {"__version__"} == set(gaussiank.__all__)
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(AttributeError, match=r"^module 'gaussiank' has no attribute 'TopKK'$"):
+        gaussiank.TopKK  # noqa: B018  looking it up is what raises
+
+
+def test_package_alone_loads_no_torch() -> None:
+    loaded = loaded_by("import gaussiank; gaussiank.__version__")
+    assert "gaussiank" in loaded
+    assert [name for name in loaded if name.startswith(("torch", "numpy", "gaussiank."))] == []
+
+
+@pytest.mark.parametrize("room", ["schedule", "layout", "metrics"])
+def test_rooms_without_tensors_load_no_torch(room: str) -> None:
+    assert "torch" not in loaded_by(f"import gaussiank.{room}")
+
+
+def test_compressors_load_neither_hook_nor_collectives() -> None:
+    loaded = loaded_by("from gaussiank import TopK")
+    assert "gaussiank.compressors.topk" in loaded
+    assert [name for name in loaded if name.startswith(("gaussiank.hook", "gaussiank.collectives"))] == []
