@@ -16,4 +16,4 @@ def _prepare(images: Tensor) -> Tensor:
     return standardised(images).flatten(1)
 
 
-FNN3 = ModelSpec("fnn3", _build, _prepare, numel=199_210, source="Shi et al. 2019, table 1: 784-200-200-10")
+FNN3 = ModelSpec("fnn3", _build, _prepare, numel=199_210, source="Shi et al. 2019: 784-200-200-10")
