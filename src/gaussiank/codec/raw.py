@@ -82,7 +82,7 @@ def encode(sparse: SparseGradient, capacity: int | None = None) -> Tensor:
     return payload
 
 
-def decode(payload: Tensor, numel: int | None = None, dtype: torch.dtype = torch.float32) -> SparseGradient:
+def decode(payload: Tensor, numel: int | None = None, dtype: torch.dtype | None = None) -> SparseGradient:
     """Read a payload.
 
     On the CPU its header is checked and unused room cut off. On an accelerator that would be a synchronisation for each
@@ -91,7 +91,7 @@ def decode(payload: Tensor, numel: int | None = None, dtype: torch.dtype = torch
     Args:
         payload: uint8, what ``encode`` wrote.
         numel: length that is expected; on the CPU None takes the header's word.
-        dtype: dtype of the values that is expected.
+        dtype: dtype of the values that is expected; None takes the header's word, and float32 on an accelerator.
 
     Raises:
         ValueError: foreign, truncated or damaged header, or not what was expected.
@@ -99,13 +99,13 @@ def decode(payload: Tensor, numel: int | None = None, dtype: torch.dtype = torch
     if payload.device.type != "cpu":
         if numel is None:
             raise ValueError("numel must be given for a payload on an accelerator, got None. Pass the bucket's length.")
-        values, indices = _split(payload, dtype)
+        values, indices = _split(payload, dtype or torch.float32)
         return SparseGradient(indices, values, numel)
     if payload.dtype != torch.uint8 or payload.numel() < HEADER_BYTES:
         raise ValueError(
             f"payload must be uint8 with a header of {HEADER_BYTES} bytes, got {payload.numel()} bytes. Pass it whole."
         )
-    magic, sent_numel, kept, value_bytes = payload[:HEADER_BYTES].view(torch.int32).tolist()
+    magic, sent_numel, kept, value_bytes = _view(payload[:HEADER_BYTES], torch.int32).tolist()
     if magic & ~0xFF != _MAGIC:
         raise ValueError(
             f"payload must begin with the gaussiank magic number, got {magic:#x}. It is no payload of ours."
@@ -114,7 +114,6 @@ def decode(payload: Tensor, numel: int | None = None, dtype: torch.dtype = torch
         raise ValueError(
             f"payload must have wire version {VERSION}, got {magic & 0xFF}. Use one gaussiank on all workers."
         )
-    dtype = _VALUE_DTYPES.get(value_bytes, dtype)
     body = payload.numel() - HEADER_BYTES
     if (
         value_bytes not in _VALUE_DTYPES
@@ -128,16 +127,20 @@ def decode(payload: Tensor, numel: int | None = None, dtype: torch.dtype = torch
         raise ValueError(
             f"payload must be of a vector of {numel} entries, got one of {sent_numel}. Workers disagree on the model."
         )
-    values, indices = _split(payload, dtype)
+    if dtype not in (None, _VALUE_DTYPES[value_bytes]):
+        raise ValueError(
+            f"payload must hold values of {dtype}, got {_VALUE_DTYPES[value_bytes]}. Workers disagree on the model."
+        )
+    values, indices = _split(payload, _VALUE_DTYPES[value_bytes])
     return SparseGradient(indices[:kept], values[:kept], sent_numel)
 
 
 def _split(payload: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """View the body of a payload as values and indices, without a copy when it is aligned."""
-    value_bytes = dtype.itemsize
     body = payload[HEADER_BYTES:]
-    room = body.numel() // (value_bytes + _INDEX_BYTES)
-    values, indices = body[: room * value_bytes], body[room * value_bytes :]
-    if payload.storage_offset() % value_bytes:
-        values, indices = values.clone(), indices.clone()
-    return values.view(dtype), indices.view(torch.int32)
+    room = body.numel() // (dtype.itemsize + _INDEX_BYTES)
+    return _view(body[: room * dtype.itemsize], dtype), _view(body[room * dtype.itemsize :], torch.int32)
+
+
+def _view(part: Tensor, dtype: torch.dtype) -> Tensor:
+    return (part.clone() if part.storage_offset() % dtype.itemsize else part).view(dtype)
