@@ -78,6 +78,8 @@ def parse_compressor(spec: str) -> Compressor:
         if not equals or key not in fields:
             known = ", ".join(f"{field}=..." for field in fields) or "none"
             raise ValueError(f"settings of {name} must be among {known}, got {setting!r}. Correct {spec!r}.")
+        if key in values:
+            raise ValueError(f"{key} of {name} must be given once, got {spec!r}. Leave one out.")
         try:
             values[key] = _READERS[str(fields[key].type)](text)
         except (KeyError, ValueError):

@@ -11,6 +11,9 @@ from gaussiank import ops
 
 from .compressor import Compressor, Selection, Turn
 
+_LEAST_SAMPLED = 64
+_LOWERINGS = 10
+
 
 @dataclass(frozen=True)
 class DGC(Compressor):
@@ -51,15 +54,16 @@ class DGC(Compressor):
         ops.require_k(k, accumulated.numel())
         numel = accumulated.numel()
         magnitude = accumulated.abs()
-        stride = max(1, min(round(1 / self.sample), numel // 64))
+        stride = max(1, round(1 / self.sample)) if numel * self.sample >= _LEAST_SAMPLED else 1
         sampled = magnitude[(turn.step if turn else 0) % stride :: stride]
         wanted = min(sampled.numel(), math.ceil(sampled.numel() * k / numel))
         threshold = sampled.topk(wanted, sorted=False).values.min()
-        for _ in range(10):
-            indices = (magnitude >= threshold).nonzero().squeeze(1)
+        indices = (magnitude >= threshold).nonzero().squeeze(1)
+        for _ in range(_LOWERINGS):
             if indices.numel() >= 0.8 * k:
                 break
             threshold = threshold * 0.8
+            indices = (magnitude >= threshold).nonzero().squeeze(1)
         if indices.numel() > k:
             indices = indices[ops.select_topk(accumulated[indices], k)]
         return Selection(indices.int())
