@@ -62,6 +62,10 @@ class MomentumCorrection:
             return out
         limit = self.clip_norm / world_size**0.5
         for _, place in layout.slices():
-            norm = torch.linalg.vector_norm(out[place])
-            out[place] *= (limit / norm.clamp_min(torch.finfo(out.dtype).tiny)).clamp_max(1.0)
+            part = out[place]
+            if not part.numel():
+                continue
+            peak = torch.linalg.vector_norm(part, torch.inf).clamp_min(torch.finfo(out.dtype).tiny)
+            norm_over_peak = torch.linalg.vector_norm(part / peak)  # squares of float32 overflow from 2e19 on
+            part *= (limit / peak / norm_over_peak).clamp_max(1.0)
         return out
