@@ -35,6 +35,10 @@ class _Part:
     next_velocity: Tensor | None
     clean: bool = True  # the residual is known to be all zeros
 
+    def fits(self, grad: Tensor) -> bool:
+        """Tell whether the residual has the gradient's device and dtype; a loaded one need not."""
+        return self.residual.device == grad.device and self.residual.dtype == RESIDUAL_DTYPES[grad.dtype]
+
     def swap(self) -> None:
         self.residual, self.next_residual = self.next_residual, self.residual
         self.velocity, self.next_velocity = self.next_velocity, self.velocity
@@ -99,7 +103,7 @@ class ErrorFeedback:
         Raises:
             ValueError: ``grad`` is no flat vector or does not fit the layout, or the layout names an unknown parameter.
         """
-        part = self._open(layout, grad)
+        part, held = self._open(layout, grad), tuple(held)
         accumulated = self._accumulate(part, grad)
         for place in held:
             accumulated[place] = 0
@@ -125,7 +129,7 @@ class ErrorFeedback:
             known.clean if known else not any(name in self._places for name in layout.names)
         ):
             return False
-        part = self._open(layout, grad)
+        part, held = self._open(layout, grad), tuple(held)
         accumulated = self._accumulate(part, grad)
         for place in held:
             accumulated[place] = grad[place]
@@ -216,6 +220,10 @@ class ErrorFeedback:
                 f"state must fit the momentum correction, got a state that {has} velocity for a run that {want}. "
                 "Use the same momentum setting."
             )
+        for name in sorted(velocity.keys() ^ residual.keys() if velocity else ()):
+            raise ValueError(
+                f"state must have residual and velocity of {name}, got only one of them. Load the state as it was saved."
+            )
         for name, saved in [*residual.items(), *velocity.items()]:
             if saved.shape != (self._parameters[name],):
                 raise ValueError(
@@ -237,7 +245,7 @@ class ErrorFeedback:
         if grad.numel() != layout.numel:
             raise ValueError(f"grad must fit its layout of {layout.numel} entries, got {grad.numel()}. Pass all of it.")
         part = self._parts.get(layout)
-        if part is None:
+        if part is None or not part.fits(grad):
             part = self._move_in(layout, grad)
         self._step.parts.append(part)
         return part
@@ -273,11 +281,13 @@ class ErrorFeedback:
         return part
 
     def _move_in(self, layout: Layout, grad: Tensor) -> _Part:
-        """Make the part of a layout seen for the first time, with the residuals that its parameters bring along."""
+        """Make the part that a gradient needs, with the residuals that its parameters bring along."""
         for name, numel in zip(layout.names, layout.numels, strict=True):
             if self._parameters.get(name) != numel:
                 raise ValueError(f"layout must name parameters of the model, got {name!r} with {numel} entries.")
         brought = {name: self._places[name] for name in layout.names if name in self._places}
+        for old, _ in brought.values():
+            self._parts.pop(old.layout, None)
         part = self._new_part(layout, grad)
         for name, (old, place) in brought.items():
             here = self._places[name][1]
@@ -285,7 +295,6 @@ class ErrorFeedback:
             if part.velocity is not None and old.velocity is not None:
                 part.velocity[here] = old.velocity[place]
             part.clean = part.clean and old.clean
-            self._parts.pop(old.layout, None)
         return part
 
 

@@ -1,0 +1,815 @@
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gaussiank.compressors import COMPRESSORS, Capped, Compressor, TopK, Turn, parse_compressor
+from gaussiank.feedback import ErrorFeedback
+from gaussiank.layout import Layout
+from gaussiank.momentum import MomentumCorrection
+from gaussiank.ops import RESIDUAL_DTYPES, select_topk
+from gaussiank.sparse import SparseGradient
+
+SIZES = {"a": 30, "b": 7, "c": 1, "d": 62}
+WHOLE = Layout(("a", "b", "c", "d"), (30, 7, 1, 62))
+NUMEL = 100
+TRUE, FALSE = torch.tensor(True), torch.tensor(False)
+SPECS = [*COMPRESSORS, "gaussiank:mode=published", "gaussiank:mode=paper", "randomk:shared=true", "capped"]
+
+State = Mapping[str, Any]
+
+
+def top(k: int) -> Callable[[torch.Tensor], SparseGradient]:
+    return lambda u: SparseGradient.pick(u, select_topk(u, min(k, u.numel())))
+
+
+def first(u: torch.Tensor) -> SparseGradient:
+    return SparseGradient.pick(u, torch.zeros(1, dtype=torch.int32, device=u.device))
+
+
+def end(feedback: ErrorFeedback, *verdicts: torch.Tensor) -> bool:
+    for verdict in verdicts:
+        feedback.judge(verdict)
+    feedback.seal()
+    return feedback.settle()
+
+
+def residual(feedback: ErrorFeedback, layout: Layout = WHOLE) -> torch.Tensor:
+    return torch.cat([feedback.residual(name) for name in layout.names])
+
+
+def velocity(feedback: ErrorFeedback, layout: Layout = WHOLE) -> torch.Tensor:
+    saved = feedback.state_dict()["velocity"]
+    return torch.cat([saved[name] for name in layout.names])
+
+
+def equal(one: State, other: State) -> bool:
+    """Compare two states to the bit."""
+    plain = all(one[key] == other[key] for key in ("format", "parameters"))
+    return plain and all(
+        one[key].keys() == other[key].keys()
+        and all(
+            one[key][name].dtype == other[key][name].dtype and torch.equal(one[key][name], other[key][name])
+            for name in one[key]
+        )
+        for key in ("residual", "velocity")
+    )
+
+
+def grads(rng: torch.Generator, count: int, numel: int = NUMEL) -> Iterator[torch.Tensor]:
+    for _ in range(count):
+        yield torch.randn(numel, generator=rng)
+
+
+def filled(rng: torch.Generator, momentum: MomentumCorrection | None = None, layout: Layout = WHOLE) -> ErrorFeedback:
+    """Return a feedback that three steps have left residuals (and velocities) in."""
+    feedback = ErrorFeedback(SIZES, momentum=momentum)
+    for grad in grads(rng, 3, layout.numel):
+        feedback.take(layout, grad, top(9))
+        assert end(feedback, TRUE)
+    return feedback
+
+
+# ---------------------------------------------------------------------- nothing is lost
+
+
+def test_trace_of_the_paper() -> None:
+    feedback = ErrorFeedback({"w": 4})
+    layout, grad = Layout(("w",), (4,)), torch.tensor([4.0, 3.0, 2.0, 1.0])
+    trace = []
+    total = torch.zeros(4)
+    for step in range(1, 9):
+        sent = feedback.take(layout, grad, top(1))
+        assert end(feedback, TRUE)
+        total += sent.dense()
+        trace.append((sent.indices.tolist(), sent.values.tolist(), feedback.residual("w").tolist()))
+        assert torch.equal(total + feedback.residual("w"), step * grad)
+    assert trace == [
+        ([0], [4.0], [0.0, 3.0, 2.0, 1.0]),
+        ([1], [6.0], [4.0, 0.0, 4.0, 2.0]),
+        ([0], [8.0], [0.0, 3.0, 6.0, 3.0]),
+        ([2], [8.0], [4.0, 6.0, 0.0, 4.0]),
+        ([1], [9.0], [8.0, 0.0, 2.0, 5.0]),
+        ([0], [12.0], [0.0, 3.0, 4.0, 6.0]),
+        ([3], [7.0], [4.0, 6.0, 6.0, 0.0]),
+        ([1], [9.0], [8.0, 0.0, 8.0, 1.0]),
+    ]
+    assert grad.tolist() == [4.0, 3.0, 2.0, 1.0]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("dtype", RESIDUAL_DTYPES, ids=str)
+def test_residual_and_sent_are_what_came_in_to_the_bit(rng: torch.Generator, spec: str, dtype: torch.dtype) -> None:
+    compressor: Compressor = Capped(TopK(), limit=11) if spec == "capped" else parse_compressor(spec)
+    layout = Layout(("w",), (2000,))
+    feedback = ErrorFeedback({"w": 2000})
+    hint, before = None, torch.zeros(2000, dtype=RESIDUAL_DTYPES[dtype])
+    for step in range(12):
+        grad = (torch.randn(2000, generator=rng) * 10.0 ** (step % 5 - 2)).to(dtype)
+        own = grad.clone()
+        turn = Turn(step=step, hint=hint)
+        chosen: list[torch.Tensor] = []
+
+        def select(u: torch.Tensor, turn: Turn = turn, chosen: list[torch.Tensor] = chosen) -> SparseGradient:
+            selection = compressor.select(u, 100, turn)
+            chosen.append(selection.indices)
+            return SparseGradient.pick(u, selection.indices)
+
+        sent = feedback.take(layout, grad, select)
+        assert end(feedback, TRUE)
+        after = feedback.residual("w")
+        assert after.dtype == sent.values.dtype == RESIDUAL_DTYPES[dtype]
+        assert torch.equal(sent.indices, chosen[0])
+        assert torch.equal(after + sent.dense(), before + own)
+        assert not after[sent.indices].any()
+        assert torch.equal(grad, own)
+        before = after
+
+
+def test_sum_of_all_steps_is_exact_for_whole_numbers(rng: torch.Generator) -> None:
+    feedback = ErrorFeedback(SIZES)
+    came, went = torch.zeros(NUMEL), torch.zeros(NUMEL)
+    for _ in range(50):
+        grad = torch.randint(-9, 10, (NUMEL,), generator=rng).float()
+        came += grad
+        went += feedback.take(WHOLE, grad, top(3)).dense()
+        assert end(feedback, TRUE)
+    assert torch.equal(went + residual(feedback), came)
+    assert residual(feedback).any()
+
+
+def test_parameters_are_found_by_name() -> None:
+    feedback = ErrorFeedback({"x": 2, "y": 3})
+    feedback.take(Layout(("y", "x"), (3, 2)), torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), top(1))
+    assert end(feedback, TRUE)
+    assert feedback.residual("x").tolist() == [4.0, 0.0]
+    assert feedback.residual("y").tolist() == [1.0, 2.0, 3.0]
+
+
+def test_several_parts_make_one_step(rng: torch.Generator) -> None:
+    feedback = ErrorFeedback(SIZES)
+    one, two = Layout(("a", "b"), (30, 7)), Layout(("c", "d"), (1, 62))
+    first, second = torch.randn(37, generator=rng), torch.randn(63, generator=rng)
+    sent = [feedback.take(one, first, top(2)), feedback.take(two, second, top(5))]
+    assert not residual(feedback).any()  # not before settle
+    assert end(feedback, TRUE, TRUE)
+    assert torch.equal(residual(feedback, one) + sent[0].dense(), first)
+    assert torch.equal(residual(feedback, two) + sent[1].dense(), second)
+
+
+def test_entries_that_select_makes_up_count_as_sent() -> None:
+    feedback = ErrorFeedback({"w": 3})
+    layout = Layout(("w",), (3,))
+    nothing = SparseGradient(torch.empty(0, dtype=torch.int32), torch.empty(0), 3)
+    assert feedback.take(layout, torch.tensor([1.0, 2.0, 3.0]), lambda _: nothing) is nothing
+    assert end(feedback, TRUE)
+    assert feedback.residual("w").tolist() == [1.0, 2.0, 3.0]
+
+
+# ---------------------------------------------------------------------- momentum correction
+
+
+class Reference:
+    """DGC's rules, entry by entry, in double precision."""
+
+    def __init__(self, settings: MomentumCorrection, world_size: int) -> None:
+        self.settings, self.world_size = settings, world_size
+        self.velocity, self.residual = [0.0] * NUMEL, [0.0] * NUMEL
+
+    def clip(self, grad: list[float]) -> list[float]:
+        if self.settings.clip_norm is None:
+            return grad
+        clipped: list[float] = []
+        for numel in WHOLE.numels:
+            part = grad[len(clipped) : len(clipped) + numel]
+            norm = math.sqrt(sum(g * g for g in part))
+            limit = self.settings.clip_norm / math.sqrt(self.world_size)
+            clipped += [g * limit / norm for g in part] if norm > limit else part
+        return clipped
+
+    def step(self, grad: list[float], k: int) -> dict[int, float]:
+        m = self.settings.momentum
+        for i, g in enumerate(self.clip(grad)):
+            self.velocity[i] = m * self.velocity[i] + g
+            self.residual[i] += g + m * self.velocity[i] if self.settings.nesterov else self.velocity[i]
+        order = sorted(range(NUMEL), key=lambda i: -abs(self.residual[i]))
+        sent = {i: self.residual[i] for i in sorted(order[:k])}
+        for i in sent:
+            self.residual[i] = 0.0
+            if self.settings.masking:
+                self.velocity[i] = 0.0
+        return sent
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("clip_norm", [None, 4.0])
+@pytest.mark.parametrize("masking", [True, False], ids=["masking", "no masking"])
+@pytest.mark.parametrize("nesterov", [True, False], ids=["nesterov", "plain"])
+def test_momentum_correction_is_that_of_its_paper(
+    rng: torch.Generator, nesterov: bool, masking: bool, clip_norm: float | None, dtype: torch.dtype
+) -> None:
+    settings = MomentumCorrection(0.9, nesterov=nesterov, masking=masking, clip_norm=clip_norm)
+    feedback = ErrorFeedback(SIZES, momentum=settings, world_size=4)
+    reference = Reference(settings, world_size=4)
+    close = {"rtol": 1e-4, "atol": 1e-5} if dtype != torch.float64 else {"rtol": 1e-12, "atol": 1e-12}
+    for raw in grads(rng, 10):
+        grad = raw.to(dtype)
+        own = grad.clone()
+        sent = feedback.take(WHOLE, grad, top(8))
+        assert end(feedback, TRUE)
+        expected = reference.step(grad.double().tolist(), 8)
+        assert sent.indices.tolist() == list(expected)
+        np.testing.assert_allclose(sent.values.double().numpy(), list(expected.values()), **close)
+        np.testing.assert_allclose(residual(feedback).double().numpy(), reference.residual, **close)
+        np.testing.assert_allclose(velocity(feedback).double().numpy(), reference.velocity, **close)
+        assert torch.equal(grad, own)
+
+
+def test_plain_momentum_keeps_velocity_and_residual_to_the_bit(rng: torch.Generator) -> None:
+    feedback = ErrorFeedback(SIZES, momentum=MomentumCorrection(0.5, masking=False))
+    moved, before = torch.zeros(NUMEL), torch.zeros(NUMEL)
+    for grad in grads(rng, 10):
+        moved = moved * 0.5 + grad
+        sent = feedback.take(WHOLE, grad, top(4))
+        assert end(feedback, TRUE)
+        assert torch.equal(velocity(feedback), moved)
+        assert torch.equal(residual(feedback) + sent.dense(), before + moved)
+        before = residual(feedback)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_dense_steps_with_momentum_are_momentum_sgd(rng: torch.Generator, nesterov: bool) -> None:
+    feedback = ErrorFeedback(SIZES, momentum=MomentumCorrection(0.9, nesterov=nesterov))
+    parameter = torch.nn.Parameter(torch.zeros(NUMEL))
+    optimizer = torch.optim.SGD([parameter], lr=1.0, momentum=0.9, nesterov=nesterov)
+    moved = torch.zeros(NUMEL)
+    for grad in grads(rng, 8):
+        parameter.grad = grad.clone()
+        optimizer.step()
+        assert feedback.take_all(WHOLE, grad)
+        assert end(feedback, TRUE)
+        moved -= grad
+        torch.testing.assert_close(moved, parameter.data)
+        assert not residual(feedback).any()
+
+
+# ---------------------------------------------------------------------- held places
+
+
+HELD = [slice(0, 30), slice(37, 38)]
+
+
+@pytest.mark.parametrize("momentum", [None, MomentumCorrection(0.9), MomentumCorrection(0.9, nesterov=True)])
+def test_held_places_send_nothing_and_stay(rng: torch.Generator, momentum: MomentumCorrection | None) -> None:
+    feedback = filled(rng, momentum)
+    before = feedback.state_dict()
+    came = residual(feedback)
+    grad = torch.randn(NUMEL, generator=rng)
+    for place in HELD:
+        grad[place] = 0
+    sent = feedback.take(WHOLE, grad, top(90), held=HELD)
+    assert end(feedback, TRUE)
+    after = feedback.state_dict()
+    for name in ("a", "c"):
+        assert before["residual"][name].any()
+        assert torch.equal(after["residual"][name], before["residual"][name])
+        if momentum:
+            assert torch.equal(after["velocity"][name], before["velocity"][name])
+    for place in HELD:
+        assert not sent.dense()[place].any()
+    if momentum is None:
+        assert torch.equal(residual(feedback) + sent.dense(), came + grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_dense_step_leaves_held_places_alone(rng: torch.Generator, dtype: torch.dtype) -> None:
+    feedback = filled(rng)
+    came = residual(feedback)
+    grad = torch.randn(NUMEL, generator=rng).to(dtype)
+    for place in HELD:
+        grad[place] = 0
+    own = grad.to(torch.float32, copy=True)
+    assert feedback.take_all(WHOLE, grad, held=HELD)
+    assert end(feedback, TRUE)
+    for place in HELD:
+        assert not grad[place].any()
+        assert torch.equal(residual(feedback)[place], came[place])
+    assert torch.equal(residual(feedback) + grad.float(), came + own)
+    # what is held is still there to be flushed
+    later = torch.zeros(NUMEL, dtype=dtype)
+    assert feedback.take_all(WHOLE, later)
+    assert end(feedback, TRUE)
+    assert torch.equal(later[:30], came[:30].to(dtype))
+
+
+@pytest.mark.parametrize("dense", [False, True], ids=["take", "take_all"])
+def test_held_may_be_an_iterator(rng: torch.Generator, dense: bool) -> None:
+    feedback = filled(rng)
+    came, grad = residual(feedback), torch.zeros(NUMEL)
+    if dense:
+        feedback.take_all(WHOLE, grad, held=iter(HELD))
+    else:
+        feedback.take(WHOLE, grad, top(1), held=iter(HELD))
+    assert end(feedback, TRUE)
+    assert torch.equal(residual(feedback)[:30], came[:30])
+
+
+# ---------------------------------------------------------------------- dense steps
+
+
+def test_dense_step_flushes_the_residual(rng: torch.Generator) -> None:
+    feedback = filled(rng)
+    came, grad = residual(feedback), torch.randn(NUMEL, generator=rng)
+    own = grad.clone()
+    assert feedback.take_all(WHOLE, grad)
+    assert torch.equal(residual(feedback), came)  # not before settle
+    assert end(feedback, TRUE)
+    assert torch.equal(grad, came + own)
+    assert not residual(feedback).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_dense_step_keeps_what_the_narrow_dtype_rounds_off(rng: torch.Generator, dtype: torch.dtype) -> None:
+    feedback = filled(rng)
+    came, grad = residual(feedback), torch.randn(NUMEL, generator=rng).to(dtype)
+    own = grad.to(torch.float32, copy=True)
+    assert feedback.take_all(WHOLE, grad)
+    assert end(feedback, TRUE)
+    assert torch.equal(grad, (came + own).to(dtype))
+    assert torch.equal(residual(feedback) + grad.float(), came + own)
+    assert residual(feedback).any()
+    assert feedback.take_all(WHOLE, torch.zeros(NUMEL, dtype=dtype))  # the rounding is due
+
+
+def test_dense_step_without_residual_costs_nothing(rng: torch.Generator) -> None:
+    feedback = ErrorFeedback(SIZES)
+    grad = torch.randn(NUMEL, generator=rng)
+    own = grad.clone()
+    assert feedback.take_all(WHOLE, grad) is False
+    assert torch.equal(grad, own)
+    assert end(feedback) is True  # no verdict is due
+    assert feedback.state_dict()["residual"] == {}
+
+
+def test_dense_step_after_a_flush_costs_nothing(rng: torch.Generator) -> None:
+    feedback = filled(rng)
+    assert feedback.take_all(WHOLE, torch.randn(NUMEL, generator=rng))
+    assert end(feedback, TRUE)
+    grad = torch.randn(NUMEL, generator=rng)
+    own = grad.clone()
+    assert feedback.take_all(WHOLE, grad) is False
+    assert torch.equal(grad, own)
+    assert end(feedback)
+
+
+def test_dense_step_after_a_flush_that_failed_flushes_again(rng: torch.Generator) -> None:
+    feedback = filled(rng)
+    came = residual(feedback)
+    assert feedback.take_all(WHOLE, torch.zeros(NUMEL))
+    assert not end(feedback, FALSE)
+    grad = torch.zeros(NUMEL)
+    assert feedback.take_all(WHOLE, grad)
+    assert end(feedback, TRUE)
+    assert torch.equal(grad, came)
+
+
+def test_dense_and_sparse_steps_follow_each_other(rng: torch.Generator) -> None:
+    feedback = ErrorFeedback(SIZES)
+    came, went = torch.zeros(NUMEL), torch.zeros(NUMEL)
+    for step in range(24):
+        grad = torch.randint(-9, 10, (NUMEL,), generator=rng).float()
+        came += grad
+        if step % 4 < 2:
+            due = feedback.take_all(WHOLE, grad)
+            assert due == (step % 4 == 0 and step > 0)
+            went += grad
+            assert end(feedback, *[TRUE] * due)
+            assert not residual(feedback).any()
+        else:
+            went += feedback.take(WHOLE, grad, top(5)).dense()
+            assert end(feedback, TRUE)
+        assert torch.equal(went + residual(feedback), came)
+
+
+# ---------------------------------------------------------------------- a step is whole or was not
+
+
+@pytest.mark.parametrize("momentum", [None, MomentumCorrection(0.9, clip_norm=5.0)], ids=["plain", "momentum"])
+@pytest.mark.parametrize("dense", [False, True], ids=["take", "take_all"])
+@pytest.mark.parametrize("case", ["not finite", "one not finite", "missing", "one missing", "not sealed", "taken only"])
+def test_a_step_that_is_not_whole_changes_nothing(
+    rng: torch.Generator, momentum: MomentumCorrection | None, dense: bool, case: str
+) -> None:
+    feedback = ErrorFeedback(SIZES, momentum=momentum)
+    layouts = (Layout(("a", "b"), (30, 7)), Layout(("c", "d"), (1, 62)))
+
+    def take(dense: bool, scale: float = 1.0) -> None:
+        for layout in layouts:
+            grad = torch.randn(layout.numel, generator=rng) * scale
+            if dense:
+                assert feedback.take_all(layout, grad)
+            else:
+                feedback.take(layout, grad, top(3))
+
+    for _ in range(3):
+        take(dense=False)
+        assert end(feedback, TRUE, TRUE)
+    before = feedback.state_dict()
+    take(dense, scale=math.nan if "finite" in case else 1.0)
+    verdicts = {"not finite": [FALSE, FALSE], "one not finite": [TRUE, FALSE], "one missing": [TRUE]}
+    for verdict in verdicts.get(case, [TRUE, TRUE] if case == "not sealed" else []):
+        feedback.judge(verdict)
+    if not case.startswith(("not sealed", "taken only")):
+        feedback.seal()
+    assert equal(feedback.state_dict(), before)
+    assert feedback.settle() is False
+    assert equal(feedback.state_dict(), before)
+    # and the next step goes on as if it had not been
+    twin = ErrorFeedback(SIZES, momentum=momentum)
+    twin.load_state_dict(before)
+    grad = torch.randn(37, generator=rng)
+    ours, theirs = feedback.take(layouts[0], grad, top(3)), twin.take(layouts[0], grad, top(3))
+    assert torch.equal(ours.dense(), theirs.dense())
+    assert end(feedback, TRUE)
+    assert end(twin, TRUE)
+    assert equal(feedback.state_dict(), twin.state_dict())
+
+
+def test_a_select_that_raises_changes_nothing(rng: torch.Generator) -> None:
+    feedback = filled(rng)
+    before = feedback.state_dict()
+
+    def broken(_: torch.Tensor) -> SparseGradient:
+        raise RuntimeError("no memory")
+
+    with pytest.raises(RuntimeError, match="no memory"):
+        feedback.take(WHOLE, torch.randn(NUMEL, generator=rng), broken)
+    assert end(feedback) is False
+    assert equal(feedback.state_dict(), before)
+
+
+def test_settle_without_a_step_commits_nothing(rng: torch.Generator) -> None:
+    feedback = filled(rng)
+    before = feedback.state_dict()
+    assert feedback.settle() is False
+    assert equal(feedback.state_dict(), before)
+
+
+def test_verdicts_do_not_outlive_their_step(rng: torch.Generator) -> None:
+    feedback = filled(rng)
+    feedback.judge(TRUE)
+    feedback.seal()
+    assert feedback.settle() is False  # one verdict for no part
+    before = feedback.state_dict()
+    feedback.take(WHOLE, torch.randn(NUMEL, generator=rng), top(3))
+    assert feedback.settle() is False
+    assert equal(feedback.state_dict(), before)
+
+
+# ---------------------------------------------------------------------- what did not enter the mean
+
+
+def test_rejected_entries_are_kept(rng: torch.Generator) -> None:
+    feedback = filled(rng)
+    came, grad = residual(feedback), torch.randn(NUMEL, generator=rng)
+    sent = feedback.take(WHOLE, grad, top(10))
+    rejected = SparseGradient(sent.indices[::2].clone(), sent.values[::2].clone(), NUMEL)
+    entered = SparseGradient(sent.indices[1::2].clone(), sent.values[1::2].clone(), NUMEL)
+    feedback.keep(WHOLE, rejected)
+    assert end(feedback, TRUE)
+    assert torch.equal(residual(feedback) + entered.dense(), came + grad)
+    assert torch.equal(residual(feedback)[rejected.indices], rejected.values)
+
+
+def test_rounding_error_of_the_mean_is_kept(rng: torch.Generator) -> None:
+    feedback = filled(rng)
+    came, grad = residual(feedback), torch.randn(NUMEL, generator=rng)
+    sent = feedback.take(WHOLE, grad, top(10))
+    rounded = sent.dense().bfloat16().float()
+    feedback.keep(WHOLE, sent.dense() - rounded)
+    assert end(feedback, TRUE)
+    assert torch.equal(residual(feedback) + rounded, came + grad)
+
+
+def test_what_is_kept_falls_with_its_step(rng: torch.Generator) -> None:
+    feedback = filled(rng)
+    before = feedback.state_dict()
+    sent = feedback.take(WHOLE, torch.randn(NUMEL, generator=rng), top(10))
+    feedback.keep(WHOLE, sent)
+    feedback.keep(WHOLE, torch.ones(NUMEL))
+    assert not end(feedback, FALSE)
+    assert equal(feedback.state_dict(), before)
+
+
+# ---------------------------------------------------------------------- another layout
+
+
+def layouts(*groups: str) -> list[Layout]:
+    return [Layout(tuple(group), tuple(SIZES[name] for name in group)) for group in groups]
+
+
+@pytest.mark.parametrize("momentum", [None, MomentumCorrection(0.9)], ids=["plain", "momentum"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (["abcd"], ["dcba"]),
+        (["abcd"], ["ab", "cd"]),
+        (["abcd"], ["d", "c", "b", "a"]),
+        (["ab", "cd"], ["abcd"]),
+        (["a", "b", "c", "d"], ["dbca"]),
+        (["ab", "cd"], ["ac", "db"]),
+        (["abc", "d"], ["dc", "ab"]),
+    ],
+    ids="+".join,
+)
+def test_residuals_move_with_their_parameters(
+    rng: torch.Generator, before: list[str], after: list[str], momentum: MomentumCorrection | None
+) -> None:
+    feedback = ErrorFeedback(SIZES, momentum=momentum)
+
+    def step(groups: list[str], grad: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        sent: dict[str, torch.Tensor] = {}
+        for layout in layouts(*groups):
+            dense = feedback.take(layout, torch.cat([grad[name] for name in layout.names]), top(3)).dense()
+            sent |= {name: dense[place] for name, place in layout.slices()}
+            feedback.judge(TRUE)
+        assert end(feedback)
+        return sent
+
+    def some_grad() -> dict[str, torch.Tensor]:
+        return {name: torch.randn(numel, generator=rng) for name, numel in SIZES.items()}
+
+    for _ in range(3):
+        step(before, some_grad())
+    saved = feedback.state_dict()
+    for groups in (after, before, after):  # there, back and there again
+        for layout in layouts(*groups):  # a step that fails moves them, and changes nothing
+            feedback.take(layout, torch.randn(layout.numel, generator=rng), top(3))
+        assert not end(feedback)
+        assert equal(feedback.state_dict(), saved)
+        grad = some_grad()
+        sent = step(groups, grad)
+        now = feedback.state_dict()
+        assert now["residual"].keys() == SIZES.keys()
+        for name in SIZES:
+            if momentum is None:
+                assert torch.equal(now["residual"][name] + sent[name], saved["residual"][name] + grad[name])
+            else:
+                moved = saved["velocity"][name] * 0.9 + grad[name]
+                total = now["residual"][name] + sent[name]
+                assert torch.equal(total, saved["residual"][name] + moved)
+                assert torch.equal(now["velocity"][name], torch.where(sent[name] != 0, 0, moved))
+        saved = now
+
+
+def test_parameters_left_behind_by_a_new_layout_keep_theirs(rng: torch.Generator) -> None:
+    feedback = filled(rng)
+    before = feedback.state_dict()["residual"]
+    (only,) = layouts("ba")
+    sent = feedback.take(only, torch.zeros(37), top(3)).dense()
+    assert end(feedback, TRUE)
+    assert torch.equal(feedback.residual("c"), before["c"])
+    assert torch.equal(feedback.residual("d"), before["d"])
+    assert torch.equal(feedback.residual("a") + sent[7:], before["a"])
+    grad = torch.zeros(NUMEL)
+    assert feedback.take_all(WHOLE, grad)  # and all of it comes together again
+    assert end(feedback, TRUE)
+    assert torch.equal(grad[30:37] + sent[:7], before["b"])
+    assert torch.equal(grad[37:], torch.cat([before["c"], before["d"]]))
+
+
+def test_dense_step_in_another_layout_flushes_too(rng: torch.Generator) -> None:
+    feedback = filled(rng)
+    came = feedback.state_dict()["residual"]
+    (reversed_layout,) = layouts("dcba")
+    grad = torch.zeros(NUMEL)
+    assert feedback.take_all(reversed_layout, grad)
+    assert end(feedback, TRUE)
+    assert torch.equal(grad, torch.cat([came[name] for name in "dcba"]))
+    assert not residual(feedback).any()
+
+
+# ---------------------------------------------------------------------- saving
+
+
+SETTINGS = [None, MomentumCorrection(0.9, masking=False)]
+
+
+@pytest.mark.parametrize("momentum", SETTINGS, ids=["plain", "momentum"])
+@pytest.mark.parametrize("through_file", [False, True], ids=["memory", "file"])
+@pytest.mark.parametrize("groups", [["abcd"], ["dc", "ab"], ["a", "b", "c", "d"]], ids="+".join)
+def test_saved_state_goes_on_to_the_bit(
+    rng: torch.Generator, momentum: MomentumCorrection | None, through_file: bool, groups: list[str]
+) -> None:
+    feedback = filled(rng, momentum)
+    state = feedback.state_dict()
+    if through_file:
+        file = io.BytesIO()
+        torch.save(state, file)
+        file.seek(0)
+        state = torch.load(file, weights_only=True)
+    resumed = ErrorFeedback(SIZES, momentum=momentum)
+    resumed.load_state_dict(state)
+    assert equal(resumed.state_dict(), feedback.state_dict())
+    for _ in range(3):
+        for layout in layouts(*groups):
+            grad = torch.randn(layout.numel, generator=rng)
+            ours, theirs = feedback.take(layout, grad, top(4)), resumed.take(layout, grad, top(4))
+            assert torch.equal(ours.indices, theirs.indices)
+            assert torch.equal(ours.values, theirs.values)
+        assert end(feedback, *[TRUE] * len(groups))
+        assert end(resumed, *[TRUE] * len(groups))
+        assert equal(resumed.state_dict(), feedback.state_dict())
+
+
+def test_loaded_residual_is_flushed_by_a_dense_step(rng: torch.Generator) -> None:
+    feedback = filled(rng)
+    resumed = ErrorFeedback(SIZES)
+    resumed.load_state_dict(feedback.state_dict())
+    grad = torch.zeros(NUMEL)
+    assert resumed.take_all(WHOLE, grad)
+    assert torch.equal(grad, residual(feedback))
+
+
+def test_double_state_stays_double(rng: torch.Generator) -> None:
+    feedback = ErrorFeedback({"w": 50})
+    layout = Layout(("w",), (50,))
+    feedback.take(layout, torch.randn(50, generator=rng, dtype=torch.float64), top(3))
+    assert end(feedback, TRUE)
+    resumed = ErrorFeedback({"w": 50})
+    resumed.load_state_dict(feedback.state_dict())
+    assert resumed.residual("w").dtype == torch.float64
+    assert torch.equal(resumed.residual("w"), feedback.residual("w"))
+
+
+def test_unfinished_step_is_not_saved(rng: torch.Generator) -> None:
+    feedback = filled(rng, MomentumCorrection(0.9))
+    before = feedback.state_dict()
+    feedback.take(WHOLE, torch.randn(NUMEL, generator=rng), top(3))
+    feedback.judge(TRUE)
+    feedback.seal()
+    assert equal(feedback.state_dict(), before)
+    assert feedback.settle()
+    assert not equal(feedback.state_dict(), before)
+
+
+def test_loading_ends_the_step_under_way(rng: torch.Generator) -> None:
+    feedback = filled(rng)
+    before = feedback.state_dict()
+    feedback.take(WHOLE, torch.randn(NUMEL, generator=rng), top(3))
+    feedback.judge(TRUE)
+    feedback.seal()
+    feedback.load_state_dict(before)
+    assert feedback.settle() is False
+    assert equal(feedback.state_dict(), before)
+
+
+def test_state_of_a_fresh_feedback_clears(rng: torch.Generator) -> None:
+    feedback = filled(rng)
+    feedback.load_state_dict(ErrorFeedback(SIZES).state_dict())
+    assert not residual(feedback).any()
+    assert feedback.take_all(WHOLE, torch.ones(NUMEL)) is False
+
+
+def test_saved_tensors_are_copies(rng: torch.Generator) -> None:
+    feedback = filled(rng, MomentumCorrection(0.9))
+    state, untouched = feedback.state_dict(), feedback.state_dict()
+
+    def spoil() -> None:
+        for name in SIZES:
+            state["residual"][name].fill_(math.nan)
+            state["velocity"][name].fill_(math.nan)
+            feedback.residual(name).fill_(math.nan)
+        state["parameters"]["a"] = 5
+
+    spoil()
+    assert equal(feedback.state_dict(), untouched)
+    state = feedback.state_dict()
+    feedback.load_state_dict(state)
+    spoil()
+    assert equal(feedback.state_dict(), untouched)
+
+
+def without(state: State, key: str, name: str) -> dict[str, Any]:
+    return {**state, key: {other: value for other, value in state[key].items() if other != name}}
+
+
+REFUSALS: dict[str, tuple[Callable[[State], State], str]] = {
+    "format": (
+        lambda s: {**s, "format": 2},
+        "state must have format 1, got 2. Load it with the gaussiank that saved it.",
+    ),
+    "no format": (lambda s: {}, "state must have format 1, got None. Load it with the gaussiank that saved it."),
+    "fewer parameters": (
+        lambda s: without(s, "parameters", "b"),
+        "state must be of this model, got no entries for parameter 'b' where the model has 7. Load the state of this",
+    ),
+    "more parameters": (
+        lambda s: {**s, "parameters": {**s["parameters"], "extra": 4}},
+        "state must be of this model, got 4 entries for parameter 'extra' where the model has no such parameter.",
+    ),
+    "another length": (
+        lambda s: {**s, "parameters": {**s["parameters"], "d": 61}},
+        "state must be of this model, got 61 entries for parameter 'd' where the model has 62.",
+    ),
+    "another shape": (
+        lambda s: {**s, "residual": {**s["residual"], "d": torch.zeros(31, 2)}},
+        "state of d must have 62 entries, got shape (31, 2). Load the state of this model.",
+    ),
+}
+
+
+@pytest.mark.parametrize("momentum", SETTINGS, ids=["plain", "momentum"])
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refuses_a_state_that_does_not_fit(
+    rng: torch.Generator, case: str, momentum: MomentumCorrection | None
+) -> None:
+    feedback = filled(rng, momentum)
+    before = feedback.state_dict()
+    change, message = REFUSALS[case]
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        feedback.load_state_dict(change(filled(rng, momentum).state_dict()))
+    assert equal(feedback.state_dict(), before)
+
+
+@pytest.mark.parametrize(
+    ("saved", "own", "got"),
+    [
+        (SETTINGS[0], SETTINGS[1], "a state that has no velocity for a run that has one"),
+        (SETTINGS[1], SETTINGS[0], "a state that has velocity for a run that has none"),
+    ],
+    ids=["without into with", "with into without"],
+)
+def test_refuses_a_state_of_another_momentum_setting(
+    rng: torch.Generator, saved: MomentumCorrection | None, own: MomentumCorrection | None, got: str
+) -> None:
+    feedback = filled(rng, own)
+    before = feedback.state_dict()
+    message = f"state must fit the momentum correction, got {got}. Use the same momentum setting."
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        feedback.load_state_dict(filled(rng, saved).state_dict())
+    assert equal(feedback.state_dict(), before)
+
+
+def test_refuses_a_state_with_a_velocity_missing(rng: torch.Generator) -> None:
+    feedback = filled(rng, MomentumCorrection(0.9))
+    before = feedback.state_dict()
+    with pytest.raises(ValueError, match="^state must have residual and velocity of c, got only one of them"):
+        feedback.load_state_dict(without(feedback.state_dict(), "velocity", "c"))
+    assert equal(feedback.state_dict(), before)
+
+
+def test_loaded_residual_goes_to_the_device_of_the_gradient(rng: torch.Generator) -> None:
+    feedback = filled(rng)
+    pair = layouts("bc")[0]
+    assert feedback.take(pair, torch.zeros(8, device="meta"), first).values.device.type == "meta"
+    resumed = ErrorFeedback(SIZES)
+    resumed.load_state_dict(filled(rng).state_dict())
+    single = layouts("b")[0]
+    assert resumed.take(single, torch.zeros(7, device="meta"), first).values.device.type == "meta"
+
+
+def test_loaded_residual_takes_the_dtype_of_the_gradient(rng: torch.Generator) -> None:
+    double = ErrorFeedback({"w": 5})
+    double.take(Layout(("w",), (5,)), torch.randn(5, generator=rng, dtype=torch.float64), top(1))
+    assert end(double, TRUE)
+    resumed = ErrorFeedback({"w": 5})
+    resumed.load_state_dict(double.state_dict())
+    assert resumed.take(Layout(("w",), (5,)), torch.zeros(5), top(1)).values.dtype == torch.float32
+
+
+# ---------------------------------------------------------------------- what is refused
+
+
+def test_refuses_unknown_parameters() -> None:
+    feedback = ErrorFeedback({"w": 4})
+    with pytest.raises(ValueError, match=r"^layout must name parameters of the model, got 'x' with 3 entries\."):
+        feedback.take(Layout(("x",), (3,)), torch.zeros(3), top(1))
+    with pytest.raises(ValueError, match=r"^layout must name parameters of the model, got 'w' with 3 entries\."):
+        feedback.take(Layout(("w",), (3,)), torch.zeros(3), top(1))
+    with pytest.raises(
+        ValueError, match=r"^name must be a parameter of the model, got 'x'\. See model\.named_parameters"
+    ):
+        feedback.residual("x")
+    assert feedback.residual("w").tolist() == [0.0] * 4
+
+
+def test_refuses_gradients_that_do_not_fit(rng: torch.Generator) -> None:
+    feedback = filled(rng)
+    before = feedback.state_dict()
+    for take in (lambda grad: feedback.take(WHOLE, grad, top(1)), lambda grad: feedback.take_all(WHOLE, grad)):
+        with pytest.raises(ValueError, match=r"^grad must fit its layout of 100 entries, got 99\. Pass all of it\.$"):
+            take(torch.zeros(99))
+        with pytest.raises(ValueError, match=r"^grad must be flat and contiguous, got shape \(10, 10\)"):
+            take(torch.zeros(10, 10))
+        with pytest.raises(ValueError, match=r"^grad must be one of float32, .*, got torch\.int64\."):
+            take(torch.zeros(100, dtype=torch.int64))
+    assert end(feedback) is True  # none of them began a part
+    assert equal(feedback.state_dict(), before)
