@@ -761,7 +761,7 @@ def test_refuses_a_state_of_another_momentum_setting(
 def test_refuses_a_state_with_a_velocity_missing(rng: torch.Generator) -> None:
     feedback = filled(rng, MomentumCorrection(0.9))
     before = feedback.state_dict()
-    with pytest.raises(ValueError, match="^state must have residual and velocity of c, got only one of them"):
+    with pytest.raises(ValueError, match=r"^state must have residual and velocity of c, got one of them"):
         feedback.load_state_dict(without(feedback.state_dict(), "velocity", "c"))
     assert equal(feedback.state_dict(), before)
 

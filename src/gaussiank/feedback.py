@@ -222,7 +222,7 @@ class ErrorFeedback:
             )
         for name in sorted(velocity.keys() ^ residual.keys() if velocity else ()):
             raise ValueError(
-                f"state must have residual and velocity of {name}, got only one of them. Load the state as it was saved."
+                f"state must have residual and velocity of {name}, got one of them. Load the state as it was saved."
             )
         for name, saved in [*residual.items(), *velocity.items()]:
             if saved.shape != (self._parameters[name],):
