@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml requirements/tools.txt Makefile
 	@touch $@
 
 demo: $(STAMP)
-	$(VENV)/bin/gaussiank train --model lenet5 --workers 4 --density 0.001 --momentum-correction \
+	$(VENV)/bin/gaussiank train --model lenet5 --workers 4 --density 0.001 --lr 0.03 --momentum-correction \
 	  --methods dense,topk,gaussiank,randomk:feedback=false
 
 test: lint types unit

@@ -3,11 +3,12 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from gaussiank.lab.records import read_records
-from gaussiank.lab.report import headline, report_html, setting, write_report
+from gaussiank.lab.report import headline, report_html, setting, write_figures, write_report
 from gaussiank.lab.summary import summary_rows
 
 WriteRun = Callable[..., Path]
@@ -190,6 +191,22 @@ def test_troubles_of_a_run_are_said(write_run: WriteRun) -> None:
     assert "topk diverged: a loss was not finite." in text
     assert "Not finished: dgc." in text
     assert "The last record was cut short" in text
+
+
+def test_figures_stand_alone_and_are_the_same_bytes_each_time(write_run: WriteRun, tmp_path: Path) -> None:
+    once, again = (write_figures(write_run(name=name), tmp_path / f"{name} figures") for name in ("one", "two"))
+    assert [path.name for path in once] == [
+        "accuracy-over-bytes.svg",
+        "accuracy-over-steps.svg",
+        "loss-over-steps.svg",
+        "kept-over-steps.svg",
+        "time-per-step.svg",
+    ]
+    assert [path.read_bytes() for path in once] == [path.read_bytes() for path in again]
+    for path in once:
+        root = ElementTree.parse(path).getroot()
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert len(list(root.iter("{http://www.w3.org/2000/svg}path"))) > 10
 
 
 def test_run_with_only_a_run_record(write_run: WriteRun) -> None:

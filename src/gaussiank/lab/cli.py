@@ -93,15 +93,18 @@ def train(
 @app.command()
 def report(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Directory that train has written.")],
+    figures: Annotated[Path | None, typer.Option(help="Directory for the figures as SVG files.")] = None,
 ) -> None:
     """Print the table of a run, and write its HTML report anew."""
     from gaussiank.lab.records import read_records
-    from gaussiank.lab.report import write_report
+    from gaussiank.lab.report import write_figures, write_report
     from gaussiank.lab.summary import summary_table
 
     console = Console()
     console.print(summary_table(read_records(run_dir)))
     console.print(f"Report: {write_report(run_dir)}", soft_wrap=True, highlight=False)
+    for path in write_figures(run_dir, figures) if figures else ():
+        console.print(f"Figure: {path}", soft_wrap=True, highlight=False)
 
 
 def main() -> None:

@@ -85,6 +85,31 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     return path
 
 
+def write_figures(run_dir: str | Path, out: str | Path) -> list[Path]:
+    """Write each figure of a run as an SVG file of its own, for a page or a slide; existing ones are replaced.
+
+    Args:
+        run_dir: Directory with ``records.jsonl``.
+        out: Directory to write to; created when missing.
+
+    Returns:
+        The paths written, such as ``OUT/accuracy-over-bytes.svg``.
+
+    Raises:
+        FileNotFoundError: The directory holds no records.
+        ValueError: The records cannot be read.
+    """
+    records, out = read_records(run_dir), Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for draw, _, _ in FIGURES:
+        path = out / f"{draw.__name__.replace('_', '-')}.svg"
+        svg = figure_svg(draw(records))
+        path.write_text(svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n", encoding="utf-8")
+        paths.append(path)
+    return paths
+
+
 def report_html(records: Records) -> str:
     """Return the page as text, everything from the records escaped."""
     template = files("gaussiank.lab").joinpath("report.html.j2").read_text(encoding="utf-8")
