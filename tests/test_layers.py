@@ -14,7 +14,7 @@ LEVELS = [
     {"sparse", "schedule", "layout", "metrics", "theory", "sim"},
     {"ops"},
     {"momentum"},
-    {"compressors", "codec", "feedback"},
+    {"compressors", "codec", "feedback", "reshard"},
     {"selector", "collectives"},
     {"journey"},
     {"hook", "integrations"},

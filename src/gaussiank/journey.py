@@ -221,7 +221,7 @@ class Journey:
             if state[field] != own:
                 raise ValueError(
                     f"{field} of the state must be {own}, got {state[field]}. "
-                    "Load on each worker what that worker saved, on as many workers."
+                    "Load on each worker what that worker saved, or make it fit with gaussiank.reshard."
                 )
         self.feedback.load_state_dict(state["feedback"])
         self._selector.load_hints(state["hints"])

@@ -459,8 +459,8 @@ def test_foreign_states_are_refused_and_change_nothing(two_workers: Any) -> None
     messages = two_workers.run(foreign_state)[1]
     assert messages == [
         "state must have format 1, got 99. Load it with the gaussiank that saved it.",
-        "world_size of the state must be 2, got 3. Load on each worker what that worker saved, on as many workers.",
-        "rank of the state must be 1, got 2. Load on each worker what that worker saved, on as many workers.",
+        "world_size of the state must be 2, got 3. Load on each worker what that worker saved, or make it fit with gaussiank.reshard.",
+        "rank of the state must be 1, got 2. Load on each worker what that worker saved, or make it fit with gaussiank.reshard.",
         "state must be of this model, got no entries for parameter 'fourth' where the model has 512. "
         "Load the state of this model.",
     ]
