@@ -23,7 +23,7 @@ help:
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml requirements/tools.txt Makefile
+$(STAMP): pyproject.toml setup.py $(wildcard csrc/*) requirements/tools.txt Makefile
 	@test -x $(PY) || $(PYTHON) -m venv $(SITE) $(VENV)
 	@$(PY) -c "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)" \
 	  || { echo "installing $(TORCH)"; $(PY) -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"; }

@@ -188,7 +188,7 @@ def test_largest_magnitude_of_either_sign(values: list[float]) -> None:
 
 @pytest.mark.parametrize("value", [3.0, -3.0, 0.0])
 def test_moments_of_one_entry(value: float) -> None:
-    assert [float(moment) for moment in moments(torch.tensor([value]))] == [value, 0.0, abs(value), abs(value)]
+    assert [float(moment) for moment in moments(torch.tensor([value]))] == [value, 0.0, abs(value), abs(value), 1.0]
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

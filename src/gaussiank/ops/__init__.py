@@ -1,31 +1,43 @@
 """What is computed on one device; nothing in here communicates."""
 
-from .reference import (
-    RESIDUAL_DTYPES,
-    Moments,
-    accumulate,
-    all_finite,
+from .backend import Backends, backends, use_backend
+from .buffers import residual_buffer
+from .checks import RESIDUAL_DTYPES, require_k, require_vector
+from .dispatch import (
+    accumulate_threshold,
+    accumulate_topk,
     count_above,
     moments,
-    nonfinite_indices,
-    require_k,
-    require_vector,
     scatter_mean,
     select_above,
     select_topk,
+    topk,
+    union,
 )
+from .reference import accumulate, all_finite, nonfinite_indices
+from .results import Moments, Taken, TakenAbove
 
 __all__ = [
     "RESIDUAL_DTYPES",
+    "Backends",
     "Moments",
+    "Taken",
+    "TakenAbove",
     "accumulate",
+    "accumulate_threshold",
+    "accumulate_topk",
     "all_finite",
+    "backends",
     "count_above",
     "moments",
     "nonfinite_indices",
     "require_k",
     "require_vector",
+    "residual_buffer",
     "scatter_mean",
     "select_above",
     "select_topk",
+    "topk",
+    "union",
+    "use_backend",
 ]

@@ -3,69 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gaussiank.sparse import MAX_NUMEL, SparseGradient
+from gaussiank.sparse import SparseGradient
 
-RESIDUAL_DTYPES = {
-    torch.float32: torch.float32,
-    torch.bfloat16: torch.float32,
-    torch.float16: torch.float32,
-    torch.float64: torch.float64,
-}
-"""Gradient dtype -> dtype of its residual, of the values sent and of the sum."""
-
-
-class Moments(NamedTuple):
-    """Moments of a vector, each a 0-d tensor on its device.
-
-    Attributes:
-        mean: mean of u.
-        std: standard deviation of u, unbiased (divisor ``numel - 1``).
-        mean_abs: mean of |u|.
-        max_abs: largest |u|.
-    """
-
-    mean: Tensor
-    std: Tensor
-    mean_abs: Tensor
-    max_abs: Tensor
-
-
-def require_vector(vector: Tensor, argument: str) -> None:
-    """Raise unless ``vector`` is a flat, contiguous, non-empty floating tensor that int32 can index.
-
-    Raises:
-        ValueError: it is not; names ``argument``.
-
-    Example:
-        >>> require_vector(torch.zeros(2, 2), "grad")
-        Traceback (most recent call last):
-            ...
-        ValueError: grad must be flat and contiguous, got shape (2, 2) with strides (2, 1). Pass grad.reshape(-1).
-    """
-    if vector.dtype not in RESIDUAL_DTYPES:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in RESIDUAL_DTYPES)
-        raise ValueError(f"{argument} must be one of {names}, got {vector.dtype}. Convert it first.")
-    if vector.dim() != 1 or not vector.is_contiguous():
-        raise ValueError(
-            f"{argument} must be flat and contiguous, got shape {tuple(vector.shape)} with strides "
-            f"{vector.stride()}. Pass {argument}.reshape(-1)."
-        )
-    if not 1 <= vector.numel() <= MAX_NUMEL:
-        raise ValueError(
-            f"{argument} must have 1 to {MAX_NUMEL} entries, got {vector.numel()}. "
-            "Leave out empty vectors and split long ones."
-        )
-
-
-def require_k(k: int, numel: int) -> None:
-    """Raise ``ValueError`` unless ``k`` is in ``[1, numel]``."""
-    if not 1 <= k <= numel:
-        raise ValueError(f"k must be in [1, numel = {numel}], got {k}. Ask for at least one entry and at most all.")
+from .checks import require_k, require_vector
+from .results import Moments, Taken, TakenAbove
 
 
 def accumulate(residual: Tensor, grad: Tensor, out: Tensor) -> Tensor:
@@ -109,7 +54,7 @@ def select_topk(accumulated: Tensor, k: int) -> Tensor:
     """
     require_vector(accumulated, "accumulated")
     require_k(k, accumulated.numel())
-    magnitude = accumulated.abs().nan_to_num_(nan=torch.inf, posinf=torch.inf)
+    magnitude = _capped_magnitude(accumulated)
     values, indices = magnitude.topk(k)
     limit = values[-1]
     larger = values > limit  # sorted, so these are the first ones
@@ -123,6 +68,108 @@ def _first_nonzero(mask: Tensor, limit: int) -> Tensor:
     if mask.device.type in ("cpu", "cuda"):
         return torch.nonzero_static(mask, size=limit).squeeze(1)  # a fixed size needs no synchronisation
     return mask.nonzero().squeeze(1)[:limit]
+
+
+def topk(accumulated: Tensor, k: int, hint: Tensor | None = None) -> Taken:
+    """Select exactly the ``k`` entries of largest magnitude, and return the hint that makes the next call faster.
+
+    The choice is that of ``select_topk``; the hint changes the time alone.
+
+    Args:
+        accumulated: float ``[numel]``. Not modified.
+        k: entries to select, 1 to numel.
+        hint: 0-d tensor, what the last call on this vector returned, or None. Any value gives the same result.
+
+    Returns:
+        Indices, values and the next hint.
+
+    Raises:
+        ValueError: ``accumulated`` is no flat vector, ``k`` is out of range, or ``hint`` is no 0-d floating tensor.
+
+    Example:
+        >>> topk(torch.tensor([3.0, -1.0, 2.0, 0.5]), k=2)
+        Taken(indices=tensor([0, 2], dtype=torch.int32), values=tensor([3., 2.]), hint=tensor(2.))
+    """
+    indices = select_topk(accumulated, k)
+    values = accumulated[indices]
+    return Taken(indices, values, _capped_magnitude(values).amin())
+
+
+def _capped_magnitude(vector: Tensor) -> Tensor:
+    return vector.abs().nan_to_num_(nan=torch.inf, posinf=torch.inf)
+
+
+def accumulate_topk(
+    grad: Tensor, residual: Tensor, k: int, hint: Tensor | None = None, *, out: Tensor | None = None
+) -> Taken:
+    """Add ``grad`` to ``residual``, take exactly the ``k`` largest entries of the sum, and leave the rest.
+
+    ``out_after + taken == residual_before + grad``, bit for bit. The k are those of ``select_topk``: of equal
+    magnitudes the lowest index wins, and infinities and NaN, equal to each other, are above every finite entry.
+
+    Args:
+        grad: float ``[numel]``; bfloat16 and float16 are converted in the same pass. Not modified.
+        residual: float32 ``[numel]``, float64 for a float64 ``grad``. Not modified, unless it is ``out``.
+        k: entries to take, 1 to numel.
+        hint: 0-d tensor, what the last step's call returned, or None. A bad one costs time, never the result.
+        out: where the sum goes, with zeros at the taken entries; ``residual`` itself (the default), or a buffer that
+            shares no memory with it.
+
+    Returns:
+        Indices, values and the next hint.
+
+    Raises:
+        ValueError: a dtype, device, shape or length does not fit, ``k`` is out of range, or buffers overlap.
+
+    Example:
+        >>> residual = torch.tensor([1.0, 0.0, -3.0, 0.5])
+        >>> accumulate_topk(torch.tensor([1.0, 1.0, 1.0, 1.0]), residual, k=2)
+        Taken(indices=tensor([0, 2], dtype=torch.int32), values=tensor([ 2., -2.]), hint=tensor(2.))
+        >>> residual
+        tensor([0.0000, 1.0000, 0.0000, 1.5000])
+    """
+    out = accumulate(residual, grad, out=residual if out is None else out)
+    taken = topk(out, k)
+    out[taken.indices] = 0
+    return taken
+
+
+def accumulate_threshold(
+    grad: Tensor, residual: Tensor, threshold: float, capacity: int, *, out: Tensor | None = None
+) -> TakenAbove:
+    """Add ``grad`` to ``residual``, take the entries of the sum above ``threshold``, and measure the sum on the way.
+
+    ``out_after + taken == residual_before + grad``, bit for bit: entries above the threshold that find no room stay in
+    ``out`` like all the rest. Infinities and NaN count as infinite.
+
+    Args:
+        grad: float ``[numel]``; bfloat16 and float16 are converted in the same pass. Not modified.
+        residual: float32 ``[numel]``, float64 for a float64 ``grad``. Not modified, unless it is ``out``.
+        threshold: magnitude limit; strictly larger entries are taken. A negative one takes all.
+        capacity: most entries to take, 1 to numel; the ones of lowest index are.
+        out: where the sum goes, with zeros at the taken entries; ``residual`` itself (the default), or a buffer that
+            shares no memory with it.
+
+    Returns:
+        Indices, values, the count above the threshold, and the moments of the sum.
+
+    Raises:
+        ValueError: a dtype, device, shape or length does not fit, ``threshold`` is NaN, ``capacity`` is out of range,
+            or buffers overlap.
+
+    Example:
+        >>> residual = torch.tensor([1.0, 0.0, -3.0, 0.5])
+        >>> taken = accumulate_threshold(torch.ones(4), residual, threshold=1.0, capacity=2)
+        >>> taken.indices.tolist(), taken.above, residual.tolist()
+        ([0, 2], 3, [0.0, 1.0, 0.0, 1.5])
+    """
+    out = accumulate(residual, grad, out=residual if out is None else out)
+    fit = moments(out)
+    above = (_capped_magnitude(out) > threshold).nonzero().squeeze(1)
+    indices = above[:capacity].int()
+    values = out[indices]
+    out[indices] = 0
+    return TakenAbove(indices, values, above.numel(), fit)
 
 
 def select_above(accumulated: Tensor, threshold: float) -> Tensor:
@@ -153,18 +200,20 @@ def count_above(magnitude: Tensor, threshold: float) -> int:
 
 
 def moments(accumulated: Tensor) -> Moments:
-    """Compute mean, unbiased standard deviation, mean |u| and max |u| of a float ``[numel]`` vector.
+    """Compute mean, unbiased standard deviation, mean |u| and max |u| of a float ``[numel]`` vector; is it finite?
 
     Example:
         >>> [round(float(m), 3) for m in moments(torch.tensor([1.0, -1.0, 3.0]))]
-        [1.0, 2.0, 1.667, 3.0]
+        [1.0, 2.0, 1.667, 3.0, 1.0]
     """
     if accumulated.numel() == 1:
         magnitude = accumulated.abs()[0]
-        return Moments(accumulated[0], torch.zeros_like(magnitude), magnitude, magnitude)
+        zero, finite = torch.zeros_like(magnitude), torch.isfinite(magnitude)
+        return Moments(accumulated[0].clone(), zero, magnitude, magnitude, finite)
     std, mean = torch.std_mean(accumulated)
-    low, high = torch.aminmax(accumulated)
-    return Moments(mean, std, accumulated.abs().mean(), torch.maximum(-low, high))
+    low, high = torch.aminmax(accumulated)  # both carry a NaN on
+    max_abs = torch.maximum(-low, high)
+    return Moments(mean, std, accumulated.abs().mean(), max_abs, torch.isfinite(max_abs))
 
 
 def all_finite(vector: Tensor) -> Tensor:
@@ -212,3 +261,31 @@ def scatter_mean(parts: Sequence[SparseGradient], out: Tensor) -> Tensor:
     for part in parts:
         out.index_add_(0, part.indices, part.values)
     return out.div_(len(parts))
+
+
+def union(parts: Sequence[SparseGradient]) -> SparseGradient:
+    """Add P sparse vectors up, in the given order, to one sparse vector with the indices of all.
+
+    The fixed order makes the sums the same to the bit on every worker, and equal to those of ``scatter_mean``.
+
+    Args:
+        parts: sparse gradients of one length and dtype, in rank order; any of them may be empty.
+
+    Returns:
+        Their sum; an index that any part has is in it, even where the sum is zero.
+
+    Raises:
+        ValueError: there are no parts, or they are not alike.
+
+    Example:
+        >>> one = SparseGradient(torch.tensor([0, 2], dtype=torch.int32), torch.tensor([5.0, 7.0]), 4)
+        >>> two = SparseGradient(torch.tensor([2, 3], dtype=torch.int32), torch.tensor([1.0, 2.0]), 4)
+        >>> both = union([one, two])
+        >>> both.indices.tolist(), both.values.tolist()
+        ([0, 2, 3], [5.0, 8.0, 2.0])
+    """
+    indices, places = torch.unique(torch.cat([part.indices for part in parts]), return_inverse=True)
+    values = parts[0].values.new_zeros(indices.numel())
+    for part, place in zip(parts, places.split([part.kept for part in parts]), strict=True):
+        values.index_add_(0, place, part.values)
+    return SparseGradient(indices, values, parts[0].numel)

@@ -1,0 +1,131 @@
+/* Inner loops for AVX2 with F16C. The rest of the build knows nothing of them, so the library runs anywhere. */
+#include "gaussiank.h"
+
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,f16c,bmi,popcnt"))), apply_to = function)
+#else
+#pragma GCC target("avx2,f16c,bmi,popcnt")
+#endif
+#include <immintrin.h>
+
+#define GK_INLINE inline __attribute__((always_inline))
+#define GK_NAME(name) gk_avx2##name
+#define GK_LABEL "avx2"
+
+static GK_INLINE __m256 gk_load(const gk_job *job, int64_t i, int kind)
+{
+    __m256 residual = _mm256_loadu_ps(job->residual + i);
+    if (kind == GK_NONE)
+        return residual;
+    if (kind == GK_F32)
+        return _mm256_add_ps(residual, _mm256_loadu_ps((const float *)job->grad + i));
+    __m128i narrow = _mm_loadu_si128((const __m128i *)((const uint16_t *)job->grad + i));
+    if (kind == GK_BF16)
+        return _mm256_add_ps(residual, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(narrow), 16)));
+    return _mm256_add_ps(residual, _mm256_cvtph_ps(narrow));
+}
+
+static GK_INLINE __m256i gk_magnitude(__m256 entries)
+{
+    return _mm256_and_si256(_mm256_castps_si256(entries), _mm256_set1_epi32(GK_MAGNITUDE));
+}
+
+static GK_INLINE int gk_group_any(const gk_job *job, int64_t group, int kind, int mode)
+{
+    __m256i most = _mm256_setzero_si256();
+    __m256i clear = _mm256_set1_epi32(job->clear);
+    for (int64_t i = group; i < group + GK_GROUP; i += 8) {
+        __m256 entries = gk_load(job, i, kind);
+        __m256i keys = gk_magnitude(entries);
+        most = _mm256_max_epi32(most, keys);
+        if (mode == GK_STORE)
+            _mm256_storeu_ps(job->out + i, entries);
+        if (mode == GK_STREAM)
+            _mm256_stream_ps(job->out + i,
+                             _mm256_andnot_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(keys, clear)), entries));
+    }
+    __m256i hit = _mm256_cmpgt_epi32(most, _mm256_set1_epi32(job->low));
+    return !_mm256_testz_si256(hit, hit);
+}
+
+static GK_INLINE int64_t gk_pick(const gk_job *job, int64_t group, int32_t *index, float *value, int64_t found,
+                                 int kind, int mode)
+{
+    gk_job stored = {.residual = job->out};
+    const gk_job *source = mode == GK_STORE ? &stored : job;
+    uint64_t mask = 0;
+    float entries[GK_GROUP];
+    for (int i = 0; i < GK_GROUP; i += 8) {
+        __m256 line = gk_load(source, group + i, mode == GK_STORE ? GK_NONE : kind);
+        __m256i hit = _mm256_cmpgt_epi32(gk_magnitude(line), _mm256_set1_epi32(job->low));
+        mask |= (uint64_t)(unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(hit)) << i;
+        _mm256_storeu_ps(entries + i, line);
+    }
+    for (; mask; mask &= mask - 1) {
+        int at = __builtin_ctzll(mask);
+        float entry = entries[at];
+        index[found] = (int32_t)(group + at);
+        value[found++] = entry;
+        if (mode == GK_STORE)
+            job->out[group + at] = (gk_bits(entry) & GK_MAGNITUDE) > job->clear ? 0.0f : entry;
+    }
+    return found;
+}
+
+static GK_INLINE void gk_lanes(const gk_job *job, int64_t begin, int64_t end, gk_sums *sums, int kind, int mode)
+{
+    gk_job stored = {.residual = job->out};
+    const gk_job *source = mode == GK_STORE ? &stored : job;
+    __m256d sum[4], square[4], absolute[4];
+    const __m256d sign = _mm256_set1_pd(-0.0);
+    __m256i most = _mm256_setzero_si256();
+    for (int part = 0; part < 4; part++) {
+        sum[part] = _mm256_loadu_pd(sums->sum + 4 * part);
+        square[part] = _mm256_loadu_pd(sums->square + 4 * part);
+        absolute[part] = _mm256_loadu_pd(sums->absolute + 4 * part);
+    }
+    for (int64_t i = begin; i < end; i += GK_LINE)
+        for (int half = 0; half < 2; half++) {
+            __m256 entries = gk_load(source, i + 8 * half, mode == GK_STORE ? GK_NONE : kind);
+            most = _mm256_max_epi32(most, gk_magnitude(entries));
+            for (int part = 2 * half; part < 2 * half + 2; part++) {
+                __m128 four = part % 2 ? _mm256_extractf128_ps(entries, 1) : _mm256_castps256_ps128(entries);
+                __m256d wide = _mm256_cvtps_pd(four);
+                sum[part] = _mm256_add_pd(sum[part], wide);
+                square[part] = _mm256_add_pd(square[part], _mm256_mul_pd(wide, wide));
+                absolute[part] = _mm256_add_pd(absolute[part], _mm256_andnot_pd(sign, wide));
+            }
+        }
+    for (int part = 0; part < 4; part++) {
+        _mm256_storeu_pd(sums->sum + 4 * part, sum[part]);
+        _mm256_storeu_pd(sums->square + 4 * part, square[part]);
+        _mm256_storeu_pd(sums->absolute + 4 * part, absolute[part]);
+    }
+    int32_t keys[8];
+    _mm256_storeu_si256((__m256i *)keys, most);
+    for (int lane = 0; lane < 8; lane++)
+        sums->max_bits = keys[lane] > sums->max_bits ? keys[lane] : sums->max_bits;
+}
+
+static int64_t GK_NAME(filter)(const int32_t *keys, int64_t count, int32_t low, int32_t *out)
+{
+    int64_t found = 0, i = 0;
+    __m256i limit = _mm256_set1_epi32(low);
+    for (; i + 8 <= count; i += 8) {
+        __m256i hit = _mm256_cmpgt_epi32(_mm256_loadu_si256((const __m256i *)(keys + i)), limit);
+        for (int mask = _mm256_movemask_ps(_mm256_castsi256_ps(hit)); mask; mask &= mask - 1)
+            out[found++] = keys[i + __builtin_ctz((unsigned)mask)];
+    }
+    for (; i < count; i++)
+        if (keys[i] > low)
+            out[found++] = keys[i];
+    return found;
+}
+
+#include "sweep.inc"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,78 @@
+/* Inner loops in plain C. The compiler vectorises them for the platform's baseline: NEON on arm64, SSE2 on x86-64. */
+#include "gaussiank.h"
+
+#define GK_INLINE inline __attribute__((always_inline))
+#define GK_NAME(name) gk_portable##name
+#if defined(__aarch64__)
+#define GK_LABEL "neon"
+#else
+#define GK_LABEL "scalar"
+#endif
+
+static GK_INLINE float gk_sum(const gk_job *job, int64_t i, int kind);
+
+/* In place, out is residual: each entry is read before it is written, so iterations are independent all the same. */
+#if defined(__clang__)
+#define GK_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define GK_INDEPENDENT _Pragma("GCC ivdep")
+#endif
+
+static GK_INLINE int gk_group_any(const gk_job *job, int64_t group, int kind, int mode)
+{
+    int32_t any = 0, low = job->low;
+    float *out = job->out;
+    GK_INDEPENDENT
+    for (int64_t i = group; i < group + GK_GROUP; i++) {
+        float entry = gk_sum(job, i, kind);
+        any |= low - (gk_bits(entry) & GK_MAGNITUDE); /* negative for a hit; cannot overflow, low >= -1 */
+        if (mode != GK_READ)
+            out[i] = entry;
+    }
+    return any < 0;
+}
+
+static GK_INLINE int64_t gk_pick(const gk_job *job, int64_t group, int32_t *index, float *value, int64_t found,
+                                 int kind, int mode)
+{
+    const float *sums = mode == GK_READ ? job->residual : job->out;
+    (void)kind;
+    for (int64_t i = group; i < group + GK_GROUP; i++) {
+        float entry = sums[i];
+        int32_t bits = gk_bits(entry) & GK_MAGNITUDE;
+        if (bits > job->low) {
+            index[found] = (int32_t)i;
+            value[found++] = entry;
+            if (mode != GK_READ && bits > job->clear)
+                job->out[i] = 0.0f;
+        }
+    }
+    return found;
+}
+
+static GK_INLINE void gk_lanes(const gk_job *job, int64_t begin, int64_t end, gk_sums *sums, int kind, int mode)
+{
+    const float *vector = mode == GK_READ ? job->residual : job->out;
+    (void)kind;
+    for (int64_t line = begin; line < end; line += GK_LINE)
+        for (int lane = 0; lane < GK_LINE; lane++) {
+            double wide = vector[line + lane];
+            int32_t bits = gk_bits(vector[line + lane]) & GK_MAGNITUDE;
+            sums->sum[lane] += wide;
+            sums->square[lane] += wide * wide;
+            sums->absolute[lane] += wide < 0 ? -wide : wide;
+            sums->max_bits = bits > sums->max_bits ? bits : sums->max_bits;
+        }
+}
+
+static int64_t GK_NAME(filter)(const int32_t *keys, int64_t count, int32_t low, int32_t *out)
+{
+    int64_t found = 0;
+    for (int64_t i = 0; i < count; i++) {
+        out[found] = keys[i];
+        found += keys[i] > low;
+    }
+    return found;
+}
+
+#include "sweep.inc"
