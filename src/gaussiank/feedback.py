@@ -22,6 +22,9 @@ from gaussiank.sparse import SparseGradient
 
 FORMAT = 1
 Select = Callable[[Tensor], SparseGradient]
+"""Chooses from an accumulated vector."""
+Fused = Callable[[Tensor, Tensor, Tensor], "SparseGradient | None"]
+"""Adds the first two vectors to the third, chooses, and removes what it chose; or does nothing and returns None."""
 
 
 @dataclass(eq=False)
@@ -88,7 +91,9 @@ class ErrorFeedback:
 
     # ------------------------------------------------------------------ one step: take, keep, judge, seal, settle
 
-    def take(self, layout: Layout, grad: Tensor, select: Select, *, held: Iterable[slice] = ()) -> SparseGradient:
+    def take(
+        self, layout: Layout, grad: Tensor, select: Select, *, held: Iterable[slice] = (), fused: Fused | None = None
+    ) -> SparseGradient:
         """Add the residual to ``grad``, let ``select`` choose, and keep the rest.
 
         Args:
@@ -96,6 +101,8 @@ class ErrorFeedback:
             grad: ``[numel]`` local gradient. Not modified.
             select: chooses from the accumulated vector; what it returns counts as sent.
             held: places of parameters that got no gradient: nothing of them is sent, their residual stays.
+            fused: does all three in one pass over memory; used instead of ``select`` where nothing else has to happen
+                between adding and choosing.
 
         Returns:
             What to send.
@@ -104,11 +111,14 @@ class ErrorFeedback:
             ValueError: ``grad`` is no flat vector or does not fit the layout, or the layout names an unknown parameter.
         """
         part, held = self._open(layout, grad), tuple(held)
-        accumulated = self._accumulate(part, grad)
-        for place in held:
-            accumulated[place] = 0
-        sparse = select(accumulated)
-        accumulated[sparse.indices] = 0
+        addend = self._addend(part, grad)
+        sparse = fused(addend, part.residual, part.next_residual) if fused and not held else None
+        if sparse is None:
+            accumulated = ops.accumulate(part.residual, addend, out=part.next_residual)
+            for place in held:
+                accumulated[place] = 0
+            sparse = select(accumulated)
+            accumulated[sparse.indices] = 0
         if part.next_velocity is not None and self._momentum is not None and self._momentum.masking:
             part.next_velocity[sparse.indices] = 0
         self._hold(part, held)
@@ -130,7 +140,7 @@ class ErrorFeedback:
         ):
             return False
         part, held = self._open(layout, grad), tuple(held)
-        accumulated = self._accumulate(part, grad)
+        accumulated = ops.accumulate(part.residual, self._addend(part, grad), out=part.next_residual)
         for place in held:
             accumulated[place] = grad[place]
         grad.copy_(accumulated)
@@ -250,19 +260,11 @@ class ErrorFeedback:
         self._step.parts.append(part)
         return part
 
-    def _accumulate(self, part: _Part, grad: Tensor) -> Tensor:
-        """Write residual + grad, or residual + velocity, to the part's next residual and return it."""
-        correction = self._momentum
-        if correction is None or part.velocity is None or part.next_velocity is None:
-            return ops.accumulate(part.residual, grad, out=part.next_residual)
-        if correction.clip_norm is not None:
-            grad = correction.clip(grad, part.layout, self._world_size)
-        torch.mul(part.velocity, correction.momentum, out=part.next_velocity)
-        part.next_velocity.add_(grad)
-        ops.accumulate(part.residual, grad if correction.nesterov else part.next_velocity, out=part.next_residual)
-        if correction.nesterov:
-            part.next_residual.add_(part.next_velocity, alpha=correction.momentum)
-        return part.next_residual
+    def _addend(self, part: _Part, grad: Tensor) -> Tensor:
+        """Return what the residual grows by: the gradient, or the velocity that it is added to."""
+        if self._momentum is None or part.velocity is None or part.next_velocity is None:
+            return grad
+        return self._momentum.advance(part.velocity, grad, part.next_velocity, part.layout, self._world_size)
 
     def _hold(self, part: _Part, held: Iterable[slice]) -> None:
         for place in held:
@@ -272,7 +274,7 @@ class ErrorFeedback:
 
     def _new_part(self, layout: Layout, like: Tensor) -> _Part:
         def zeros() -> Tensor:
-            return torch.zeros(layout.numel, dtype=RESIDUAL_DTYPES[like.dtype], device=like.device)
+            return ops.residual_buffer(layout.numel, RESIDUAL_DTYPES[like.dtype], like.device)
 
         moving = self._momentum is not None
         part = _Part(layout, zeros(), zeros() if moving else None, zeros(), zeros() if moving else None)

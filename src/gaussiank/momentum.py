@@ -49,6 +49,30 @@ class MomentumCorrection:
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be above 0, got {self.clip_norm}. Leave it out to clip nothing.")
 
+    def advance(self, velocity: Tensor, grad: Tensor, out: Tensor, layout: Layout, world_size: int) -> Tensor:
+        """Write the next velocity to ``out`` and return what the residual grows by.
+
+        Args:
+            velocity: float ``[numel]`` of the last step. Not modified.
+            grad: ``[numel]`` local gradient. Not modified.
+            out: ``[numel]`` in the velocity's dtype, apart from it.
+            layout: parameters in ``grad``.
+            world_size: number of workers; scales the clipping norm.
+
+        Returns:
+            ``out`` itself, or ``grad + momentum out`` for Nesterov's.
+
+        Example:
+            >>> layout, velocity, grad = Layout(("w",), (1,)), torch.tensor([2.0]), torch.tensor([1.0])
+            >>> MomentumCorrection(0.5).advance(velocity, grad, torch.empty(1), layout, world_size=4)
+            tensor([2.])
+        """
+        if self.clip_norm is not None:
+            grad = self.clip(grad, layout, world_size)
+        torch.mul(velocity, self.momentum, out=out)
+        out.add_(grad)
+        return torch.add(grad.to(out.dtype), out, alpha=self.momentum) if self.nesterov else out
+
     def clip(self, grad: Tensor, layout: Layout, world_size: int) -> Tensor:
         """Return a copy of ``grad`` in which no parameter's norm is above ``clip_norm / sqrt(world_size)``.
 
