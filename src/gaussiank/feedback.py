@@ -182,6 +182,16 @@ class ErrorFeedback:
                 part.clean = False
         return committed
 
+    def rescale(self, factor: float) -> None:
+        """Multiply every residual and velocity by ``factor``, between two steps: their unit has changed.
+
+        Exact when ``factor`` is a power of two, as a ``GradScaler`` has by default, within float32's range.
+        """
+        for part in {id(part): part for part, _ in self._places.values()}.values():
+            part.residual.mul_(factor)
+            if part.velocity is not None:
+                part.velocity.mul_(factor)
+
     # ------------------------------------------------------------------ reading and saving
 
     def residual(self, name: str) -> Tensor:

@@ -33,6 +33,7 @@ def compress(
     momentum: MomentumCorrection | None = None,
     max_bytes: int | None = None,
     on_nonfinite: OnNonfinite = "propagate",
+    scaler: torch.amp.GradScaler | None = None,
 ) -> "Compression":
     """Make a DDP model exchange sparse gradients with error feedback instead of dense ones.
 
@@ -50,6 +51,8 @@ def compress(
         on_nonfinite: an infinite or NaN gradient is passed on to every worker's gradients and changes no residual
             (``propagate``, what a ``GradScaler`` needs), or ends backward on every worker with the parameter's name
             (``raise``).
+        scaler: the ``GradScaler`` of a float16 run: residuals are rescaled when its scale changes. Without it, a
+            residual keeps the unit of the scale that it was computed with.
 
     Returns:
         The compression: ``metrics`` of the last step, ``state_dict`` and ``load_state_dict`` for checkpoints.
@@ -93,6 +96,7 @@ def compress(
         scope=scope,
         momentum=momentum,
         on_nonfinite=on_nonfinite,
+        scaler=scaler,
     )
     model.register_comm_hook(compression, hook)
     return compression
@@ -120,6 +124,7 @@ class Compression:
         scope: Scope,
         momentum: MomentumCorrection | None,
         on_nonfinite: OnNonfinite,
+        scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         numels = _checked_numels(model)
         self.config: Mapping[str, object] = {
@@ -142,6 +147,7 @@ class Compression:
             group=model.process_group,
         )
         self._whole_model = scope == "model"
+        self._scaler = scaler
         self._unused_possible = bool(model.find_unused_parameters or model.static_graph)
         self._names = {id(parameter): name for name, parameter in model.module.named_parameters()}
         self._waiting: list[tuple[GradBucket, Done]] = []
@@ -188,7 +194,7 @@ class Compression:
         """Start the exchange of one bucket; the future holds its buffer with the mean."""
         if bucket.index() == 0:  # DDP starts buckets in order
             self._waiting = []
-            self._journey.begin()
+            self._journey.begin(scale=self._scaler.get_scale() if self._scaler else 1.0)
         future = self._start(bucket)
         if bucket.is_last():
             if self._waiting:

@@ -67,6 +67,7 @@ class Journey:
         self._all_reduce = DenseAllReduce()
         self.feedback = ErrorFeedback(numels, momentum=momentum, world_size=self._world_size)
         self.step = 0
+        self._scale = 1.0
         self.measured = Metrics()
 
     @property
@@ -81,9 +82,16 @@ class Journey:
 
     # ------------------------------------------------------------------ one step: begin, reduce, seal
 
-    def begin(self) -> None:
-        """Begin a step: commit the last one's residuals, or forget them when it was not whole and finite."""
+    def begin(self, scale: float = 1.0) -> None:
+        """Begin a step: commit the last one's residuals, or forget them when it was not whole and finite.
+
+        Args:
+            scale: what a ``GradScaler`` multiplies this step's loss by; residuals follow when it changes.
+        """
         self.feedback.settle()
+        if scale != self._scale:
+            self.feedback.rescale(scale / self._scale)
+            self._scale = scale
         self.measured = Metrics(step=self.step, density=self.density)
 
     def seal(self) -> None:
@@ -202,6 +210,7 @@ class Journey:
             "rank": self._rank,
             "world_size": self._world_size,
             "step": self.step,
+            "scale": self._scale,
             "feedback": self.feedback.state_dict(),
             "hints": {key: hint.clone() for key, hint in self._selector.hints.items()},
         }
@@ -226,6 +235,7 @@ class Journey:
         self.feedback.load_state_dict(state["feedback"])
         self._selector.load_hints(state["hints"])
         self.step = state["step"]
+        self._scale = state.get("scale", 1.0)
 
 
 def _write_back(mean: Tensor, grads: Sequence[Tensor], finite: Tensor) -> Tensor:

@@ -561,3 +561,37 @@ def accounted_and_real(rank: int, world_size: int, density: float) -> tuple[int,
 def test_sent_bytes_are_those_the_kernel_counts(workers: Any, density: float) -> None:
     for accounted, real in workers.run(accounted_and_real, density):
         assert accounted <= real <= 1.01 * accounted + 2000  # Gloo's own framing
+
+
+def under_a_scaler(rank: int, world_size: int, how: dict[str, Any]) -> tuple[Totals, list[float], bool]:
+    """Train with a scale that grows every second step and falls at an overflow; returns everything unscaled."""
+    model = DDP(Given(), **SMALL_BUCKETS)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2)
+    compression = gaussiank.compress(model, density=0.02, scaler=scaler, **how)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    grads = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
+    scales = []
+    for step in range(7):
+        optimizer.zero_grad()
+        fed = feed(rank, step)
+        if step == 4 and rank == 0:
+            fed["third"][5] = float("inf")
+        scales.append(scaler.get_scale())
+        scaler.scale(model(fed)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        for name in SHAPES:
+            grads[name] += 0 if step == 4 else fed[name]  # the step that overflowed is skipped, with its gradient
+    applied = {name: -parameter.detach() for name, parameter in model.module.named_parameters()}
+    result = totals(compression, applied, grads)
+    same_scale = compression.state_dict()["scale"] == scales[-1]
+    return {name: (kept / scales[-1], *rest) for name, (kept, *rest) in result.items()}, scales, same_scale  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("how", [{}, {"momentum": gaussiank.MomentumCorrection(0.0)}], ids=["plain", "velocity"])
+def test_residuals_follow_the_scale_of_a_grad_scaler(workers: Any, how: dict[str, Any]) -> None:
+    results = workers.run(under_a_scaler, how)
+    assert_nothing_lost([result for result, _, _ in results])
+    for _, scales, same_scale in results:
+        assert scales == [2.0**10, 2.0**10, 2.0**11, 2.0**11, 2.0**12, 2.0**11, 2.0**11]
+        assert same_scale
