@@ -3,13 +3,14 @@ from __future__ import annotations
 import math
 import re
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
 
-from gaussiank.compressors import Capped, Compressor, Dense, GaussianK, RandomK, Selection, TopK, Turn
+from gaussiank.compressors import COMPRESSORS, Capped, Compressor, Dense, GaussianK, RandomK, Selection, TopK, Turn
 from gaussiank.layout import Layout
 from gaussiank.ops import select_topk
 from gaussiank.selector import Selector, require_scope
@@ -162,3 +163,21 @@ def test_refuses_unknown_scope(scope: Any) -> None:
     message = f"scope must be one of bucket, layer, model, got {scope!r}. Choose one of them."
     with pytest.raises(ValueError, match="^" + re.escape(message)):
         require_scope(scope)
+
+
+@pytest.mark.parametrize("per_layer", [False, True], ids=["whole", "per layer"])
+@pytest.mark.parametrize("name", COMPRESSORS)
+def test_taking_is_adding_selecting_and_removing(draw: Callable[..., torch.Tensor], name: str, per_layer: bool) -> None:
+    layout = Layout(("a", "b", "c"), (5000, 3, 997))
+    two_steps, fused = (Selector(COMPRESSORS[name](), per_layer=per_layer, rank=1) for _ in range(2))
+    residual = draw("laplace", layout.numel, seed=0)
+    for step in range(5):
+        grad = draw("normal", layout.numel, seed=step + 1)
+        accumulated, out = residual + grad, torch.empty(layout.numel)
+        chosen = two_steps.select(layout, accumulated, 0.02, step)
+        taken = fused.take(layout, grad, residual, out, 0.02, step).check()
+        assert torch.equal(taken.indices, chosen.indices)
+        assert torch.equal(taken.values, chosen.values)
+        accumulated[chosen.indices] = 0
+        assert torch.equal(out, accumulated)
+        residual = out

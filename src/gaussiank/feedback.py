@@ -23,8 +23,8 @@ from gaussiank.sparse import SparseGradient
 FORMAT = 1
 Select = Callable[[Tensor], SparseGradient]
 """Chooses from an accumulated vector."""
-Fused = Callable[[Tensor, Tensor, Tensor], "SparseGradient | None"]
-"""Adds the first two vectors to the third, chooses, and removes what it chose; or does nothing and returns None."""
+Fused = Callable[[Tensor, Tensor, Tensor], SparseGradient]
+"""Writes the sum of the first two vectors to the third, chooses from it, and removes there what it chose."""
 
 
 @dataclass(eq=False)
@@ -101,8 +101,8 @@ class ErrorFeedback:
             grad: ``[numel]`` local gradient. Not modified.
             select: chooses from the accumulated vector; what it returns counts as sent.
             held: places of parameters that got no gradient: nothing of them is sent, their residual stays.
-            fused: does all three in one pass over memory; used instead of ``select`` where nothing else has to happen
-                between adding and choosing.
+            fused: does all three at once; used instead of ``select`` where nothing else has to happen between adding
+                and choosing.
 
         Returns:
             What to send.
@@ -112,8 +112,9 @@ class ErrorFeedback:
         """
         part, held = self._open(layout, grad), tuple(held)
         addend = self._addend(part, grad)
-        sparse = fused(addend, part.residual, part.next_residual) if fused and not held else None
-        if sparse is None:
+        if fused and not held:
+            sparse = fused(addend, part.residual, part.next_residual)
+        else:
             accumulated = ops.accumulate(part.residual, addend, out=part.next_residual)
             for place in held:
                 accumulated[place] = 0

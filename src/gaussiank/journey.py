@@ -174,8 +174,11 @@ class Journey:
         def select(accumulated: Tensor) -> SparseGradient:
             return self._selector.select(layout, accumulated, self.measured.density, self.measured.step)
 
+        def fused(addend: Tensor, residual: Tensor, out: Tensor) -> SparseGradient:
+            return self._selector.take(layout, addend, residual, out, self.measured.density, self.measured.step)
+
         if self._compressor.keeps_rest:
-            return self.feedback.take(layout, grad, select, held=held)
+            return self.feedback.take(layout, grad, select, held=held, fused=fused)
         return select(grad.to(RESIDUAL_DTYPES[grad.dtype]))
 
     def _note_sent(self, started: float, k: int, kept: int, sent_bytes: int, grads: Sequence[Tensor]) -> float:

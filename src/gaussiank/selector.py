@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gaussiank import ops
-from gaussiank.compressors import Compressor, Turn
+from gaussiank.compressors import Compressor, Taken, Turn, finish_take
 from gaussiank.layout import Layout
 from gaussiank.schedule import entries
 from gaussiank.sparse import SparseGradient
@@ -68,20 +68,60 @@ class Selector:
             capacity = self.capacity(layout, density) or accumulated.numel()
             return SparseGradient.pick(accumulated, ops.nonfinite_indices(accumulated, capacity))
         chosen: list[Tensor] = []
-        start = 0
-        for key, numel in self._segments(layout):
-            segment = accumulated[start : start + numel]
-            turn = Turn(step, self.rank, zlib.crc32(key.encode()), self.hints.get(key))
-            indices, hint = self.compressor.select(segment, entries(density, numel), turn)
-            if hint is not None:
-                self.hints[key] = hint
-            chosen.append(indices + start if start else indices)
-            start += numel
+        for key, place, k in self._places(layout, density):
+            indices, hint = self.compressor.select(accumulated[place], k, self._turn(key, step))
+            self._remember(key, hint)
+            chosen.append(indices + place.start if place.start else indices)
         return SparseGradient.pick(accumulated, chosen[0] if len(chosen) == 1 else torch.cat(chosen))
+
+    def take(
+        self, layout: Layout, grad: Tensor, residual: Tensor, out: Tensor, density: float, step: int
+    ) -> SparseGradient:
+        """Write ``residual + grad`` to ``out``, choose what to send of it, and remove that from ``out``.
+
+        In one pass over memory where the compressor has a fused form. Infinities and NaN are sent as by ``select``,
+        segment by segment.
+
+        Args:
+            layout: what lies in the vectors.
+            grad: ``[numel]`` what the residual grows by. Not modified.
+            residual: ``[numel]``. Not modified.
+            out: ``[numel]`` apart from both.
+            density: share of entries to send.
+            step: number of the step.
+        """
+        parts: list[Taken] = []
+        for key, place, k in self._places(layout, density):
+            turn, target = self._turn(key, step), out[place]
+            taken = self.compressor.take(grad[place], residual[place], target, k, turn)
+            if taken is None:
+                ops.accumulate(residual[place], grad[place], out=target)
+                finite = self.compressor.nonfinite_first or bool(ops.all_finite(target))
+                taken = finish_take(self.compressor, target, k, turn, finite=finite)
+            self._remember(key, taken.hint)
+            parts.append(taken._replace(indices=taken.indices + place.start) if place.start else taken)
+        if len(parts) == 1:
+            return SparseGradient(parts[0].indices, parts[0].values, layout.numel)
+        indices = torch.cat([part.indices for part in parts])
+        return SparseGradient(indices, torch.cat([part.values for part in parts]), layout.numel)
 
     def load_hints(self, hints: Mapping[str, Tensor]) -> None:
         """Replace the hints by saved ones."""
         self.hints = {key: hint.clone() for key, hint in hints.items()}
+
+    def _turn(self, key: str, step: int) -> Turn:
+        return Turn(step, self.rank, zlib.crc32(key.encode()), self.hints.get(key))
+
+    def _remember(self, key: str, hint: Tensor | None) -> None:
+        if hint is not None:
+            self.hints[key] = hint
+
+    def _places(self, layout: Layout, density: float) -> Iterator[tuple[str, slice, int]]:
+        """Yield each vector that k is counted on: its key, its place, and k."""
+        start = 0
+        for key, numel in self._segments(layout):
+            yield key, slice(start, start + numel), entries(density, numel)
+            start += numel
 
     def _segments(self, layout: Layout) -> list[tuple[str, int]]:
         """Name the vectors that k is counted on, with their lengths; a parameter without entries has none."""
