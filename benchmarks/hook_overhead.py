@@ -23,7 +23,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 import gaussiank
-from gaussiank.lab.data import DATASETS, Batches
+from gaussiank.lab.data import DATASETS, Batches, Wanted
 from gaussiank.lab.launch import launch
 from gaussiank.lab.models import MODELS
 
@@ -33,17 +33,17 @@ WARMUP_STEPS = 10
 
 def measure(model_name: str, steps: int, batch_size: int, out: str) -> None:
     spec = MODELS[model_name]
-    models = [DistributedDataParallel(spec.build()) for _ in range(2)]
+    models = [DistributedDataParallel(spec.build(10)) for _ in range(2)]
     models[0].register_comm_hook(None, default_hooks.allreduce_hook)
     gaussiank.compress(models[1], density=1.0)
     optimizers = [torch.optim.SGD(model.parameters(), lr=0.01) for model in models]
-    train, _ = DATASETS["fashion-mnist-subset"]()
+    train = DATASETS["fashion-mnist-subset"].load(Wanted(image=spec.image)).train
     batches = Batches(train, batch_size, rank=dist.get_rank(), world_size=dist.get_world_size(), seed=0)
     times: list[tuple[float, float]] = []
     epoch = 0
     while len(times) < steps + WARMUP_STEPS:
-        for images, labels in batches.epoch(epoch):
-            prepared = spec.prepare(images)
+        for inputs, (labels,) in batches.epoch(epoch):
+            (prepared,) = train.prepare(inputs)
             pair = [0.0, 0.0]
             for i in (0, 1) if len(times) % 2 else (1, 0):
                 dist.barrier()

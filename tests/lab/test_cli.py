@@ -74,10 +74,11 @@ def test_torchrun_with_the_same_seed_gives_the_same_numbers(trained: tuple[Path,
         "-m",
         "gaussiank",
     ]
-    methods = "dense,topk,gaussiank,randomk:feedback=false"
-    done = run(*torchrun, *TRAIN, "--methods", methods, "--out", str(tmp_path / "again"))
+    # its settings given back are the run again; only where it writes is said anew
+    done = run(*torchrun, "train", "--config", str(trained[0] / "config.json"), "--out", str(tmp_path / "again"))
     assert done.returncode == 0, done.stderr
     assert numbers(read_records(tmp_path / "again")) == numbers(read_records(trained[0]))
+    assert (tmp_path / "again" / "config.json").read_bytes() == (trained[0] / "config.json").read_bytes()
 
 
 def test_report_is_written_anew(trained: tuple[Path, str]) -> None:
@@ -106,7 +107,8 @@ def test_records_are_not_overwritten(trained: tuple[Path, str]) -> None:
             "method must be one of dense, topk, gaussiank, dgc, trimmedtopk, mstopk, sidco, chunktopk, randomk, "
             "got 'topkk'.",
         ),
-        (["--model", "gpt9"], "model must be one of fnn3, lenet5, resnet20, got 'gpt9'. Correct it."),
+        (["--model", "gpt9"], "model must be one of fnn3, lenet5, resnet20, vgg16, alexnet, vgg16-imagenet, resnet50,"),
+        (["--dataset", "mnist"], "data_dir must hold mnist, got no folder (--data-dir was not given) without train-im"),
         (["--batch-size", "9000", "--workers", "2"], "batch_size must be in [1, 5000] for 10000 images on 2 workers"),
         (["--device", "cuda"], "device must be cpu where torch sees no CUDA, got 'cuda'."),
     ],
@@ -134,6 +136,13 @@ def test_workers_are_torchruns_business_under_torchrun() -> None:
     done = run(*torchrun, *TRAIN, "--workers", "3")
     assert done.returncode != 0
     assert "workers must be left out under torchrun, got 3 where torchrun has 2. Leave it out." in done.stderr
+
+
+def test_data_are_listed() -> None:
+    done = run(*GAUSSIANK, "data")
+    assert done.returncode == 0, done.stderr
+    assert "  here     fashion-mnist-subset:" in done.stdout
+    assert "  missing  cifar10:" in done.stdout
 
 
 def test_help_and_version_are_quick_to_read() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,30 @@ from gaussiank.lab.config import TrainConfig
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"model": "lenet6"}, r"model must be one of fnn3, lenet5, resnet20, got 'lenet6'\. Correct it\."),
-        ({"dataset": "cifar"}, r"dataset must be one of fashion-mnist-subset, got 'cifar'\."),
+        (
+            {"model": "lenet6"},
+            r"model must be one of fnn3, lenet5, .* or torchvision:NAME, got 'lenet6'\. Correct it\.",
+        ),
+        ({"dataset": "cifar"}, r"dataset must be one of fashion-mnist-subset, .*, got 'cifar'\."),
+        ({"dataset": "ptb"}, r"dataset must be of images for lenet5, got 'ptb'\. Take fashion-mnist-subset, .*cifar10"),
+        (
+            {"model": "transformer"},
+            r"dataset must be of language for transformer, got 'fashion-mnist-subset'\. Take stdl",
+        ),
+        (
+            {"model": "transformer", "dataset": "stdlib", "augment": True},
+            r"augment must be off for a model of language, got on for transformer\. Leave it out\.",
+        ),
+        ({"optimizer": "adam"}, r"optimizer must be one of sgd, adamw, got 'adam'\."),
+        ({"lr_schedule": "linear"}, r"lr_schedule must be one of constant, step, cosine, got 'linear'\."),
+        ({"lr_warmup_steps": -1}, r"lr_warmup_steps must be at least 0, got -1\."),
+        ({"eval_steps": 0}, r"eval_steps must be at least 1, got 0\."),
+        ({"context": 0}, r"context must be at least 1, got 0\."),
+        ({"clip_grad": 0.0}, r"clip_grad must be above 0, got 0\.0\. Leave it out to clip nothing\."),
+        (
+            {"optimizer": "adamw", "momentum_correction": True},
+            r"optimizer must be sgd with momentum_correction, got adamw\.",
+        ),
         ({"methods": ()}, r"methods must name at least one, got none\."),
         ({"methods": ("topk", "topk")}, r"methods must differ, got topk, topk\. Name each once\."),
         ({"methods": ("topkk",)}, r"method must be one of dense, topk, .* got 'topkk'\."),
@@ -35,6 +58,12 @@ from gaussiank.lab.config import TrainConfig
 def test_settings_out_of_range_get_one_sentence(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         TrainConfig(**settings)
+
+
+def test_a_data_dir_that_is_none_is_named(tmp_path: Path) -> None:
+    config = TrainConfig(data_dir=str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match=r"data_dir must exist, got .*nowhere\. Give a folder of data sets\."):
+        config.load_data()
 
 
 def test_warmup_becomes_a_schedule() -> None:

@@ -35,8 +35,8 @@ def test_a_failing_worker_ends_the_others_and_is_named(tmp_path: Path) -> None:
 def test_world_size_is_four_unless_said(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    assert (world_size(None), world_size(2)) == (4, 2)
+    assert (world_size(None), world_size(2), world_size(None, 3), world_size(2, 3)) == (4, 2, 3, 2)
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "8"), ("MASTER_ADDR", "x"), ("MASTER_PORT", "1")):
         monkeypatch.setenv(name, value)
-    assert (world_size(None), world_size(8)) == (8, 8)
+    assert (world_size(None), world_size(8), world_size(None, 3)) == (8, 8, 8)
     assert "RANK" in os.environ

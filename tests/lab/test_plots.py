@@ -15,13 +15,15 @@ from matplotlib.text import Annotation, Text
 from numpy.typing import NDArray
 
 from gaussiank.lab import labels, plots
+from gaussiank.lab.metric import Metric
 from gaussiank.lab.records import Records, read_records
 
+NATS = Metric("loss", "loss", "nats/byte")
 WriteRun = Callable[..., Path]
 FIGURES = (
-    plots.accuracy_over_steps,
+    plots.metric_over_steps,
     plots.loss_over_steps,
-    plots.accuracy_over_bytes,
+    plots.metric_over_bytes,
     plots.kept_over_steps,
     plots.time_per_step,
 )
@@ -37,13 +39,19 @@ def names(axes: Axes) -> dict[str, Annotation]:
     return {text.get_text(): text for text in axes.texts if isinstance(text, Annotation)}
 
 
-def test_accuracy_over_steps_holds_the_evaluations_in_percent(write_run: WriteRun) -> None:
-    figure = plots.accuracy_over_steps(read_records(write_run()))
+def test_metric_over_steps_holds_the_evaluations_in_percent(write_run: WriteRun) -> None:
+    figure = plots.metric_over_steps(read_records(write_run()))
     step, accuracy = line(figure, "topk")
     np.testing.assert_array_equal(step, [10, 20, 30, 40])
     np.testing.assert_allclose(accuracy, [46.6, 59.1, 71.6, 84.1])
     assert figure.axes[0].get_ylabel() == "test accuracy (%)"
     assert figure.axes[0].get_xlabel() == "step"
+
+
+def test_a_run_of_language_is_drawn_in_its_own_unit(write_run: WriteRun) -> None:
+    figure = plots.metric_over_steps(read_records(write_run(("dense", "topk"), run={"metric": NATS.as_record()})))
+    np.testing.assert_array_equal(line(figure, "topk")[1], [0.5] * 4)
+    assert figure.axes[0].get_ylabel() == "test loss (nats/byte)"
 
 
 def test_loss_is_drawn_raw_and_smoothed(write_run: WriteRun) -> None:
@@ -56,8 +64,8 @@ def test_loss_is_drawn_raw_and_smoothed(write_run: WriteRun) -> None:
     np.testing.assert_allclose(smoothed[0], loss[:3].mean())
 
 
-def test_accuracy_over_bytes_sums_what_was_sent(write_run: WriteRun) -> None:
-    figure = plots.accuracy_over_bytes(read_records(write_run()))
+def test_metric_over_bytes_sums_what_was_sent(write_run: WriteRun) -> None:
+    figure = plots.metric_over_bytes(read_records(write_run()))
     np.testing.assert_allclose(line(figure, "topk")[0], 1536 * np.array([10, 20, 30, 40]))
     np.testing.assert_allclose(line(figure, "dense")[0], 370236 * np.array([10, 20, 30, 40]))
     assert figure.axes[0].get_xscale() == "log"
@@ -67,7 +75,7 @@ def test_a_step_record_stands_for_the_steps_since_the_one_before(tmp_path: Path)
     steps = [{"method": "m", "step": 5, "sent_bytes": 10.0}, {"method": "m", "step": 10, "sent_bytes": 20.0}]
     evals = [{"method": "m", "step": step, "accuracy": 0.5} for step in (0, 5, 10)]
     records = Records(tmp_path, {}, steps, evals, [])
-    np.testing.assert_array_equal(line(plots.accuracy_over_bytes(records), "m")[0], [50, 150])
+    np.testing.assert_array_equal(line(plots.metric_over_bytes(records), "m")[0], [50, 150])
 
 
 def test_kept_over_steps_is_kept_over_k_without_dense(write_run: WriteRun) -> None:
@@ -217,7 +225,7 @@ def test_ids_of_two_figures_differ(write_run: WriteRun) -> None:
 
 
 def test_outlines_of_letters_keep_their_scale(write_run: WriteRun) -> None:
-    assert "scale(0.015625)" in plots.figure_svg(plots.accuracy_over_steps(read_records(write_run())))
+    assert "scale(0.015625)" in plots.figure_svg(plots.metric_over_steps(read_records(write_run())))
 
 
 @pytest.mark.parametrize("draw", FIGURES)
@@ -232,9 +240,9 @@ def test_figures_ignore_the_users_settings(write_run: WriteRun) -> None:
     import matplotlib
 
     records = read_records(write_run())
-    plain = plots.figure_svg(plots.accuracy_over_steps(records))
+    plain = plots.figure_svg(plots.metric_over_steps(records))
     with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "axes.facecolor": "black"}):
-        assert plots.figure_svg(plots.accuracy_over_steps(records)) == plain
+        assert plots.figure_svg(plots.metric_over_steps(records)) == plain
 
 
 def test_readers_import_neither_torch_nor_pyplot() -> None:

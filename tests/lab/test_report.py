@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from gaussiank.lab.metric import Metric
 from gaussiank.lab.records import read_records
 from gaussiank.lab.report import headline, report_html, setting, write_figures, write_report
 from gaussiank.lab.summary import summary_rows
@@ -86,7 +87,7 @@ def test_table_holds_the_rows_of_the_summary(write_run: WriteRun) -> None:
     page = Page(report_html(records))
     assert page.rows[1:] == [list(row) for row in summary_rows(records)]
     assert [re.sub("\u00ad", "", cell) for cell in page.rows[0]] == [
-        "method", "accuracy%", "kept/k", "sentper step", "compression", "stepms", "computems", "selectms", "commms",
+        "method", "accuracy%", "kept/k", "sent/step", "compression", "stepms", "computems", "selectms", "commms",
     ]  # fmt: skip
 
 
@@ -147,6 +148,22 @@ def test_broken_unicode_is_written_as_a_reference(write_run: WriteRun) -> None:
 )
 def test_headline(write_run: WriteRun, methods: tuple[str, ...], diverged: str | None, sentence: str) -> None:
     assert headline(read_records(write_run(methods, diverged=diverged))).replace("\u00a0", " ") == sentence
+
+
+def test_a_run_of_language_is_reported_in_its_own_unit(write_run: WriteRun) -> None:
+    metric = Metric("loss", "loss", "nats/byte", about="Mean surprise <in nats>.")
+    run_dir = write_run(("dense",), run={"metric": metric.as_record()})
+    for name, loss in (("topk", 0.61), ("randomk", 0.7), ("dgc", None)):  # less is better, and nothing is worst
+        append(run_dir, {"kind": "method", "method": name, "loss": loss, "sent_bytes": 1000, "accuracy": 0.9})
+    records = read_records(run_dir)
+    page = Page(report_html(records))
+    sentence = "topk reached 0.610 nats/byte with 370x less traffic than dense (0.500 nats/byte)."
+    assert headline(records).replace("\u00a0", " ") == sentence
+    assert page.rows[0][1] == "lossnats/byte"
+    assert [row[1] for row in page.rows[1:]] == ["0.500", "0.610", "0.700", "diverged"]
+    assert "Loss for traffic" in page.text
+    assert "Mean surprise <in nats>." in page.text
+    assert "accuracy" not in page.text
 
 
 @pytest.mark.parametrize(

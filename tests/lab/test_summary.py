@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from gaussiank.lab.metric import Metric
 from gaussiank.lab.records import read_records
 from gaussiank.lab.summary import Row, bytes_text, ms_text, name_lines, summary_rows, summary_table, times_text
 
@@ -59,9 +60,19 @@ def test_markup_and_control_characters_of_a_name_are_shown_not_obeyed(write_run:
     assert "\x1b" not in text
 
 
+def test_a_run_of_language_shows_nats_and_fits_80_columns(write_run: WriteRun) -> None:
+    metric = Metric("loss", "loss", "nats/byte")
+    run_dir = write_run(LONG, run={"metric": metric.as_record()})
+    assert [row.metric for row in summary_rows(read_records(run_dir))] == ["0.500"] * 4
+    lines = printed(run_dir)
+    assert "loss" in lines[0]
+    assert "nats/byte" in lines[1]
+    assert max(map(len, lines)) <= 80
+
+
 def test_diverged_method_says_so(write_run: WriteRun) -> None:
     rows = summary_rows(read_records(write_run(("dense", "topk"), diverged="topk")))
-    assert [row.accuracy for row in rows] == ["87.0", "diverged"]
+    assert [row.metric for row in rows] == ["87.0", "diverged"]
     assert max(map(len, printed(write_run(LONG, diverged=LONG[1], name="long")))) <= 80
 
 

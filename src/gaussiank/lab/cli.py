@@ -42,54 +42,93 @@ def _root(
 
 @app.command()
 def train(
-    model: Annotated[str, typer.Option(help="fnn3, lenet5 or resnet20.")] = "lenet5",
-    dataset: Annotated[str, typer.Option(help="Data set; the subset comes with the package.")] = "fashion-mnist-subset",
+    model: Annotated[str | None, typer.Option(help="Name of a model, or torchvision:NAME (lenet5).")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Settings to start from: default, or paper.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Settings of an earlier run instead of a recipe: its config.json or directory.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Name of a data set; see gaussiank data.")] = None,
+    data_dir: Annotated[str | None, typer.Option(help="Folder of your data sets.")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens that a language model sees at once.")] = None,
+    augment: Annotated[
+        bool | None, typer.Option("--augment/--no-augment", help="Shift and mirror training images at random.")
+    ] = None,
     methods: Annotated[
-        str, typer.Option(help="Methods to compare, by comma; settings by colon: randomk:feedback=false.")
-    ] = "dense,topk,gaussiank,randomk:feedback=false",
-    density: Annotated[float, typer.Option(help="Share of entries to send, in (0, 1].")] = 0.001,
+        str | None, typer.Option(help="Methods to compare, by comma; settings by colon: randomk:feedback=false.")
+    ] = None,
+    density: Annotated[float | None, typer.Option(help="Share of entries to send, in (0, 1].")] = None,
     workers: Annotated[
         int | None, typer.Option(help="Local processes to start (4); under torchrun, its number is taken.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images for each worker and step.")] = 32,
-    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 12,
+    batch_size: Annotated[int | None, typer.Option(help="Examples for each worker and step.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of epochs.")] = None,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.02,
-    momentum: Annotated[float, typer.Option(help="Momentum, of the optimizer or of the correction.")] = 0.9,
-    weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = 0.0,
-    warmup: Annotated[str, typer.Option(help="Start of the density: none, dense, dgc or published.")] = "none",
+    eval_steps: Annotated[int | None, typer.Option(help="Steps between evaluations, instead of an epoch.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd or adamw.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate, its highest.")] = None,
+    lr_schedule: Annotated[str | None, typer.Option(help="constant, step or cosine.")] = None,
+    lr_warmup_steps: Annotated[int | None, typer.Option(help="Steps over which the learning rate rises.")] = None,
+    momentum: Annotated[float | None, typer.Option(help="Momentum, of the optimizer or of the correction.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Weight decay.")] = None,
+    clip_grad: Annotated[
+        float | None, typer.Option(help="Largest norm of a worker's gradient, before the exchange.")
+    ] = None,
+    warmup: Annotated[str | None, typer.Option(help="Start of the density: none, dense, dgc or published.")] = None,
     warmup_steps: Annotated[
         int | None, typer.Option(help="Length of the warm-up in steps; one epoch a stage if not given.")
     ] = None,
     momentum_correction: Annotated[
-        bool, typer.Option("--momentum-correction", help="Accumulate velocity (DGC), in methods with feedback.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--momentum-correction/--no-momentum-correction",
+            help="Accumulate velocity (DGC), in methods with feedback.",
+        ),
+    ] = None,
     clip_norm: Annotated[float | None, typer.Option(help="Local clipping of the momentum correction.")] = None,
-    scope: Annotated[str, typer.Option(help="Where k is counted: bucket, layer or model.")] = "bucket",
+    scope: Annotated[str | None, typer.Option(help="Where k is counted: bucket, layer or model.")] = None,
     max_bytes: Annotated[int | None, typer.Option(help="Largest payload of a message in bytes.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of initialisation and data order.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    seed: Annotated[int | None, typer.Option(help="Seed of initialisation and data order.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     out: Annotated[Path | None, typer.Option(help="Directory of the run; a new one below runs/ if not given.")] = None,
 ) -> None:
     """Train one model with several methods, same seeds and data order, and compare them.
 
-    Starts the workers itself, or joins the torchrun job that it is in. Writes records and one HTML report.
+    What is not given is the recipe's. Starts the workers itself, or joins the torchrun job that it is in. Writes its
+    settings, records and one HTML report.
     """
+    given: dict[str, Any] = dict(locals())
     from gaussiank.lab.config import TrainConfig
+    from gaussiank.lab.config_file import read_config
     from gaussiank.lab.launch import launch, world_size
+    from gaussiank.lab.recipes import resolve
     from gaussiank.lab.run import require_startable, run
 
-    given: dict[str, Any] = dict(locals())
-    settings = {name: given[name] for name in TrainConfig.__dataclass_fields__ if name in given}
-    settings["methods"] = tuple(method.strip() for method in methods.split(",") if method.strip())
-    settings["workers"] = world_size(workers)
-    config = TrainConfig(**settings)
+    given = {name: given[name] for name in TrainConfig.__dataclass_fields__ if given.get(name) is not None}
+    if methods is not None:
+        given["methods"] = tuple(method.strip() for method in methods.split(",") if method.strip())
+    fields = resolve(recipe, None if config is None else read_config(config), given)
+    fields["workers"] = world_size(workers, fields.get("workers"))
+    settings = TrainConfig(**fields)
     started = datetime.datetime.now(datetime.timezone.utc)
-    run_dir = out or Path("runs") / f"{model}-{started:%Y%m%d-%H%M%S}"
+    run_dir = out or Path("runs") / f"{settings.model.replace(':', '-')}-{started:%Y%m%d-%H%M%S}"
     if (run_dir / "records.jsonl").exists():
         raise FileExistsError(f"out must be a directory without records, got {run_dir}. Choose another one.")
-    require_startable(config)
-    launch(run, config.workers, config, run_dir, "gaussiank " + shlex.join(sys.argv[1:]))
+    require_startable(settings)
+    launch(run, settings.workers, settings, run_dir, "gaussiank " + shlex.join(sys.argv[1:]))
+
+
+@app.command()
+def data(
+    name: Annotated[str | None, typer.Argument(help="A data set to read whole; without it, all are listed.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of your data sets.")] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch it into the folder (fashion-mnist alone).")
+    ] = False,
+) -> None:
+    """List the data sets: what is here, what is missing, and how to get it; or read one and describe it."""
+    from gaussiank.lab.data_command import show_data
+
+    show_data(Console(), name, data_dir, download)
 
 
 @app.command()

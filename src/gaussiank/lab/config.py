@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from gaussiank import codec
 from gaussiank.compressors import Compressor, parse_compressor
-from gaussiank.lab.data import DATASETS
-from gaussiank.lab.models import MODELS
+from gaussiank.lab.data import DATASETS, Data, Wanted
+from gaussiank.lab.learning_rate import LRSchedule
+from gaussiank.lab.models import ModelSpec, find_model
 from gaussiank.momentum import MomentumCorrection
 from gaussiank.schedule import Constant, DenseStart, Schedule, Warmup, require_density
 from gaussiank.selector import Scope, require_scope
 
 WarmupName = Literal["none", "dense", "dgc", "published"]
+OptimizerName = Literal["sgd", "adamw"]
 
 
 @dataclass(frozen=True)
@@ -21,17 +24,25 @@ class TrainConfig:
     """Say what to train, how, and with which methods.
 
     Args:
-        model: key of ``MODELS``.
+        model: key of ``MODELS``, or ``torchvision:NAME``.
         dataset: key of ``DATASETS``.
+        data_dir: the user's folder of data sets, or None.
+        context: tokens that a language model sees at once.
+        augment: shift and mirror training images at random.
         methods: compressors to compare, ``name`` or ``name:field=value``.
         density: share of entries to send.
         workers: number of workers.
-        batch_size: images a worker and step.
+        batch_size: examples a worker and step.
         epochs: passes over the data; ignored when ``steps`` is given.
         steps: optimizer steps, or None.
-        lr: learning rate.
-        momentum: of the optimizer, or of the momentum correction when that is on.
+        eval_steps: steps between evaluations; None evaluates after each epoch.
+        optimizer: ``sgd`` or ``adamw``.
+        lr: learning rate, its highest.
+        lr_schedule: ``constant``, ``step`` or ``cosine``; see ``learning_rate``.
+        lr_warmup_steps: steps over which the learning rate rises.
+        momentum: of SGD, or of the momentum correction when that is on; Adam's first beta.
         weight_decay: of the optimizer.
+        clip_grad: largest norm of a worker's whole gradient, before the exchange; None clips nothing.
         warmup: how the density starts: ``none``, ``dense`` (everything), ``dgc`` or ``published`` (ladders).
         warmup_steps: length of the warm-up in steps, all its stages together; None takes one epoch a stage.
         momentum_correction: accumulate velocity instead of gradient (DGC), in methods with feedback.
@@ -47,15 +58,23 @@ class TrainConfig:
 
     model: str = "lenet5"
     dataset: str = "fashion-mnist-subset"
+    data_dir: str | None = None
+    context: int = 128
+    augment: bool = False
     methods: tuple[str, ...] = ("dense", "topk", "gaussiank", "randomk:feedback=false")
     density: float = 0.001
     workers: int = 4
     batch_size: int = 32
     epochs: int = 12
     steps: int | None = None
+    eval_steps: int | None = None
+    optimizer: OptimizerName = "sgd"
     lr: float = 0.02
+    lr_schedule: LRSchedule = "constant"
+    lr_warmup_steps: int = 0
     momentum: float = 0.9
     weight_decay: float = 0.0
+    clip_grad: float | None = None
     warmup: WarmupName = "none"
     warmup_steps: int | None = None
     momentum_correction: bool = False
@@ -66,9 +85,14 @@ class TrainConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for argument, value, table in (("model", self.model, MODELS), ("dataset", self.dataset, DATASETS)):
-            if value not in table:
-                raise ValueError(f"{argument} must be one of {', '.join(table)}, got {value!r}. Correct it.")
+        spec = find_model(self.model)
+        if self.dataset not in DATASETS:
+            raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, got {self.dataset!r}. Correct it.")
+        if DATASETS[self.dataset].task != spec.task:
+            fitting = ", ".join(name for name, source in DATASETS.items() if source.task == spec.task)
+            raise ValueError(f"dataset must be of {spec.task} for {self.model}, got {self.dataset!r}. Take {fitting}.")
+        if self.augment and spec.task != "images":
+            raise ValueError(f"augment must be off for a model of {spec.task}, got on for {self.model}. Leave it out.")
         if not self.methods:
             raise ValueError("methods must name at least one, got none. Give dense,topk, for example.")
         if len(set(self.methods)) < len(self.methods):
@@ -77,16 +101,18 @@ class TrainConfig:
             parse_compressor(method)
         require_density(self.density)
         require_scope(self.scope)
-        if self.warmup not in get_args(WarmupName):
-            names = ", ".join(get_args(WarmupName))
-            raise ValueError(f"warmup must be one of {names}, got {self.warmup!r}. Choose one of them.")
+        choices = {"warmup": WarmupName, "optimizer": OptimizerName, "lr_schedule": LRSchedule}
+        for argument, known in choices.items():
+            value, names = getattr(self, argument), get_args(known)
+            if value not in names:
+                raise ValueError(f"{argument} must be one of {', '.join(names)}, got {value!r}. Choose one of them.")
         if self.device not in ("cpu", "cuda"):
             raise ValueError(f"device must be cpu or cuda, got {self.device!r}. Choose one of them.")
         self._check_numbers()
 
     def _check_numbers(self) -> None:
-        least = {"workers": 1, "batch_size": 1, "epochs": 1, "steps": 1, "warmup_steps": 1}
-        for argument, smallest in least.items():
+        least = {"workers": 1, "batch_size": 1, "epochs": 1, "steps": 1, "warmup_steps": 1, "context": 1}
+        for argument, smallest in {**least, "eval_steps": 1, "lr_warmup_steps": 0}.items():
             value = getattr(self, argument)
             if value is not None and value < smallest:
                 raise ValueError(f"{argument} must be at least {smallest}, got {value}. Raise it.")
@@ -94,13 +120,36 @@ class TrainConfig:
             raise ValueError(f"lr must be above 0, got {self.lr}. 0.02 suits LeNet-5.")
         if not self.weight_decay >= 0:
             raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}. 0 switches it off.")
+        if self.clip_grad is not None and not self.clip_grad > 0:
+            raise ValueError(f"clip_grad must be above 0, got {self.clip_grad}. Leave it out to clip nothing.")
         MomentumCorrection(self.momentum, clip_norm=self.clip_norm)  # checks both
+        if self.momentum_correction and self.optimizer != "sgd":
+            raise ValueError(
+                f"optimizer must be sgd with momentum_correction, got {self.optimizer}. Leave one of them out."
+            )
         if self.clip_norm is not None and not self.momentum_correction:
             raise ValueError(
                 f"clip_norm must come with momentum_correction, got {self.clip_norm} alone. Add --momentum-correction."
             )
         if self.max_bytes is not None:
             codec.entries_within(self.max_bytes)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's description."""
+        return find_model(self.model)
+
+    def load_data(self) -> Data:
+        """Load the data set, fitted to the model.
+
+        Raises:
+            FileNotFoundError: it is not there; says how to get it.
+            ValueError: a file is damaged; names it.
+        """
+        place = None if self.data_dir is None else Path(self.data_dir)
+        if place is not None and not place.exists():
+            raise FileNotFoundError(f"data_dir must exist, got {place}. Give a folder of data sets.")
+        return DATASETS[self.dataset].load(Wanted(place, self.spec.image, self.context))
 
     def schedule(self, epoch_steps: int) -> Schedule:
         """Return the density over steps; a warm-up stage lasts ``epoch_steps`` unless ``warmup_steps`` is set."""

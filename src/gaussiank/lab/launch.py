@@ -67,14 +67,14 @@ def _within_group(work: Callable[..., None], arguments: tuple[Any, ...]) -> None
     dist.destroy_process_group()  # not after an error: peers would report the lost connection before its cause
 
 
-def world_size(wanted: int | None) -> int:
-    """Return the number of workers: what torchrun says when it has started us, else what is wanted, else 4.
+def world_size(wanted: int | None, usual: int | None = None) -> int:
+    """Return the number of workers: what torchrun says when it has started us, else what is wanted, usual, or 4.
 
     Raises:
-        ValueError: both are given, and differ.
+        ValueError: torchrun has another number than is wanted.
     """
     if not under_torchrun():
-        return 4 if wanted is None else wanted
+        return next(number for number in (wanted, usual, 4) if number is not None)
     given = int(os.environ["WORLD_SIZE"])
     if wanted not in (None, given):
         raise ValueError(

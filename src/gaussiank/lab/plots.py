@@ -1,4 +1,4 @@
-"""Figures of one run, drawn from its records: accuracy, loss, traffic, kept entries and time."""
+"""Figures of one run, drawn from its records: test metric, loss, traffic, kept entries and time."""
 
 from __future__ import annotations
 
@@ -74,13 +74,13 @@ def _plain() -> Iterator[None]:
 
 
 @_plain()
-def accuracy_over_steps(records: Records) -> Figure:
-    """Draw test accuracy, in percent, against the step it was measured at."""
-    figure, axes = _canvas("step", "test accuracy (%)")
+def metric_over_steps(records: Records) -> Figure:
+    """Draw what the run is judged by, on the test set, against the step it was measured at."""
+    figure, axes = _canvas("step", _metric_label(records))
     ends = []
     for name, style in method_styles(records).items():
-        step, accuracy = records.columns(name, "step", "accuracy", kind="eval")
-        ends += _curve(axes, records, name, step, 100 * accuracy, style)
+        step, value = records.columns(name, "step", records.metric.key, kind="eval")
+        ends += _curve(axes, records, name, step, records.metric.scale * value, style)
     return name_curves(figure, axes, ends)
 
 
@@ -99,15 +99,15 @@ def loss_over_steps(records: Records) -> Figure:
 
 
 @_plain()
-def accuracy_over_bytes(records: Records) -> Figure:
-    """Draw test accuracy, in percent, against the bytes one worker had sent by then (log scale)."""
-    figure, axes = _canvas("sent per worker", "test accuracy (%)")
+def metric_over_bytes(records: Records) -> Figure:
+    """Draw what the run is judged by, on the test set, against the bytes one worker had sent by then (log scale)."""
+    figure, axes = _canvas("sent per worker", _metric_label(records))
     ends = []
     for name, style in method_styles(records).items():
-        step, accuracy = records.columns(name, "step", "accuracy", kind="eval")
+        step, value = records.columns(name, "step", records.metric.key, kind="eval")
         sent = _sent_by(records, name, step)
         wire = sent > 0  # one worker sends nothing, and a log axis has no zero
-        ends += _curve(axes, records, name, sent[wire], 100 * accuracy[wire], style)
+        ends += _curve(axes, records, name, sent[wire], records.metric.scale * value[wire], style)
     if ends:
         low, high = axes.dataLim.intervalx
         _log_axis(axes, "x", low, high, EngFormatter(unit="B"))
@@ -215,6 +215,11 @@ def smooth(values: Floats, window: int) -> Floats:
     count = np.convolve(known, np.ones(2 * half + 1))[inside]
     mean: Floats = np.divide(total, count, out=np.full(values.shape, np.nan), where=known)
     return mean
+
+
+def _metric_label(records: Records) -> str:
+    metric = records.metric
+    return f"test {metric.name} ({metric.unit})"
 
 
 def _canvas(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from gaussiank.lab.metric import ACCURACY, Metric
+from gaussiank.lab.records import number
 from gaussiank.lab.summary import bytes_text
 
 
@@ -17,10 +19,12 @@ class LiveProgress:
 
     Args:
         console: where to show them.
+        metric: what the run is judged by.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, metric: Metric = ACCURACY) -> None:
         self._console = console
+        self._metric = metric
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=14),
@@ -30,7 +34,7 @@ class LiveProgress:
             console=console,
             disable=not console.is_terminal,
         )
-        self._accuracy = ""
+        self._judged = ""
 
     def __enter__(self) -> LiveProgress:
         self._progress.start()
@@ -43,23 +47,25 @@ class LiveProgress:
 
     def begin(self, method: str, steps: int) -> None:
         """Start the bar of a method."""
-        self._accuracy = ""
+        self._judged = ""
         self._task = self._progress.add_task(escape(method.split(":", maxsplit=1)[0]), total=steps, now="")
 
     def show(self, record: dict[str, Any]) -> None:
         """Show a step, evaluation or closing record."""
         if record["kind"] == "step":
             now = (
-                f"loss {record['loss']:.3f}{self._accuracy} kept/k {record['kept'] / record['k']:.2f} "
+                f"loss {record['loss']:.3f}{self._judged} kept/k {record['kept'] / record['k']:.2f} "
                 f"sent {bytes_text(record['sent_bytes'])}"
             )
             self._progress.update(self._task, completed=record["step"], now=now)
         elif record["kind"] == "eval":
-            self._accuracy = f" acc {record['accuracy']:.1%}"
+            judged = self._metric.text(number(record, self._metric.key))
+            self._judged = f" test {judged}"
             if not self._console.is_terminal:
+                extra = f" (perplexity {record['perplexity']:.4g})" if "perplexity" in record else ""
+                loss = "" if self._metric.key == "loss" else f"loss {record['loss']:.3f}, "
                 self._console.print(
-                    f"{record['method']}: step {record['step']}, loss {record['loss']:.3f}, "
-                    f"accuracy {record['accuracy']:.1%}",
+                    f"{record['method']}: step {record['step']}, {loss}{self._metric.name} {judged}{extra}",
                     highlight=False,
                     markup=False,
                     soft_wrap=True,

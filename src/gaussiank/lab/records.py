@@ -13,6 +13,8 @@ from typing import Any, Literal, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from gaussiank.lab.metric import Metric
+
 FORMAT = 1
 RECORDS_NAME = "records.jsonl"
 
@@ -92,6 +94,11 @@ class Records:
     evals: list[dict[str, Any]]
     methods: list[dict[str, Any]]
     truncated: bool = False
+
+    @property
+    def metric(self) -> Metric:
+        """What the run is judged by: accuracy, where the run record does not say."""
+        return Metric.from_record(self.run.get("metric"))
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from functools import partial
@@ -14,27 +15,27 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from gaussiank.lab.plots import (
-    accuracy_over_bytes,
-    accuracy_over_steps,
     figure_svg,
     kept_over_steps,
     loss_over_steps,
     method_styles,
+    metric_over_bytes,
+    metric_over_steps,
     time_per_step,
 )
 from gaussiank.lab.records import Records, number, read_records
-from gaussiank.lab.summary import bytes_text, percent_text, summary_rows, times_text
+from gaussiank.lab.summary import MISSING, bytes_text, headers, summary_rows, times_text
 
 REPORT_NAME = "report.html"
 FIGURES = (
     (
-        accuracy_over_bytes,
-        "Accuracy for traffic",
-        "Further left is less traffic for the same accuracy; the axis is logarithmic.",
+        metric_over_bytes,
+        "{Metric} for traffic",
+        "Further left is less traffic for the same {metric}; the axis is logarithmic.",
     ),
     (
-        accuracy_over_steps,
-        "Accuracy over steps",
+        metric_over_steps,
+        "Test {metric} over steps",
         "Each point is the test set, read after that many steps.",
     ),
     (
@@ -116,12 +117,16 @@ def report_html(records: Records) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     # A long method name may wrap after its colon and commas only.
     environment.filters["parts"] = partial(re.split, r"(?<=[:,])")
-    drawn = [(draw(records), heading, caption) for draw, heading, caption in FIGURES]
+    metric = records.metric
+    words = {"metric": metric.name, "Metric": metric.name.capitalize()}
+    drawn = [(draw(records), heading.format(**words), caption.format(**words)) for draw, heading, caption in FIGURES]
     return environment.from_string(template).render(
         headline=headline(records),
         setting=setting(records),
         remarks=_remarks(records),
         rows=summary_rows(records),
+        headers=[header.replace("compression", "com\u00adpression").split("\n") for header in headers(records)],
+        metric=metric,
         styles=method_styles(records),
         # Only figure_svg's own output stands unescaped: it holds outlines, and its label is escaped.
         figures=[
@@ -137,7 +142,7 @@ def report_html(records: Records) -> str:
 
 
 def headline(records: Records) -> str:
-    """Say in one sentence what the run found: the best accuracy of a sparse method and the traffic it saved.
+    """Say in one sentence what the run found: the best result of a sparse method and the traffic it saved.
 
     Traffic is compared with what the dense method of the run sent; without one, with what it would have sent.
     """
@@ -150,10 +155,10 @@ def headline(records: Records) -> str:
         if dense is None or dense not in sound:
             return "Every method that finished diverged."
         traffic = bytes_text(number(dense, "sent_bytes"))
-        return f"{dense['method']} reached {_percent(dense)}, sending {traffic} per worker and step."
-    best = max(sparse, key=lambda record: (_ordered(record, "accuracy"), _ordered(record, "compression")))
-    result = f"{best['method']} reached {_percent(best)}"
-    other = _percent(dense) if dense is not None and dense in sound else "diverged"
+        return f"{dense['method']} reached {_judged(records, dense)}, sending {traffic} per worker and step."
+    best = max(sparse, key=lambda record: (_rank(records, record), _ordered(number(record, "compression"))))
+    result = f"{best['method']} reached {_judged(records, best)}"
+    other = _judged(records, dense) if dense is not None and dense in sound else "diverged"
     dense_bytes = number(best, "dense_bytes") if dense is None else number(dense, "sent_bytes")
     if dense_bytes > 0 and number(best, "sent_bytes") > 0:
         factor = dense_bytes / number(best, "sent_bytes")
@@ -188,6 +193,7 @@ def _origin(records: Records) -> list[tuple[str, str]]:
     pairs = [("started", _text(run.get("started")))]
     if "numel" in model:
         pairs.append(("parameters", f"{number(run['model'], 'numel'):,.0f}"))
+    pairs += [(f"data {key}", value) for key, value in _pairs(run.get("data"))]
     pairs += _pairs(run.get("machine"))
     return pairs + [(key, _text(run.get(key))) for key in ("torch", "gaussiank")]
 
@@ -204,13 +210,18 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _percent(record: dict[str, Any]) -> str:
-    return f"{percent_text(number(record, 'accuracy'))}\u00a0%"
+def _judged(records: Records, record: dict[str, Any]) -> str:
+    metric = records.metric
+    return (metric.text(number(record, metric.key)) or MISSING).replace(" ", "\u00a0")
 
 
-def _ordered(record: dict[str, Any], key: str) -> float:
-    value = number(record, key)
-    return value if value == value else -1.0
+def _rank(records: Records, record: dict[str, Any]) -> float:
+    value = number(record, records.metric.key)
+    return _ordered(value if records.metric.higher_is_better else -value)
+
+
+def _ordered(value: float) -> float:
+    return value if value == value else -math.inf
 
 
 def _is_dense(record: dict[str, Any]) -> bool:

@@ -16,8 +16,8 @@ from rich.console import Console
 import gaussiank
 from gaussiank.collectives import require_agreement
 from gaussiank.lab.config import TrainConfig
-from gaussiank.lab.data import DATASETS, Batches
-from gaussiank.lab.models import MODELS
+from gaussiank.lab.config_file import write_config
+from gaussiank.lab.data import Batches, Data
 from gaussiank.lab.progress import LiveProgress
 from gaussiank.lab.records import RecordWriter, read_records
 from gaussiank.lab.report import write_report
@@ -29,11 +29,12 @@ def require_startable(config: TrainConfig) -> None:
     """Raise what every worker would raise, before any of them is started.
 
     Raises:
-        ValueError: no such device, or a batch that does not fit the data.
+        ValueError: no such device, a damaged file, or a batch that does not fit the data.
+        FileNotFoundError: the data are not there.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device must be cpu where torch sees no CUDA, got {config.device!r}. Leave it out.")
-    train, _ = DATASETS[config.dataset]()
+    train = config.load_data().train
     Batches(train, config.batch_size, rank=0, world_size=config.workers, seed=config.seed)
 
 
@@ -42,7 +43,7 @@ def run(config: TrainConfig, run_dir: Path, command: str) -> None:
 
     Args:
         config: settings, the same on every worker.
-        run_dir: where rank 0 writes ``records.jsonl`` and ``report.html``.
+        run_dir: where rank 0 writes ``records.jsonl``, ``config.json`` and ``report.html``.
         command: command line that was given, for the records.
 
     Raises:
@@ -50,14 +51,15 @@ def run(config: TrainConfig, run_dir: Path, command: str) -> None:
         FileExistsError: the directory holds records already.
     """
     require_agreement(config.as_record())
-    data = DATASETS[config.dataset]()
+    data = config.load_data()
     console = Console()
     with contextlib.ExitStack() as stack:
         writer = progress = None
         if dist.get_rank() == 0:
             writer = stack.enter_context(RecordWriter(run_dir))
-            progress = stack.enter_context(LiveProgress(console))
-            writer.write(_opening(config, command))
+            progress = stack.enter_context(LiveProgress(console, data.task.metric))
+            write_config(run_dir, config)
+            writer.write(_opening(config, data, command))
 
         def report(record: dict[str, Any]) -> None:
             if writer and progress:
@@ -74,8 +76,7 @@ def run(config: TrainConfig, run_dir: Path, command: str) -> None:
         console.print(f"Report: {write_report(run_dir)}", soft_wrap=True, highlight=False)
 
 
-def _opening(config: TrainConfig, command: str) -> dict[str, Any]:
-    spec = MODELS[config.model]
+def _opening(config: TrainConfig, data: Data, command: str) -> dict[str, Any]:
     return {
         "kind": "run",
         "format": 1,
@@ -91,7 +92,9 @@ def _opening(config: TrainConfig, command: str) -> dict[str, Any]:
             "backend": dist.get_backend(),
         },
         "config": config.as_record(),
-        "model": {"name": spec.name, "numel": spec.numel},
+        "model": {"name": config.model, "numel": config.spec.parameters(data.outputs)},
+        "data": {"train": len(data.train), "test": len(data.test), "unit": data.train.unit, "digest": data.digest},
+        "metric": data.task.metric.as_record(),
         "command": command,
     }
 

@@ -13,26 +13,22 @@ from rich.text import Text
 from gaussiank.lab.records import Records, number
 
 MISSING = "–"  # the sign for a number that was not measured
-HEADERS = (
-    "method",
-    "accuracy\n%",
-    "kept/k",
-    "sent/\nstep",
-    "compression",
-    "step\nms",
-    "compute\nms",
-    "select\nms",
-    "comm\nms",
-)
 # One rule under the header and one blank between columns: nine columns and a long name fit 80 characters.
 UNDERLINED = Box("    \n    \n ── \n    \n    \n    \n    \n    \n")
+
+
+def headers(records: Records) -> tuple[str, ...]:
+    """Return the headings of ``summary_rows``, each with its unit in a second line."""
+    metric = records.metric
+    times = (f"{part}\nms" for part in ("step", "compute", "select", "comm"))
+    return ("method", f"{metric.name}\n{metric.unit}", "kept/k", "sent/\nstep", "compression", *times)
 
 
 class Row(NamedTuple):
     """One finished method, every number as text."""
 
     method: str
-    accuracy: str
+    metric: str
     kept_over_k: str
     sent: str
     compression: str
@@ -45,12 +41,15 @@ class Row(NamedTuple):
 def summary_rows(records: Records) -> list[Row]:
     """Return one row for each finished method, in the order they ran.
 
-    The accuracy of a method with a loss that was not finite is the word "diverged".
+    What a method with a loss that was not finite is judged by is the word "diverged".
     """
+    metric = records.metric
     return [
         Row(
             method=record["method"],
-            accuracy="diverged" if records.diverged(record["method"]) else percent_text(number(record, "accuracy")),
+            metric="diverged"
+            if records.diverged(record["method"])
+            else metric.number(number(record, metric.key)) or MISSING,
             kept_over_k=_text(number(record, "kept_over_k"), ".2f"),
             sent=bytes_text(number(record, "sent_bytes")),
             compression=times_text(number(record, "compression")),
@@ -73,7 +72,7 @@ def summary_table(records: Records) -> Table:
         One row for each finished method, the others named in the caption.
     """
     table = Table(box=UNDERLINED, show_edge=False, padding=0, caption_justify="left", header_style="bold")
-    for header in HEADERS:
+    for header in headers(records):
         first = header == "method"
         # Only the name may wrap, at its end if it must: a number cut short would be another number.
         table.add_column(header, justify="left" if first else "right", no_wrap=not first, overflow="fold")
@@ -111,11 +110,6 @@ def bytes_text(count: float) -> str:
 def times_text(factor: float) -> str:
     """Write a factor as a reader says it: 3.2x, 241x, 12,000x."""
     return _text(factor, ".1f" if factor < 9.95 else ",.0f", "x")
-
-
-def percent_text(fraction: float) -> str:
-    """Write a fraction as a percentage, without its sign."""
-    return _text(100 * fraction, ".1f")
 
 
 def ms_text(seconds: float) -> str:

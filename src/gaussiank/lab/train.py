@@ -11,14 +11,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from gaussiank.compressors import parse_compressor
 from gaussiank.hook import Compression, compress
+from gaussiank.lab.clipping import GradientCarrier, clip_local
 from gaussiank.lab.config import TrainConfig
-from gaussiank.lab.data import Batches, ImageSet
-from gaussiank.lab.models import MODELS, ModelSpec
+from gaussiank.lab.data import Batch, Batches, Data
+from gaussiank.lab.evaluation import evaluate
+from gaussiank.lab.learning_rate import learning_rate
 
 FLUSH_STEPS = 10
 """Steps whose measurements are averaged over workers and written together, so that measuring costs little."""
@@ -44,39 +46,41 @@ class Training:
     Args:
         config: settings of the run.
         method: which of its methods.
-        data: training and test set.
+        data: training and test set, loaded for the model.
         report: takes each record, on every worker; the caller decides which worker keeps them.
     """
 
-    def __init__(self, config: TrainConfig, method: str, data: tuple[ImageSet, ImageSet], report: Report) -> None:
+    def __init__(self, config: TrainConfig, method: str, data: Data, report: Report) -> None:
         self._config = config
         self._method = method
         self._report = report
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
         self._device = torch.device(config.device)
-        self._spec: ModelSpec = MODELS[config.model]
-        self._train, self._test = data
+        self._data = data
         self._batches = Batches(
-            self._train, config.batch_size, rank=self._rank, world_size=self._world_size, seed=config.seed
+            data.train,
+            config.batch_size,
+            rank=self._rank,
+            world_size=self._world_size,
+            seed=config.seed,
+            augment=config.augment,
         )
         torch.manual_seed(config.seed)
-        self._model = DistributedDataParallel(self._spec.build().to(self._device))
+        self._model = config.spec.build(data.outputs).to(self._device)
+        torch.manual_seed((config.seed << 16) + 1 + self._rank)  # every worker drops out its own activations
+        clips = config.clip_grad is not None
+        self._exchange = DistributedDataParallel(GradientCarrier(self._model) if clips else self._model)
         compressor = parse_compressor(method)
         correction = config.correction(compressor)
         self._compression: Compression = compress(
-            self._model,
+            self._exchange,
             config.schedule(len(self._batches)),
             compressor=compressor,
             scope=config.scope,
             momentum=correction,
             max_bytes=None if compressor.sends_all else config.max_bytes,
         )
-        self._optimizer = torch.optim.SGD(
-            self._model.parameters(),
-            lr=config.lr,
-            momentum=0.0 if correction else config.momentum,
-            weight_decay=config.weight_decay,
-        )
+        self._optimizer = self._make_optimizer(momentum=0.0 if correction else config.momentum)
         self._rows = _Rows()
 
     @property
@@ -84,30 +88,37 @@ class Training:
         """Steps that the whole training takes."""
         return self._config.steps or self._config.epochs * len(self._batches)
 
+    def _make_optimizer(self, momentum: float) -> torch.optim.Optimizer:
+        config, parameters = self._config, self._model.parameters()
+        if config.optimizer == "adamw":
+            return torch.optim.AdamW(parameters, config.lr, betas=(momentum, 0.999), weight_decay=config.weight_decay)
+        return torch.optim.SGD(parameters, config.lr, momentum=momentum, weight_decay=config.weight_decay)
+
     def run(self) -> dict[str, Any]:
         """Train to the end; returns and reports the method's closing record."""
         started = time.perf_counter()
-        epoch, step = 0, 0
-        evaluation: dict[str, Any] = {}
+        step = 0
+        between = self._config.eval_steps or len(self._batches)
+        evaluation: dict[str, float] = {}
         while step < self.steps:
-            self._model.train()
-            for images, labels in self._batches.epoch(epoch):
+            for batch in self._batches.epoch(step // len(self._batches)):
                 step += 1
-                self._step(step, images.to(self._device), labels.to(self._device))
+                self._step(step, batch.to(self._device))
+                if step == self.steps or step % between == 0:
+                    self._flush()
+                    evaluation = self._evaluate(step)
                 if step == self.steps:
                     break
-            epoch += 1
-            self._flush()
-            evaluation = self._evaluate(step, step / len(self._batches))
         closing = self._closing(evaluation, time.perf_counter() - started)
         self._report(closing)
         return closing
 
-    def _step(self, step: int, images: Tensor, labels: Tensor) -> None:
+    def _step(self, step: int, batch: Batch) -> None:
+        config = self._config
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(config.lr, config.lr_schedule, step, self.steps, config.lr_warmup_steps)
         started = self._now()
-        loss = nn.functional.cross_entropy(self._model(self._spec.prepare(images)), labels)
-        self._optimizer.zero_grad()
-        loss.backward()
+        loss = self._backward(batch)
         back = self._now()
         self._optimizer.step()
         ended = self._now()
@@ -122,6 +133,19 @@ class Training:
         self._rows.pending.append({"kind": "step", "method": self._method, **record})
         if len(self._rows.local) == FLUSH_STEPS:
             self._flush()
+
+    def _backward(self, batch: Batch) -> Tensor:
+        """Leave the exchanged gradient of a batch in the parameters; returns this worker's loss."""
+        inputs = self._data.train.prepare(batch.inputs)
+        clips = self._config.clip_grad is not None
+        output = (self._model if clips else self._exchange)(*inputs)
+        loss = self._data.task.loss(output, batch.targets)
+        self._optimizer.zero_grad()
+        loss.backward()
+        if self._config.clip_grad is not None:
+            clip_local(self._model, self._config.clip_grad)
+            self._exchange().backward()
+        return loss.detach()
 
     def _now(self) -> float:
         if self._device.type == "cuda":
@@ -140,35 +164,14 @@ class Training:
             self._report(record)
         self._rows.local, self._rows.pending = [], []
 
-    @torch.no_grad()
-    def _evaluate(self, step: int, epoch: float) -> dict[str, Any]:
-        """Measure loss and accuracy on the test set, each worker on its share of it, and report them."""
-        module = self._model.module
-        for buffer in module.buffers():
-            dist.broadcast(buffer, src=0)  # running statistics differ between workers; rank 0's count, as in DDP
-        module.eval()
-        counts = torch.zeros(3, dtype=torch.float64)
-        for start in range(self._rank * 500, len(self._test), 500 * self._world_size):
-            images = self._test.images[start : start + 500].to(self._device)
-            labels = self._test.labels[start : start + 500].to(self._device)
-            output = module(self._spec.prepare(images))
-            loss = nn.functional.cross_entropy(output, labels, reduction="sum")
-            correct = (output.argmax(1) == labels).sum()
-            counts += torch.tensor([loss.item(), correct.item(), len(labels)], dtype=torch.float64)
-        dist.all_reduce(counts)
-        loss_sum, correct_sum, total = counts.tolist()
-        record = {
-            "kind": "eval",
-            "method": self._method,
-            "step": step,
-            "epoch": epoch,
-            "loss": loss_sum / total,
-            "accuracy": correct_sum / total,
-        }
+    def _evaluate(self, step: int) -> dict[str, float]:
+        """Judge the model by the test set, and report the result."""
+        values = evaluate(self._model, self._data, self._config.spec.eval_batch, self._device)
+        record = {"kind": "eval", "method": self._method, "step": step, "epoch": step / len(self._batches), **values}
         self._report(record)
-        return record
+        return values
 
-    def _closing(self, evaluation: dict[str, Any], seconds: float) -> dict[str, Any]:
+    def _closing(self, evaluation: dict[str, float], seconds: float) -> dict[str, Any]:
         rows = self._rows.averaged
         sent = statistics.fmean(row["sent_bytes"] for row in rows)
         dense = statistics.fmean(row["dense_bytes"] for row in rows)
@@ -177,8 +180,7 @@ class Training:
             "method": self._method,
             "steps": len(rows),
             "seconds": seconds,
-            "accuracy": evaluation["accuracy"],
-            "loss": evaluation["loss"],
+            **evaluation,
             "kept_over_k": sum(row["kept"] for row in rows) / sum(row["k"] for row in rows),
             "sent_bytes": sent,
             "dense_bytes": dense,
@@ -189,7 +191,7 @@ class Training:
 
     def _digest(self) -> str:
         """Return the SHA-256 of the final parameters, which must be the same bits on every worker."""
-        parameters = torch.cat([parameter.detach().flatten().cpu() for parameter in self._model.module.parameters()])
+        parameters = torch.cat([parameter.detach().flatten().cpu() for parameter in self._model.parameters()])
         digest = hashlib.sha256(parameters.numpy().tobytes()).hexdigest()
         digests = [""] * self._world_size
         dist.all_gather_object(digests, digest)

@@ -12,7 +12,7 @@ def numbered(n: int) -> ImageSet:
 
 def dealt(n: int, batch_size: int, world_size: int, seed: int, epoch: int) -> list[list[list[int]]]:
     workers = [Batches(numbered(n), batch_size, rank=r, world_size=world_size, seed=seed) for r in range(world_size)]
-    return [[labels.tolist() for _, labels in worker.epoch(epoch)] for worker in workers]
+    return [[batch.targets[0].tolist() for batch in worker.epoch(epoch)] for worker in workers]
 
 
 @pytest.mark.parametrize(("n", "batch_size", "world_size", "steps"), [(40, 5, 2, 4), (41, 4, 3, 3), (7, 2, 3, 1)])
@@ -31,7 +31,7 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
 
 
 def test_images_and_labels_stay_together() -> None:
-    for images, labels in Batches(numbered(20), 4, rank=0, world_size=1, seed=0).epoch(0):
+    for (images,), (labels,) in Batches(numbered(20), 4, rank=0, world_size=1, seed=0).epoch(0):
         assert images.flatten().tolist() == labels.tolist()
 
 
@@ -64,3 +64,19 @@ def test_an_epoch_without_remainder_shows_every_image() -> None:
 def test_length_is_the_steps_of_an_epoch() -> None:
     batches = Batches(numbered(41), 4, rank=2, world_size=3, seed=0)
     assert len(batches) == len(list(batches.epoch(0))) == 3
+
+
+def augmented(seed: int, rank: int, epoch: int) -> list[torch.Tensor]:
+    images = torch.arange(1, 101, dtype=torch.uint8).repeat(32, 1).view(32, 10, 10)
+    data = ImageSet(images, torch.arange(32), ("x",))
+    batches = Batches(data, 4, rank=rank, world_size=2, seed=seed, augment=True)
+    return [batch.inputs[0] for batch in batches.epoch(epoch)]
+
+
+def test_augmentation_depends_on_seed_epoch_step_and_rank_alone() -> None:
+    first = augmented(seed=1, rank=0, epoch=2)
+    for once, again in zip(first, augmented(seed=1, rank=0, epoch=2), strict=True):
+        assert torch.equal(once, again)
+    assert not torch.equal(first[0], first[1])  # the images are all alike, so only their changes differ
+    for other in (augmented(2, 0, 2), augmented(1, 1, 2), augmented(1, 0, 3)):
+        assert not torch.equal(first[0], other[0])

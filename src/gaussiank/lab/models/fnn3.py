@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
-from .model_spec import ModelSpec, standardised
+from gaussiank.lab.data import ImageShape
 
-
-def _build() -> nn.Module:
-    layers = [nn.Linear(784, 200), nn.ReLU(), nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, 10)]
-    return nn.Sequential(*layers)
+from .model_spec import ModelSpec
 
 
-def _prepare(images: Tensor) -> Tensor:
-    return standardised(images).flatten(1)
+def _build(classes: int) -> nn.Module:
+    layers = [nn.Linear(784, 200), nn.ReLU(), nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, classes)]
+    return nn.Sequential(nn.Flatten(), *layers)
 
 
-FNN3 = ModelSpec("fnn3", _build, _prepare, numel=199_210, source="Shi et al. 2019: 784-200-200-10")
+FNN3 = ModelSpec(
+    "fnn3", "images", _build, 10, 199_210, source="Shi et al. 2019: 784-200-200-10", image=ImageShape(1, 28)
+)

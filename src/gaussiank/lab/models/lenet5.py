@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
-from .model_spec import ModelSpec, padded
+from gaussiank.lab.data import ImageShape
+
+from .model_spec import ModelSpec
 
 
-def _build() -> nn.Module:
+def _build(classes: int) -> nn.Module:
     convolutions = [nn.Conv2d(1, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)]
-    head = [nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10)]
+    head = [nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, classes)]
     return nn.Sequential(*convolutions, nn.Flatten(), *head)
 
 
-def _prepare(images: Tensor) -> Tensor:
-    return padded(images, channels=1)
-
-
 LENET5 = ModelSpec(
-    "lenet5", _build, _prepare, numel=61_706, source="LeCun et al. 1998, with ReLU and max pooling as in today's code"
+    "lenet5",
+    "images",
+    _build,
+    outputs=10,
+    numel=61_706,
+    source="LeCun et al. 1998, with ReLU and max pooling as in today's code",
+    image=ImageShape(1, 32),
 )

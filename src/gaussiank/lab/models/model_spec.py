@@ -1,13 +1,15 @@
-"""What the lab knows of a model, and how images become its input."""
+"""What the lab knows of a model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
-FASHION_MEAN, FASHION_STD = 0.2860, 0.3530  # of the 60,000 training images, scaled to [0, 1]
+from gaussiank.lab.data import GREY_28, ImageShape
+from gaussiank.lab.tasks import TaskName
 
 
 @dataclass(frozen=True)
@@ -16,36 +18,35 @@ class ModelSpec:
 
     Args:
         name: its key in ``MODELS``.
-        build: makes a new one, with torch's global generator.
-        prepare: uint8 images ``[b, 28, 28]`` -> its float32 input.
-        numel: number of parameters, as the paper counts them.
+        task: what it is for, which its data set must be for too.
+        build: makes a new one for a number of outputs, with torch's global generator.
+        outputs: classes, tokens or characters that it tells apart in its source.
+        numel: number of parameters with as many outputs.
         source: where its shape comes from.
+        image: its images, for a model of images.
+        eval_batch: examples of the test set that it is given at once.
     """
 
     name: str
-    build: Callable[[], nn.Module]
-    prepare: Callable[[Tensor], Tensor]
+    task: TaskName
+    build: Callable[[int], nn.Module]
+    outputs: int
     numel: int
     source: str
+    image: ImageShape = GREY_28
+    eval_batch: int = 500
+
+    def parameters(self, outputs: int) -> int:
+        """Count the parameters for a number of outputs, without making them."""
+        return count(lambda: self.build(outputs))
 
 
-def standardised(images: Tensor) -> Tensor:
-    """Scale uint8 images to mean 0 and deviation 1, over Fashion-MNIST.
-
-    Example:
-        >>> import torch
-        >>> standardised(torch.tensor([[[0, 255]]], dtype=torch.uint8))
-        tensor([[[-0.8102,  2.0227]]])
-    """
-    return (images.float() / 255 - FASHION_MEAN) / FASHION_STD
-
-
-def padded(images: Tensor, channels: int) -> Tensor:
-    """Standardise 28 x 28 images, pad them with black to 32 x 32 and repeat them on ``channels`` channels.
+def count(build: Callable[[], nn.Module]) -> int:
+    """Count the parameters of a model, without their memory.
 
     Example:
-        >>> import torch
-        >>> padded(torch.zeros(5, 28, 28, dtype=torch.uint8), channels=3).shape
-        torch.Size([5, 3, 32, 32])
+        >>> count(lambda: nn.Linear(1_000_000, 1_000_000))
+        1000001000000
     """
-    return standardised(nn.functional.pad(images, (2, 2, 2, 2))).unsqueeze(1).expand(-1, channels, -1, -1)
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build().parameters())

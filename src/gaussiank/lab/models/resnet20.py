@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .model_spec import ModelSpec, padded
+from gaussiank.lab.data import ImageShape
+
+from .model_spec import ModelSpec
 
 
 class _Block(nn.Module):
@@ -29,21 +31,23 @@ class _Block(nn.Module):
         return nn.functional.relu(out + shortcut)
 
 
-def _build() -> nn.Module:
+def _build(classes: int) -> nn.Module:
     layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
     for inward, outward, stride in ((16, 16, 1), (16, 32, 2), (32, 64, 2)):
         layers += [_Block(inward, outward, stride), _Block(outward, outward, 1), _Block(outward, outward, 1)]
-    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes))
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     return model
 
 
-def _prepare(images: Tensor) -> Tensor:
-    return padded(images, channels=3)
-
-
 RESNET20 = ModelSpec(
-    "resnet20", _build, _prepare, numel=269_722, source="He et al. 2016, section 4.2, shortcuts of option A, 3 channels"
+    "resnet20",
+    "images",
+    _build,
+    outputs=10,
+    numel=269_722,
+    source="He et al. 2016, section 4.2, shortcuts of option A, 3 channels",
+    image=ImageShape(3, 32),
 )
