@@ -213,8 +213,8 @@ def test_troubles_of_a_run_are_said(write_run: WriteRun) -> None:
 def test_figures_stand_alone_and_are_the_same_bytes_each_time(write_run: WriteRun, tmp_path: Path) -> None:
     once, again = (write_figures(write_run(name=name), tmp_path / f"{name} figures") for name in ("one", "two"))
     assert [path.name for path in once] == [
-        "accuracy-over-bytes.svg",
-        "accuracy-over-steps.svg",
+        "metric-over-bytes.svg",
+        "metric-over-steps.svg",
         "loss-over-steps.svg",
         "kept-over-steps.svg",
         "time-per-step.svg",
