@@ -23,6 +23,11 @@ SPECS = [
     *COMPRESSORS,
     "gaussiank:mode=published",
     "gaussiank:mode=paper",
+    "sidco:mode=gammapareto",
+    "sidco:mode=pareto:stages=3",
+    "mstopk:samplings=2",
+    "chunktopk:chunk=16",
+    "chunktopk:chunk=64",
     "randomk:shared=true",
     "randomk:feedback=false",
 ]
@@ -128,8 +133,15 @@ def test_rows_that_promise_k_send_at_most_k_and_not_nothing(draw: Draw, row: str
     vector = draw("normal", 3000)
     kept = ROWS[row].select(vector, 60).indices.numel()
     assert kept > 0
-    if row in ("topk", "trimmedtopk") or row.startswith("randomk"):
+    if row in ("topk", "trimmedtopk") or row.startswith(("randomk", "mstopk", "chunktopk")):
         assert kept == 60
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.startswith(("topk", "trimmed", "mstopk", "chunk", "rand"))])
+def test_rows_of_a_fixed_count_send_exactly_k(draw: Draw, row: str) -> None:
+    for vector in [*(draw(law, 3000) for law in LAWS), *VECTORS.values()]:
+        for k in counts(vector.numel()):
+            assert ROWS[row].select(vector, k, Turn(step=5)).indices.numel() == k
 
 
 @pytest.mark.parametrize("spec", ROWS)

@@ -504,7 +504,7 @@ def test_misuse_gets_one_sentence(two_workers: Any) -> None:
         "model must be wrapped in DistributedDataParallel, got Given. Wrap it first",
         "density must be in (0, 1], got 0.",
         "density must be in (0, 1], got 1.5.",
-        "method must be one of dense, topk, gaussiank, dgc, trimmedtopk, randomk, got 'topkk'.",
+        "method must be one of dense, topk, gaussiank, dgc, trimmedtopk, mstopk, sidco, chunktopk, randomk, got 'topkk'.",
         "scope must be one of bucket, layer, model, got 'world'.",
         "on_nonfinite must be propagate or raise, got 'ignore'.",
         "max_bytes must be at least 24, a header and one entry, got 20.",

@@ -103,7 +103,8 @@ def test_records_are_not_overwritten(trained: tuple[Path, str]) -> None:
         (["--density", "0"], "density must be in (0, 1], got 0.0. Give the share of entries to send, such as 0.001."),
         (
             ["--methods", "topkk"],
-            "method must be one of dense, topk, gaussiank, dgc, trimmedtopk, randomk, got 'topkk'.",
+            "method must be one of dense, topk, gaussiank, dgc, trimmedtopk, mstopk, sidco, chunktopk, randomk, "
+            "got 'topkk'.",
         ),
         (["--model", "gpt9"], "model must be one of fnn3, lenet5, resnet20, got 'gpt9'. Correct it."),
         (["--batch-size", "9000", "--workers", "2"], "batch_size must be in [1, 5000] for 10000 images on 2 workers"),

@@ -6,11 +6,14 @@ import dataclasses
 from collections.abc import Callable
 
 from .capped import Capped
+from .chunktopk import ChunkTopK
 from .compressor import Compressor, Selection, Turn
 from .dense import Dense
 from .dgc import DGC
 from .gaussiank import GaussianK
+from .mstopk import MSTopK
 from .randomk import RandomK
+from .sidco import SIDCo
 from .topk import TopK
 from .trimmedtopk import TrimmedTopK
 
@@ -20,6 +23,9 @@ COMPRESSORS: dict[str, type[Compressor]] = {
     "gaussiank": GaussianK,
     "dgc": DGC,
     "trimmedtopk": TrimmedTopK,
+    "mstopk": MSTopK,
+    "sidco": SIDCo,
+    "chunktopk": ChunkTopK,
     "randomk": RandomK,
 }
 """Name -> class. The command line, the docs and the contract tests are driven by this table."""
@@ -28,10 +34,13 @@ __all__ = [
     "COMPRESSORS",
     "DGC",
     "Capped",
+    "ChunkTopK",
     "Compressor",
     "Dense",
     "GaussianK",
+    "MSTopK",
     "RandomK",
+    "SIDCo",
     "Selection",
     "TopK",
     "TrimmedTopK",
@@ -66,7 +75,8 @@ def parse_compressor(spec: str) -> Compressor:
         >>> parse_compressor("topkk")
         Traceback (most recent call last):
             ...
-        ValueError: method must be one of dense, topk, gaussiank, dgc, trimmedtopk, randomk, got 'topkk'. Correct it.
+        ValueError: method must be one of dense, topk, gaussiank, dgc, trimmedtopk, mstopk, sidco, chunktopk, randomk, \
+got 'topkk'. Correct it.
     """
     name, *settings = spec.strip().split(":")
     if name not in COMPRESSORS:
