@@ -186,6 +186,121 @@ def test_refuses_what_is_no_vector(row: str) -> None:
         (ROWS | CAPPED)[row].select(torch.ones(0), 1)
 
 
+# ---------------------------------------------------------------------- the fused form
+
+
+def is_fused(compressor: Compressor) -> bool:
+    kind = type(compressor.inner if isinstance(compressor, Capped) else compressor)
+    return kind.take is not Compressor.take
+
+
+FUSED = {name: row for name, row in (ROWS | CAPPED).items() if is_fused(row)}
+
+
+def same_hint(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    return one is other is None or (one is not None and other is not None and torch.equal(one, other))
+
+
+def require_same_take(compressor: Compressor, grad: torch.Tensor, residual: torch.Tensor, k: int, turn: Turn) -> bool:
+    """Compare ``take`` with adding, selecting and removing, in place and not; tells whether it was fused."""
+    total = residual + grad
+    finite = compressor.nonfinite_first or bool(torch.isfinite(total).all())
+    if finite:
+        indices, hint = compressor.select(total, k, turn)
+    else:
+        bound = compressor.capacity(k, total.numel()) or total.numel()
+        indices, hint = (~torch.isfinite(total)).nonzero().squeeze(1)[:bound].int(), None
+    values = total[indices]
+    rest = total.clone()
+    rest[indices] = 0
+    for out in (residual.clone(), torch.full_like(residual, 7.0)):
+        before = residual.clone() if out[0] == 7 and residual[0] != 7 else out
+        untouched = out.clone()
+        taken = compressor.take(grad.clone(), before, out, k, turn)
+        if taken is None:
+            assert torch.equal(out, untouched)
+            return False
+        assert torch.equal(taken.indices, indices)
+        assert taken.indices.dtype == torch.int32
+        assert torch.equal(bits(taken.values), bits(values))
+        assert torch.equal(bits(out), bits(rest))
+        assert same_hint(taken.hint, hint)
+        assert before is out or torch.equal(before, residual)
+    return True
+
+
+def bits(vector: torch.Tensor) -> torch.Tensor:
+    return vector.view(torch.int64 if vector.dtype == torch.float64 else torch.int32)
+
+
+def test_fused_rows_are_known() -> None:
+    assert {name.split(":")[0] for name in FUSED if not name.startswith("capped")} == {
+        "topk",
+        "gaussiank",
+        "dgc",
+        "trimmedtopk",
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("row", FUSED)
+def test_take_is_add_select_remove(draw: Draw, row: str, law: str, dtype: torch.dtype) -> None:
+    compressor, wide = FUSED[row], torch.float64 if dtype == torch.float64 else torch.float32
+    fused = 0
+    for k in (1, 3, 40, 300, 3000):
+        hint = None
+        for step in range(4):
+            grad = draw(law, 3000, seed=step).clamp_(-3e4, 3e4).to(dtype)
+            residual = draw(law, 3000, seed=10 + step).to(wide)
+            turn = Turn(step=step, rank=1, part=7, hint=hint)
+            fused += require_same_take(compressor, grad, residual, k, turn)
+            hint = compressor.select((residual + grad) * 1.1**step, k, turn).hint
+    assert fused or "mode" in row
+
+
+@pytest.mark.parametrize("name", VECTORS)
+@pytest.mark.parametrize("row", FUSED)
+def test_take_of_awkward_vectors_is_add_select_remove(row: str, name: str) -> None:
+    residual = VECTORS[name]
+    for k in counts(residual.numel()):
+        for hint in (None, *map(torch.tensor, (0.0, 1e-45, 1.0, 1e30, math.inf, math.nan, -1.0))):
+            turn = Turn(step=2, hint=hint)
+            require_same_take(FUSED[row], torch.zeros_like(residual), residual, k, turn)
+            require_same_take(FUSED[row], -residual, residual, k, turn)
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("row", FUSED)
+def test_take_sends_infinity_and_nan(draw: Draw, row: str, bad: float) -> None:
+    for places in ([0], [999], [5, 902, 950], range(900), range(1000)):
+        grad, residual = draw("normal", 1000), draw("normal", 1000, seed=3)
+        grad[list(places)] = bad
+        for hint in (None, torch.tensor(2.0)):
+            require_same_take(FUSED[row], grad, residual, 40, Turn(hint=hint))
+
+
+@pytest.mark.parametrize("row", [row for row in FUSED if "published" not in row and "paper" not in row])
+def test_take_refuses_what_select_refuses(row: str) -> None:
+    turn = Turn(hint=torch.tensor(1.0))
+    vector = torch.ones(100)
+    for k in (0, 101):
+        with pytest.raises(ValueError, match=rf"^k must be in \[1, numel = 100\], got {k}\."):
+            FUSED[row].take(vector, torch.ones(100), torch.ones(100), k, turn)
+    with pytest.raises(ValueError, match=r"^residual must have grad's 100 entries, got 99\."):
+        FUSED[row].take(vector, torch.ones(99), torch.ones(100), 40, turn)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_hint_of_another_compressor_is_no_hint(draw: Draw, row: str) -> None:
+    vector = draw("normal", 3000)
+    hints = [None, torch.tensor([3.0, 1.0, 0.5], dtype=torch.float64)]
+    if "sidco" in row:
+        hints = [None, torch.tensor(2.0)]
+    without, other = (ROWS[row].select(vector, 60, Turn(hint=hint)) for hint in hints)
+    assert torch.equal(without.indices, other.indices)
+
+
 # ---------------------------------------------------------------------- with feedback, through the selector
 
 

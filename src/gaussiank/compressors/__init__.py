@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from .capped import Capped
 from .chunktopk import ChunkTopK
-from .compressor import Compressor, Selection, Turn
+from .compressor import Compressor, Selection, Taken, Turn
 from .dense import Dense
 from .dgc import DGC
 from .gaussiank import GaussianK
@@ -42,6 +42,7 @@ __all__ = [
     "RandomK",
     "SIDCo",
     "Selection",
+    "Taken",
     "TopK",
     "TrimmedTopK",
     "Turn",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from gaussiank import ops
 
-from .compressor import Compressor, Selection, Turn
+from .compressor import Compressor, Selection, Taken, Turn, put_back
 
 
 @dataclass(frozen=True)
@@ -55,3 +56,18 @@ class Capped(Compressor):
         if indices.numel() > self.limit:
             indices = indices[ops.select_topk(accumulated[indices], self.limit)]
         return Selection(indices, hint)
+
+    def take(self, grad: Tensor, residual: Tensor, out: Tensor, k: int, turn: Turn | None = None) -> Taken | None:
+        """Take with the inner compressor, and put back what is cut."""
+        taken = self.inner.take(grad, residual, out, k, turn)
+        if taken is None:
+            return None
+        indices, values, hint = taken
+        bad = ~torch.isfinite(values)
+        if bool(bad.any()):  # they alone, the first that fit
+            return Taken(*put_back(out, indices, values, bad & (bad.cumsum(0) <= self.limit)))
+        if indices.numel() <= self.limit:
+            return taken
+        keep = torch.zeros_like(bad)
+        keep[ops.select_topk(values, self.limit)] = True
+        return Taken(*put_back(out, indices, values, keep), hint)

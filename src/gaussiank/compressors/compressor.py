@@ -1,4 +1,4 @@
-"""What every compressor is: settings, frozen, and one verb, ``select``."""
+"""What every compressor is: settings, frozen, and one verb, ``select``; where it has a fused form, also ``take``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
+
+from gaussiank import ops
 
 
 class Selection(NamedTuple):
@@ -18,6 +21,20 @@ class Selection(NamedTuple):
     """
 
     indices: Tensor
+    hint: Tensor | None = None
+
+
+class Taken(NamedTuple):
+    """What a compressor chose and removed.
+
+    Attributes:
+        indices: int32 ``[kept]`` ascending indices, without repeats.
+        values: ``[kept]`` what stood there.
+        hint: small tensor to pass back at the next step, or None.
+    """
+
+    indices: Tensor
+    values: Tensor
     hint: Tensor | None = None
 
 
@@ -36,6 +53,13 @@ class Turn:
     rank: int = 0
     part: int = 0
     hint: Tensor | None = field(default=None)
+
+    def threshold(self, device: torch.device) -> Tensor | None:
+        """Return the hint as a threshold on a device: a 0-d tensor, or None without one.
+
+        A hint of another shape comes from another compressor, in a state that was saved before the change.
+        """
+        return None if self.hint is None or self.hint.dim() else self.hint.to(device)
 
 
 class Compressor(ABC):
@@ -68,6 +92,56 @@ class Compressor(ABC):
             ValueError: ``accumulated`` is no flat vector, or ``k`` is out of range.
         """
 
+    def take(self, grad: Tensor, residual: Tensor, out: Tensor, k: int, turn: Turn | None = None) -> Taken | None:
+        """Add, choose and remove in one pass over memory, if there is a fused form for this turn.
+
+        What is chosen is what ``select`` chooses of ``residual + grad``, and
+        ``out_after + taken == residual_before + grad``, bit for bit. When there are infinities or NaN in the sum, and
+        not ``nonfinite_first``, they alone are taken, the first ``capacity`` of them.
+
+        Args:
+            grad: float ``[numel]``; narrower dtypes are converted in the pass. Not modified.
+            residual: float32 ``[numel]``, or float64 for a float64 ``grad``. Not modified, unless it is ``out``.
+            out: where the sum goes, with zeros where it was taken: ``residual`` itself or a buffer apart from it.
+            k: entries asked for, 1 to numel.
+            turn: as for ``select``.
+
+        Returns:
+            What was taken, or None: then nothing has been written, and the caller adds, selects and removes itself.
+
+        Raises:
+            ValueError: a dtype, device or length does not fit, ``k`` is out of range, or buffers overlap.
+        """
+        return None
+
     def capacity(self, k: int, numel: int) -> int | None:
         """Return the largest count that ``select`` can return, or None when only the data limits it."""
         return k
+
+
+def finish_take(compressor: Compressor, out: Tensor, k: int, turn: Turn | None, *, finite: bool) -> Taken:
+    """Choose from a sum that lies in ``out``, and remove it there: the way of ``take`` when its one pass did not do.
+
+    Args:
+        compressor: whose ``select`` chooses, if the sum is finite.
+        out: float ``[numel]`` sum; becomes zero where it was taken.
+        k: entries asked for.
+        turn: as for ``select``.
+        finite: whether the sum is; if not, infinities and NaN are taken.
+    """
+    hint = None
+    if finite:
+        indices, hint = compressor.select(out, k, turn)
+    else:
+        numel = out.numel()
+        indices = ops.nonfinite_indices(out, compressor.capacity(k, numel) or numel)
+    values = out[indices]
+    out[indices] = 0
+    return Taken(indices, values, hint)
+
+
+def put_back(out: Tensor, indices: Tensor, values: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Keep the entries of a choice where the mask ``keep`` is set, and write the rest back to ``out``."""
+    rest = ~keep
+    out[indices[rest]] = values[rest]
+    return indices[keep], values[keep]

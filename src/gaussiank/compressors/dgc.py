@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from gaussiank import ops
+from gaussiank.ops.checks import require_accumulation
 
-from .compressor import Compressor, Selection, Turn
+from .compressor import Compressor, Selection, Taken, Turn, finish_take, put_back
+
+_ROOM = 4  # times k; above it the sample misled, and exact Top_k of the whole sum is the quicker way
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,8 @@ class DGC(Compressor):
         """Choose at most k entries above the sampled threshold."""
         ops.require_vector(accumulated, "accumulated")
         ops.require_k(k, accumulated.numel())
-        numel = accumulated.numel()
         magnitude = accumulated.abs()
-        stride = max(1, min(round(1 / self.sample), numel // 64))
-        sampled = magnitude[(turn.step if turn else 0) % stride :: stride]
-        wanted = min(sampled.numel(), math.ceil(sampled.numel() * k / numel))
-        threshold = sampled.topk(wanted, sorted=False).values.min()
+        threshold = self._threshold(magnitude[self._sampled(accumulated.numel(), turn)], k, accumulated.numel())
         for _ in range(10):
             indices = (magnitude >= threshold).nonzero().squeeze(1)
             if indices.numel() >= 0.8 * k:
@@ -63,3 +63,33 @@ class DGC(Compressor):
         if indices.numel() > k:
             indices = indices[ops.select_topk(accumulated[indices], k)]
         return Selection(indices.int())
+
+    def take(self, grad: Tensor, residual: Tensor, out: Tensor, k: int, turn: Turn | None = None) -> Taken | None:
+        """Sample the sum, then add, choose and remove in one pass, unless the sample was misleading."""
+        numel = grad.numel()
+        require_accumulation(grad, residual, out)
+        ops.require_k(k, numel)
+        places = self._sampled(numel, turn)
+        threshold = self._threshold((residual[places] + grad[places]).abs(), k, numel)
+        if not bool(torch.isfinite(threshold)):
+            return None
+        below = float(torch.nextafter(threshold, threshold.new_tensor(-math.inf)))  # the op takes what is above
+        capacity = min(numel, _ROOM * k)
+        indices, values, count, fit = ops.accumulate_threshold(grad, residual, below, capacity, out=out)
+        if not 0.8 * k <= count <= capacity or not bool(fit.finite):
+            out[indices] = values
+            return finish_take(self, out, k, turn, finite=bool(fit.finite))
+        if count > k:
+            keep = torch.zeros_like(indices, dtype=torch.bool)
+            keep[ops.select_topk(values, k)] = True
+            indices, values = put_back(out, indices, values, keep)
+        return Taken(indices, values)
+
+    def _sampled(self, numel: int, turn: Turn | None) -> slice:
+        """Return the places that are sampled at this step."""
+        stride = max(1, min(round(1 / self.sample), numel // 64))
+        return slice((turn.step if turn else 0) % stride, None, stride)
+
+    def _threshold(self, sampled: Tensor, k: int, numel: int) -> Tensor:
+        wanted = min(sampled.numel(), math.ceil(sampled.numel() * k / numel))
+        return sampled.topk(wanted, sorted=False).values.min()

@@ -12,13 +12,15 @@ from torch import Tensor
 
 from gaussiank import ops
 
-from .compressor import Compressor, Selection, Turn
+from .compressor import Compressor, Selection, Taken, Turn, finish_take, put_back
 
 Mode = Literal["bracketed", "published", "paper"]
 Trace = list[tuple[float, int]]
 
 _NORMAL = NormalDist()
 _MAX_TESTS = 20  # a longer search sits on ties; most seen on nine laws from uniform to Cauchy: 14 cold, 12 with a hint
+_MARGIN = 0.85  # the fused pass collects down to this share of last step's threshold, so that the search has room
+_ROOM = 12  # times k; more entries than that above the margin: the threshold has moved too far, and all is searched
 _EXACT_BELOW = 32  # below this k the band of 2k/3..4k/3 holds a handful of counts, and exact selection is cheap
 
 
@@ -69,9 +71,30 @@ class GaussianK(Compressor):
         ops.require_vector(accumulated, "accumulated")
         ops.require_k(k, accumulated.numel())
         if self.mode == "bracketed":
-            return _bracketed(accumulated, k, turn.hint if turn else None)
+            return _bracketed(accumulated, k, turn.threshold(accumulated.device) if turn else None)
         threshold = self.trace(accumulated, k)[-1][0]
         return Selection(ops.select_above(accumulated, threshold))
+
+    def take(self, grad: Tensor, residual: Tensor, out: Tensor, k: int, turn: Turn | None = None) -> Taken | None:
+        """Collect what is above 0.85 of last step's threshold in one pass, and search among that few.
+
+        ``bracketed`` with a hint alone: without one, and in the other modes, the fit needs the whole sum first.
+        """
+        numel = grad.numel()
+        ops.require_k(k, numel)
+        hint = turn.threshold(grad.device) if turn else None
+        if self.mode != "bracketed" or hint is None or k < _EXACT_BELOW or not 0 < float(hint) < math.inf:
+            return None
+        start, capacity = float(hint), min(numel, _ROOM * k)
+        indices, values, count, fit = ops.accumulate_threshold(grad, residual, _MARGIN * start, capacity, out=out)
+        finite, threshold = bool(fit.finite), None
+        if finite and count <= capacity:
+            threshold = _search(values.abs(), k, start, numel=numel, floor=_MARGIN * start)
+        if threshold is None:  # outside of what was collected, or nowhere
+            out[indices] = values
+            return finish_take(self, out, k, turn, finite=finite)
+        indices, values = put_back(out, indices, values, values.abs() > threshold)
+        return Taken(indices, values, _hint(threshold))
 
     def trace(self, accumulated: Tensor, k: int) -> Trace:
         """Return each ``(threshold, count)`` that ``published`` or ``paper`` tests; the last one is what it sends.
@@ -114,26 +137,29 @@ def _bracketed(accumulated: Tensor, k: int, hint: Tensor | None) -> Selection:
     if start <= 0:
         mean, spread = _normal_fit(accumulated, k, two_sided=True)
         start = abs(mean) + spread
-    threshold = _search(magnitude, k, start)
+    threshold = _search(magnitude, k, start, numel=magnitude.numel())
     if threshold is None:
         return Selection(ops.select_topk(accumulated, k))
-    hint = torch.tensor(threshold, dtype=torch.float64)
-    return Selection((magnitude > threshold).nonzero().squeeze(1).int(), hint)
+    return Selection((magnitude > threshold).nonzero().squeeze(1).int(), _hint(threshold))
 
 
-def _search(magnitude: Tensor, k: int, threshold: float) -> float | None:
+def _hint(threshold: float) -> Tensor:
+    return torch.tensor(threshold, dtype=torch.float64)
+
+
+def _search(magnitude: Tensor, k: int, threshold: float, *, numel: int, floor: float = 0.0) -> float | None:
     """Search a threshold with a count in the band; None when there is none to be found (ties, too few non-zeros).
 
     ``low`` is known to let too many through, ``high`` too few. The next guess takes the logarithm of the count as
     linear between them, which an exponential tail makes exact; without a ``high`` it refits a normal tail to the last
-    count. Three moves of the same end in a row mean that the guess is one-sided: then the interval is halved.
+    count. Three moves of the same end in a row mean that the guess is one-sided: then the interval is halved. Where
+    ``magnitude`` holds only the entries above a ``floor``, of ``numel``, a guess below it ends the search.
     """
-    numel = magnitude.numel()
     low, low_count = 0.0, float(numel)
     high, high_count = math.inf, 0.5
     same_end = 0
     for _ in range(_MAX_TESTS):
-        if not low < threshold < high:
+        if not low < threshold < high or threshold < floor:
             break
         count = ops.count_above(magnitude, threshold)
         if _in_band(count, k):

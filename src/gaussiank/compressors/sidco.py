@@ -96,7 +96,7 @@ class _State(NamedTuple):
 
     @classmethod
     def read(cls, hint: Tensor | None) -> _State:
-        if hint is None:
+        if hint is None or hint.shape != (3,):  # none yet, or another compressor's
             return cls()
         stages, turns, kept_over_k = hint.tolist()
         return cls(int(stages), int(turns), kept_over_k)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gaussiank import ops
 
-from .compressor import Compressor, Selection, Turn
+from .compressor import Compressor, Selection, Taken, Turn
 
 
 @dataclass(frozen=True)
@@ -30,5 +30,11 @@ class TopK(Compressor):
     nonfinite_first: ClassVar[bool] = True
 
     def select(self, accumulated: Tensor, k: int, turn: Turn | None = None) -> Selection:
-        """Choose the k largest."""
-        return Selection(ops.select_topk(accumulated, k))
+        """Choose the k largest; the hint, last step's k-th magnitude, changes the time alone."""
+        indices, _, hint = ops.topk(accumulated, k, turn.threshold(accumulated.device) if turn else None)
+        return Selection(indices, hint)
+
+    def take(self, grad: Tensor, residual: Tensor, out: Tensor, k: int, turn: Turn | None = None) -> Taken:
+        """Add, choose the k largest and remove them, in one pass over memory."""
+        hint = turn.threshold(grad.device) if turn else None
+        return Taken(*ops.accumulate_topk(grad, residual, k, hint, out=out))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from gaussiank import ops
 
-from .compressor import Compressor, Selection, Turn
+from .compressor import Compressor, Selection, Taken, Turn
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class TrimmedTopK(Compressor):
         tensor([0, 2], dtype=torch.int32)
     """
 
+    nonfinite_first: ClassVar[bool] = True  # no threshold is above an infinity or NaN: exact Top_k then chooses
+
     step: float = 0.2
 
     def __post_init__(self) -> None:
@@ -54,3 +57,8 @@ class TrimmedTopK(Compressor):
                 trimmed = (magnitude > threshold).nonzero().squeeze(1)
                 return Selection(trimmed[ops.select_topk(accumulated[trimmed], k)].int())
         return Selection(ops.select_topk(accumulated, k))
+
+    def take(self, grad: Tensor, residual: Tensor, out: Tensor, k: int, turn: Turn | None = None) -> Taken:
+        """Add, choose the k largest and remove them, in one pass: the result is Top_k's, and no trimming is faster."""
+        indices, values, _ = ops.accumulate_topk(grad, residual, k, out=out)
+        return Taken(indices, values)
