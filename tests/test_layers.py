@@ -22,7 +22,15 @@ LEVELS = [
     {"__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-READERS = ["lab/plots.py", "lab/report.py", "lab/records.py", "lab/summary.py"]
+READERS = [
+    "lab/plots.py",
+    "lab/report.py",
+    "lab/records.py",
+    "lab/summary.py",
+    "lab/bench/rows.py",
+    "lab/bench/opstable.py",
+    "lab/bench/opsplot.py",
+]
 MAX_LINES = 320
 
 FILES = sorted(SRC.rglob("*.py"))

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 import gaussiank
+from gaussiank.lab.bench.cli import bench
 
 app = typer.Typer(
     name="gaussiank",
@@ -21,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(bench)
 
 
 def _show_version(wanted: bool) -> None:
