@@ -22,7 +22,7 @@ KINDS = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 ONE_THREAD_BELOW = 256 * 1024
 """Entries below which one thread is faster than waking another."""
 
-STREAM_FROM = 4 * 1024 * 1024
+STREAM_FROM = 2 * 1024 * 1024
 """Entries from which a separate output is written past the cache, because it would not stay in it anyway."""
 
 _MAX_THREADS = 256

@@ -70,6 +70,14 @@ def test_hints_are_kept_unless_cold() -> None:
         assert [hint is not None for hint in watched.seen] == [False, with_hint, with_hint]
 
 
+def test_steady_operators_have_a_hint_before_the_first_run() -> None:
+    vectors = Vectors.draw("normal", 20_000, seed=1)
+    for operator in operators(["topk", "gaussiank", "randomk"], ["reference"]):
+        assert isinstance(operator, Ours)
+        operator.settle(vectors.accumulated(1), 0.01)
+        assert (operator.hint is not None) == (operator.state == "steady")
+
+
 def test_sidco_settles_its_stages() -> None:
     vectors = Vectors.draw("normal", 100_000, seed=1)
     (operator,) = operators(["sidco"], ["reference"])

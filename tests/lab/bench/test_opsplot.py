@@ -42,6 +42,9 @@ def test_figure_shows_every_curve_with_units(rows: list[Row]) -> None:
     texts = {text.get_text() for text in axes.texts}
     assert texts == {curve.name for curve in expected}
     assert {"add in place", "torch.topk", "published Gaussian_k"} < texts
+    ticks = axes.yaxis.get_major_formatter().format_ticks([0.01, 1.0, 100.0, 1000.0])
+    assert ticks == ["0.01", "1", "100", "1,000"]
+    assert axes.xaxis.get_major_formatter().format_ticks([1e5, 1e7]) == ["1e5", "1e7"]
     title = axes.get_title(loc="left")
     assert "normal, density 0.01" in title
     assert rows[0]["machine"] in title

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,46 +24,51 @@ def _group() -> None:
 
 @bench.command("ops")
 def ops_command(
-    sizes: Annotated[str, typer.Option(help="Entries of the vectors, by comma; up to 1e8 and more.")] = "1e5,1e6,1e7",
-    densities: Annotated[str, typer.Option(help="Shares to send, by comma.")] = "0.001,0.01",
-    laws: Annotated[str, typer.Option(help="Laws of the vectors, by comma; all if empty.")] = "",
-    operators: Annotated[str, typer.Option(help="Operators, by comma; all if empty.")] = "",
-    backends: Annotated[str, typer.Option(help="Backends for our operators, by comma; all if empty.")] = "",
-    repeats: Annotated[int, typer.Option(help="Measurements of each; three times as many up to 1e6.")] = 9,
-    budget_s: Annotated[float, typer.Option(help="Skip what needs more seconds than this for all repeats.")] = 20.0,
-    threads: Annotated[int | None, typer.Option(help="Threads; torch's own number if not given.")] = None,
+    sizes: Annotated[str | None, typer.Option(help="Entries of the vectors, up to 1e8 and more (1e5,1e6,1e7).")] = None,
+    densities: Annotated[str | None, typer.Option(help="Shares to send (0.001,0.01).")] = None,
+    laws: Annotated[
+        str | None, typer.Option(help="Of normal, laplace, student-t3, uniform, triangular, residual (all).")
+    ] = None,
+    operators: Annotated[str | None, typer.Option(help="Compressors and peers (all).")] = None,
+    backends: Annotated[str | None, typer.Option(help="Backends for our operators (all).")] = None,
+    repeats: Annotated[int | None, typer.Option(help="Measurements of each, thrice as many up to 1e6 (9).")] = None,
+    budget_s: Annotated[
+        float | None, typer.Option(help="Skip what needs more seconds than this for all repeats (20).")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads (torch's own number).")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the vectors.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Directory to write; a new one below runs/ if not given.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Two small sizes, two laws, 3 repeats: a trial.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A trial: 1e4,1e5, normal and residual, 3 repeats.")] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Measure what is promised instead; exit with 1 below a floor.")
     ] = False,
 ) -> None:
     """Time every selection operator against the speed of this machine's memory.
 
-    Writes rows.jsonl and the plot operator_time. Ctrl-C keeps what was measured so far.
+    Lists go by comma. Writes rows.jsonl and the plot operator_time. Ctrl-C keeps what was measured so far.
     """
     from gaussiank.lab.bench.opsrun import OpsConfig
     from gaussiank.lab.bench.opsshow import run_check, run_ops
 
+    given: dict[str, Any] = {
+        "sizes": None if sizes is None else tuple(int(_number("sizes", text)) for text in _parts(sizes)),
+        "densities": None if densities is None else tuple(_number("densities", text) for text in _parts(densities)),
+        "laws": None if laws is None else _parts(laws),
+        "names": None if operators is None else _parts(operators),
+        "backends": None if backends is None else _parts(backends),
+        "repeats": repeats,
+        "budget_s": budget_s,
+        "threads": threads,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
     started = datetime.datetime.now(datetime.timezone.utc)
     out = out or Path("runs") / f"bench-ops-{started:%Y%m%d-%H%M%S}"
     if check:
+        if given:
+            raise ValueError(f"check must come without {', '.join(given)}: what is promised is fixed. Leave them out.")
         raise typer.Exit(run_check(out, quick=quick, seed=seed))
-    if quick:
-        sizes, laws, repeats = "1e4,1e5", laws or "normal,residual", 3
-    config = OpsConfig(
-        sizes=tuple(int(_number("sizes", text)) for text in _parts(sizes)),
-        densities=tuple(_number("densities", text) for text in _parts(densities)),
-        names=_parts(operators),
-        backends=_parts(backends),
-        repeats=repeats,
-        budget_s=budget_s,
-        threads=threads,
-        seed=seed,
-        **({"laws": _parts(laws)} if laws else {}),
-    )
-    raise typer.Exit(run_ops(config, out))
+    trial: dict[str, Any] = {"sizes": (10_000, 100_000), "laws": ("normal", "residual"), "repeats": 3} if quick else {}
+    raise typer.Exit(run_ops(OpsConfig(seed=seed, **(trial | given)), out))
 
 
 def _parts(text: str) -> tuple[str, ...]:

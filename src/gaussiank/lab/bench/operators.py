@@ -68,12 +68,12 @@ class Ours(Operator):
     step: int = 0
 
     def settle(self, accumulated: Tensor, density: float) -> None:
-        """Run SIDCo's controller to its rest on the first million entries; others settle within one step."""
-        if not isinstance(self.compressor, SIDCo) or self.state == "cold":
+        """Find a first hint on the first million entries; SIDCo's controller needs many turns to come to rest."""
+        if self.state != "steady":
             return
         part = accumulated[:SETTLE_ENTRIES]
-        for step in range(SETTLE_TURNS):
-            k = max(1, round(density * part.numel()))
+        k = max(1, round(density * part.numel()))
+        for step in range(SETTLE_TURNS if isinstance(self.compressor, SIDCo) else 1):
             self.hint = self.compressor.select(part, k, Turn(step, hint=self.hint)).hint
 
     def take(self, grad: Tensor, residual: Tensor, k: int) -> Taken:

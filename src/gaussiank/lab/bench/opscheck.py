@@ -175,6 +175,7 @@ def _known_threshold(vectors: Vectors) -> Case:
 
 
 def _decode(out: Tensor, density: float, config: CheckConfig, tick: Callable[[], None]) -> float:
+    """Compare with ``scatter_add_`` on int32 indices that lie end to end, as an all-gather leaves them."""
     random = torch.Generator().manual_seed(config.seed)
     kept = max(1, round(density * out.numel()))
     parts = []
@@ -182,9 +183,9 @@ def _decode(out: Tensor, density: float, config: CheckConfig, tick: Callable[[],
         indices = torch.randint(out.numel(), (kept,), generator=random).unique()
         values = torch.randn(indices.numel(), generator=random)
         parts.append(SparseGradient(indices.int(), values, out.numel()))
-    indices, values = torch.cat([part.indices for part in parts]).long(), torch.cat([part.values for part in parts])
+    indices, values = torch.cat([part.indices for part in parts]), torch.cat([part.values for part in parts])
     ours = Case("scatter_mean", lambda _: ops.scatter_mean(parts, out))
-    theirs = Case("scatter_add_", lambda _: out.zero_().scatter_add_(0, indices, values).div_(WORKERS))
+    theirs = Case("scatter_add_", lambda _: out.zero_().scatter_add_(0, indices.long(), values).div_(WORKERS))
     interleave([ours, theirs], config.repeats, tick=tick)
     return ratios(theirs.times, ours.times).median
 

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from gaussiank.lab.bench.opstable import label, plain_text, size_text
+from gaussiank.lab.bench.opstable import label, size_text
 from gaussiank.lab.bench.rows import Row
 from gaussiank.lab.labels import End, name_curves
 from gaussiank.lab.records import number
@@ -76,7 +76,7 @@ def time_over_size(rows: Sequence[Row], law: str, density: float) -> Figure:
         axes.grid(visible=True, color="#E3E3E3", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: plain_text(value).rstrip("0").rstrip(".")))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
         axes.xaxis.set_major_locator(LogLocator(numticks=12))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size_text(int(value)) if value >= 1 else ""))
         for axis in (axes.xaxis, axes.yaxis):
