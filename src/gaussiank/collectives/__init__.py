@@ -1,23 +1,60 @@
 """How workers agree: one collective a file, one line each in the table."""
 
+from __future__ import annotations
+
 from .agreement import require_agreement
 from .all_gather import AllGather
-from .collective import Collective, Exchange, Outcome
-from .dense import DenseAllReduce, ring_bytes
+from .collective import Call, Collective, Exchange, Outcome, Traffic
+from .dense import DenseAllReduce
+from .engine import Done, Engine, engine_of
+from .parse import parse
+from .split import Split
+from .wire import ring_bytes
 
 COLLECTIVES: dict[str, type[Collective]] = {
     "dense": DenseAllReduce,
     "allgather": AllGather,
+    "split": Split,
 }
-"""Name -> class; the contract tests are driven by this table."""
+"""Name -> class; the command line, the docs and the contract tests are driven by this table."""
 
 __all__ = [
     "COLLECTIVES",
     "AllGather",
+    "Call",
     "Collective",
     "DenseAllReduce",
+    "Done",
+    "Engine",
     "Exchange",
     "Outcome",
+    "Split",
+    "Traffic",
+    "collective_names",
+    "engine_of",
+    "parse_collective",
     "require_agreement",
     "ring_bytes",
 ]
+
+
+def collective_names() -> tuple[str, ...]:
+    """Return the names that ``compress`` and the command line take."""
+    return tuple(COLLECTIVES)
+
+
+def parse_collective(spec: str) -> Collective:
+    """Make a collective from text: a name, then settings, ``name:field=value:field=value``.
+
+    Raises:
+        ValueError: an unknown name or setting, or a value that does not fit.
+
+    Example:
+        >>> parse_collective("split:slack=1.5")
+        Split(trim=True, slack=1.5, rebalance=True)
+        >>> parse_collective("allgather:size=3")
+        Traceback (most recent call last):
+            ...
+        ValueError: settings of allgather must be among slack=..., ask=..., got 'size=3'. Correct 'allgather:size=3'.
+    """
+    return parse(spec, COLLECTIVES)
