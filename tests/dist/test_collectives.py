@@ -9,14 +9,42 @@ import torch
 
 from torch import Tensor
 
-from gaussiank.collectives import COLLECTIVES, parse_collective, require_agreement
+from gaussiank.collectives import COLLECTIVES, Collective, parse_collective, require_agreement
 from gaussiank.sparse import SparseGradient
 
 NUMEL = 97
-REJECTING = ["split", "split:slack=0.5", "split:slack=1.5:rebalance=false"]
-SPECS = ["dense", "allgather", "allgather:ask=true", "split:trim=false", *REJECTING]
-LOSSLESS = [spec for spec in SPECS if spec not in REJECTING]
+LOSSLESS = [
+    "dense",
+    "allgather",
+    "allgather:ask=true",
+    "split:trim=false",
+    "hierarchical:ranks_per_node=1:trim=false",
+    "hierarchical:ranks_per_node=2:trim=false",
+    "auto:mbit=100:candidates=dense+allgather",
+]
+REJECTING = [
+    "split",
+    "split:slack=0.5",
+    "split:slack=1.5:rebalance=false",
+    "leader",
+    "tree",
+    "hierarchical:ranks_per_node=2",
+    "hierarchical:ranks_per_node=2:inside=dense",
+    "auto",
+]
+SPECS = [*LOSSLESS, *REJECTING]
 assert {spec.split(":")[0] for spec in SPECS} == set(COLLECTIVES)
+
+
+def joined(spec: str, world_size: int) -> Collective:
+    if world_size % 2:  # equal nodes
+        spec = spec.replace("ranks_per_node=2", f"ranks_per_node={world_size}")
+    if spec not in _JOINED:
+        _JOINED[spec] = parse_collective(spec).join()
+    return _JOINED[spec]
+
+
+_JOINED: dict[str, Collective] = {}  # kept by each worker: joining makes groups
 
 
 def _counts(case: str, rank: int) -> int:
@@ -36,7 +64,7 @@ def exchange(rank: int, world_size: int, spec: str, case: str, asks: bool, dtype
 
     The residual is a vector of its own: what a collective draws from it enters too.
     """
-    collective = parse_collective(spec).join()
+    collective = joined(spec, world_size)
     part = _part(case, rank, dtype)
     capacity = None if asks else max(_counts(case, other) for other in range(world_size))
     hint = None
@@ -107,7 +135,7 @@ def test_all_gather_bytes_are_payload_times_peers(workers: Any) -> None:
 def given(rank: int, world_size: int, spec: str, parts: list[dict[int, float]], numel: int) -> list[float]:
     own = parts[rank]
     sparse = SparseGradient(torch.tensor(list(own), dtype=torch.int32), torch.tensor(list(own.values())), numel)
-    message = parse_collective(spec).join().start(sparse, capacity=None)
+    message = joined(spec, world_size).start(sparse, capacity=None)
     out = torch.empty(numel)
     message.finish(out)
     return out.tolist()
@@ -131,7 +159,7 @@ def test_vectors_of_the_paper(two_workers: Any, spec: str, parts: Any, numel: in
 def poisoned(rank: int, world_size: int, spec: str) -> tuple[bool, bool]:
     value = float("nan") if rank == world_size - 1 else 1.0
     sparse = SparseGradient(torch.tensor([2], dtype=torch.int32), torch.tensor([value]), 5)
-    message = parse_collective(spec).join().start(sparse, capacity=1)
+    message = joined(spec, world_size).start(sparse, capacity=1)
     out = torch.empty(5)
     return bool(message.finish(out).finite), bool(out[2].isnan())
 

@@ -10,7 +10,18 @@ import torch
 from tests.dist.test_hook import assert_nothing_lost, run
 
 SMALL_BUCKETS = {"bucket_cap_mb": 0.0005}
-SPECS = ["dense", "allgather", "allgather:ask=true", "split", "split:slack=0.3", "split:trim=false"]
+SPECS = [
+    "dense",
+    "allgather",
+    "allgather:ask=true",
+    "split",
+    "split:slack=0.3",
+    "split:trim=false",
+    "leader",
+    "tree",
+    "hierarchical:ranks_per_node=1",
+    "auto:mbit=10:latency_us=100:candidates=dense+allgather+split+tree",
+]
 
 
 @pytest.mark.parametrize("scope", ["bucket", "model"])

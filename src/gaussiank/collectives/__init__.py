@@ -4,32 +4,38 @@ from __future__ import annotations
 
 from .agreement import require_agreement
 from .all_gather import AllGather
+from .auto import CANDIDATES, Auto
 from .collective import Call, Collective, Exchange, Outcome, Traffic
 from .dense import DenseAllReduce
 from .engine import Done, Engine, engine_of
+from .hierarchical import Hierarchical
+from .leader import Leader
+from .link import Link
 from .parse import parse
 from .split import Split
+from .tree import Tree
 from .wire import ring_bytes
 
-COLLECTIVES: dict[str, type[Collective]] = {
-    "dense": DenseAllReduce,
-    "allgather": AllGather,
-    "split": Split,
-}
+COLLECTIVES: dict[str, type[Collective]] = {**CANDIDATES, "auto": Auto}
 """Name -> class; the command line, the docs and the contract tests are driven by this table."""
 
 __all__ = [
     "COLLECTIVES",
     "AllGather",
+    "Auto",
     "Call",
     "Collective",
     "DenseAllReduce",
     "Done",
     "Engine",
     "Exchange",
+    "Hierarchical",
+    "Leader",
+    "Link",
     "Outcome",
     "Split",
     "Traffic",
+    "Tree",
     "collective_names",
     "engine_of",
     "parse_collective",

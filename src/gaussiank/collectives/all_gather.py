@@ -9,11 +9,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gaussiank import codec, ops
+from gaussiank import codec
 from gaussiank.sparse import SparseGradient
 
 from .collective import Call, Collective, Outcome, Program, Traffic
-from .rows import largest_mask, pack, pick, rest_of, unpack
+from .rows import gathered_mean, largest_mask, pack, pick, rest_of, unpack
 
 _SPARE = 16  # entries on top of the slack, so that small counts have some too
 
@@ -68,7 +68,7 @@ class AllGather(Collective):
         rows = yield call.wire.all_gather(codec.encode(sparse, capacity))
 
         def finish(out: Tensor) -> Outcome:
-            return Outcome(_mean([codec.decode(row, sparse.numel, sparse.values.dtype) for row in rows], out))
+            return Outcome(gathered_mean([codec.decode(row, sparse.numel, sparse.values.dtype) for row in rows], out))
 
         return finish
 
@@ -79,15 +79,10 @@ class AllGather(Collective):
 
         def finish(out: Tensor) -> Outcome:
             parts, counts = unpack(rows, [sparse.numel] * len(rows), sparse.values.dtype)
-            return Outcome(_mean(parts, out), rest_of(sparse, entered), torch.tensor(max(counts)))
+            return Outcome(gathered_mean(parts, out), rest_of(sparse, entered), torch.tensor(max(counts)))
 
         return finish
 
     def _largest(self, sparse: SparseGradient, call: Call) -> int:
         largest = torch.tensor([sparse.kept], dtype=torch.int64, device=sparse.indices.device)
         return int(call.wire.all_reduce(largest, dist.ReduceOp.MAX).wait())
-
-
-def _mean(parts: list[SparseGradient], out: Tensor) -> Tensor:
-    ops.scatter_mean(parts, out)
-    return ops.all_finite(out[torch.cat([part.indices for part in parts])])

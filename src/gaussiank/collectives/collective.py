@@ -114,7 +114,7 @@ class Traffic(NamedTuple):
     Attributes:
         messages: messages that have to follow each other.
         sent_bytes: bytes that each worker sends, on average over workers.
-        touched: entries that each worker decodes and adds up.
+        touched: sparse entries that each worker decodes and adds up.
     """
 
     messages: int

@@ -29,7 +29,7 @@ class DenseAllReduce(Collective):
 
     def traffic(self, numel: int, k: int, world_size: int, value_bytes: int = 4) -> Traffic:
         """A ring: each part of the vector travels twice around, a P-th of it at a time."""
-        return Traffic(2 * (world_size - 1), 2 * (world_size - 1) / world_size * numel * value_bytes, numel)
+        return Traffic(2 * (world_size - 1), 2 * (world_size - 1) / world_size * numel * value_bytes, 0)
 
     def program(self, sparse: SparseGradient, call: Call) -> Program:
         """Spread the entries over a dense vector and send that; counts do not matter."""

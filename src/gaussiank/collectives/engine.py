@@ -12,7 +12,6 @@ overlap with backward, may wait for sizes without stopping it, and needs no last
 from __future__ import annotations
 
 import contextlib
-import datetime
 import queue
 import threading
 import time
@@ -25,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .collective import Exchange
+from .groups import new_group
 from .wire import AnyFuture
 
 Start = Callable[[dist.ProcessGroup], Exchange]
@@ -46,18 +46,8 @@ class Engine:
 
     def __init__(self, parent: dist.ProcessGroup | None, timeout_s: float) -> None:
         ranks = dist.get_process_group_ranks(parent)
-        backend = None if parent in (None, dist.group.WORLD) else dist.get_backend(parent)
-        timeout = datetime.timedelta(seconds=timeout_s)
-
-        def group() -> dist.ProcessGroup:
-            made: dist.ProcessGroup | None = dist.new_group(
-                ranks, timeout=timeout, backend=backend, use_local_synchronization=True
-            )
-            assert made is not None  # this worker is among the ranks
-            return made
-
-        self.group = group()  # for messages that callers start themselves
-        self._ordered_group = group()  # for those that the thread starts
+        self.group = new_group(ranks, parent, timeout_s)  # for messages that callers start themselves
+        self._ordered_group = new_group(ranks, parent, timeout_s)  # for those that the thread starts
         self._timeout_s = timeout_s
         self._orders: queue.SimpleQueue[_Order | object] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None

@@ -22,28 +22,30 @@ class Message(Generic[Result]):
         works: torch's handles; none for a worker that this message does not concern.
         read: makes the result once the message has arrived.
         sent: tensors that must live until they are sent.
+        point_to_point: whether Gloo has no future for it.
     """
 
     works: Sequence[dist.Work]
     read: Callable[[], Result]
     sent: Sequence[Tensor] = ()
+    point_to_point: bool = False
 
     @property
     def future(self) -> AnyFuture:
-        """Torch's future of the one handle; point-to-point messages have none on Gloo."""
+        """Torch's future of a message among all workers."""
         (work,) = self.works
         return work.get_future()
 
     def wait(self) -> Result:
         """Wait and return what arrived; raises when a worker is gone.
 
-        Through the future where there is only one handle: it may be asked inside its own callback, a handle may not.
+        Through the future where there is one: it may be asked inside its own callback, a handle may not.
         """
-        if len(self.works) == 1:
-            self.future.wait()
-        else:
+        if self.point_to_point:
             for work in self.works:
                 work.wait()
+        elif self.works:
+            self.future.wait()
         return self.read()
 
 
@@ -52,35 +54,43 @@ class Wire:
 
     Args:
         group: process group, or None for the default one.
-
-    Attributes:
-        sent_bytes: bytes put on the wire so far, as the ring and pairwise algorithms of Gloo and NCCL send them.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self.group = group
         self.rank = dist.get_rank(group)
         self.world_size = dist.get_world_size(group)
-        self.sent_bytes = 0
+        self._sent_bytes = [0]
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes put on the wire so far, as the ring, tree and pairwise algorithms of Gloo and NCCL send them."""
+        return self._sent_bytes[0]
+
+    def within(self, group: dist.ProcessGroup) -> Wire:
+        """Return a wire for some of the workers that counts its bytes here."""
+        wire = Wire(group)
+        wire._sent_bytes = self._sent_bytes
+        return wire
 
     def all_reduce(self, vector: Tensor, op: Any = dist.ReduceOp.SUM) -> Message[Tensor]:
         """Reduce ``vector`` in place."""
         work = dist.all_reduce(vector, op=op, group=self.group, async_op=True)
-        self.sent_bytes += ring_bytes(vector, self.world_size)
+        self._sent_bytes[0] += ring_bytes(vector, self.world_size)
         return Message([_started(work)], lambda: vector)
 
     def all_gather(self, row: Tensor) -> Message[Tensor]:
         """Send uint8 ``[bytes]`` to all; the result is ``[world_size, bytes]``."""
         rows = row.new_empty(self.world_size * row.numel())
         work = _all_gather(rows, row, group=self.group, async_op=True)
-        self.sent_bytes += (self.world_size - 1) * row.numel()
+        self._sent_bytes[0] += (self.world_size - 1) * row.numel()
         return Message([_started(work)], lambda: rows.view(self.world_size, -1), [row])
 
     def all_to_all(self, rows: Tensor) -> Message[Tensor]:
         """Send row r of ``[world_size, ...]`` to rank r; row r of the result comes from rank r."""
         received = torch.empty_like(rows)
         work = dist.all_to_all_single(received.view(-1), rows.view(-1), group=self.group, async_op=True)
-        self.sent_bytes += (self.world_size - 1) * rows[0].numel() * rows.element_size()
+        self._sent_bytes[0] += (self.world_size - 1) * rows[0].numel() * rows.element_size()
         return Message([_started(work)], lambda: received, [rows])
 
     def all_to_all_uneven(self, rows: Sequence[Tensor], received_bytes: Sequence[int]) -> Message[list[Tensor]]:
@@ -89,28 +99,42 @@ class Wire:
         joined = torch.cat(list(rows))
         received = joined.new_empty(sum(received_bytes))
         work = dist.all_to_all_single(received, joined, list(received_bytes), sizes, group=self.group, async_op=True)
-        self.sent_bytes += sum(sizes) - sizes[self.rank]
+        self._sent_bytes[0] += sum(sizes) - sizes[self.rank]
         return Message([_started(work)], lambda: list(received.split(list(received_bytes))), [joined])
 
     def broadcast(self, vector: Tensor, root: int) -> Message[Tensor]:
         """Overwrite ``vector`` with that of ``root``, a rank of the group."""
         work = dist.broadcast(vector, dist.get_global_rank(self._known_group, root), group=self.group, async_op=True)
         place = (self.rank - root) % self.world_size
-        self.sent_bytes += _children(place, self.world_size) * vector.numel() * vector.element_size()
+        self._sent_bytes[0] += _children(place, self.world_size) * vector.numel() * vector.element_size()
         return Message([_started(work)], lambda: vector)
 
-    def swap(self, row: Tensor | None, peer: int | None, received_bytes: int) -> Message[Tensor]:
-        """Send ``row`` to rank ``peer`` of the group and receive one of ``received_bytes``; either may be nothing."""
-        received = torch.empty(received_bytes, dtype=torch.uint8, device=None if row is None else row.device)
-        if peer is None or (row is None and not received_bytes):
-            return Message([], lambda: received)
-        there = dist.get_global_rank(self._known_group, peer)
-        calls = [] if row is None else [dist.P2POp(dist.isend, row, there, group=self.group)]
-        if received_bytes:
-            calls.append(dist.P2POp(dist.irecv, received, there, group=self.group))
-        works = dist.batch_isend_irecv(calls)
-        self.sent_bytes += 0 if row is None else row.numel()
-        return Message(works, lambda: received, [] if row is None else [row])
+    def swap(self, row: Tensor, peer: int) -> Message[Tensor]:
+        """Send a row to rank ``peer`` of the group and receive one of the same length from it."""
+        received = torch.empty_like(row)
+        works = dist.batch_isend_irecv([self._sending(row, peer), self._receiving(received, peer)])
+        return Message(works, lambda: received, [row], point_to_point=True)
+
+    def send(self, row: Tensor, peer: int) -> Message[None]:
+        """Send a row to rank ``peer`` of the group."""
+        works = dist.batch_isend_irecv([self._sending(row, peer)])
+        return Message(works, lambda: None, [row], point_to_point=True)
+
+    def receive(self, row: Tensor, peer: int) -> Message[Tensor]:
+        """Overwrite ``row`` with what rank ``peer`` of the group sends."""
+        works = dist.batch_isend_irecv([self._receiving(row, peer)])
+        return Message(works, lambda: row, point_to_point=True)
+
+    def pause(self) -> Message[None]:
+        """Send nothing, so that this worker stays in step with those that do."""
+        return Message([], lambda: None)
+
+    def _sending(self, row: Tensor, peer: int) -> dist.P2POp:
+        self._sent_bytes[0] += row.numel() * row.element_size()
+        return dist.P2POp(dist.isend, row, dist.get_global_rank(self._known_group, peer), group=self.group)
+
+    def _receiving(self, row: Tensor, peer: int) -> dist.P2POp:
+        return dist.P2POp(dist.irecv, row, dist.get_global_rank(self._known_group, peer), group=self.group)
 
     @property
     def _known_group(self) -> dist.ProcessGroup:
