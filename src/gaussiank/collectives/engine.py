@@ -18,6 +18,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from .collective import Exchange
 from .groups import new_group
+from .roll_call import silent_ranks
 from .wire import AnyFuture
 
 Start = Callable[[dist.ProcessGroup], Exchange]
@@ -65,7 +67,7 @@ class Engine:
         Returns:
             A future of what ``finish`` returns. An error of the communication names this worker's rank and the label.
         """
-        lost = _Lost(label, dist.get_rank(self.group), self._timeout_s, time.perf_counter())
+        lost = _Lost(label, self.group, self._timeout_s, time.perf_counter())
         if not phased:
             exchange = start(self.group)
 
@@ -112,7 +114,7 @@ class _Lost:
     """What to say when a message does not arrive."""
 
     label: str
-    rank: int
+    group: dist.ProcessGroup
     timeout_s: float
     began: float
 
@@ -121,10 +123,13 @@ class _Lost:
         try:
             yield
         except Exception as error:
+            waited_s = time.perf_counter() - self.began
+            silent = ", ".join(map(str, silent_ranks(self.group)))
             raise RuntimeError(
-                f"rank {self.rank} lost {self.label} after {time.perf_counter() - self.began:.1f} s: {error}. "
-                "Another worker has ended, raised, or stands still: look for the first error among all workers. Set "
-                f"timeout_s above {self.timeout_s:g} if a worker may be busy with something else for longer."
+                f"rank {dist.get_rank(self.group)} lost {self.label} after {waited_s:.1f} s: {error}. "
+                + (f"Nothing was heard from rank {silent}. " if silent else "")
+                + "A worker has ended, raised, or stands still: look for the first error among all workers. Set "
+                f"timeout_s above {self.timeout_s:g} if one may be busy with something else for longer."
             ) from error
 
 
@@ -138,8 +143,8 @@ class _Stream:
             self._stream = torch.cuda.Stream(self._device)
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
 
-    def future(self) -> Done:
-        return Done(devices=None if self._device is None else [self._device])
+    def future(self) -> torch.futures.Future[Tensor | None]:
+        return torch.futures.Future(devices=None if self._device is None else [self._device])
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
@@ -156,7 +161,10 @@ class _Order:
     def __init__(self, lost: _Lost, start: Start, finish: Finish, stream: _Stream) -> None:
         self._lost, self._start, self._finish, self._stream = lost, start, finish, stream
         self._exchange: Exchange | None = None
-        self.future = stream.future()
+        self._error: Exception | None = None
+        self._ended: torch.futures.Future[Tensor | None] = stream.future()
+        # torch carries an error on, to C++ too, only when a callback raises it; set_exception wraps it in a result
+        self.future = cast(Done, self._ended.then(self._result))
 
     def begin(self, group: dist.ProcessGroup) -> None:
         with self._lost.explained(), self._stream.entered():
@@ -170,14 +178,20 @@ class _Order:
                 if self._exchange.advance():
                     return True
             try:
-                self.future.set_result(self._finish(self._exchange))
+                self._ended.set_result(self._finish(self._exchange))
             except Exception as error:  # noqa: BLE001  the reader must get it, and the next exchange is not concerned
-                self.future.set_exception(error)  # type: ignore[arg-type]  # torch annotates it wrongly
+                self.fail(error)
         return False
 
     def fail(self, error: Exception) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)  # type: ignore[arg-type]  # torch annotates it wrongly
+        if not self._ended.done():
+            self._error = error
+            self._ended.set_result(None)
+
+    def _result(self, ended: torch.futures.Future[Tensor | None]) -> Tensor | None:
+        if self._error is not None:
+            raise self._error
+        return ended.value()
 
 
 _FLUSH, _STOP = object(), object()
