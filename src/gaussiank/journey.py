@@ -61,11 +61,7 @@ class Journey:
         if momentum is not None and not compressor.keeps_rest:
             raise ValueError(f"momentum must be None for a compressor without feedback, got {momentum}. Leave it out.")
         collective = collective or AllGather()
-        if not compressor.keeps_rest and collective.rejects(bounded=compressor.capacity(1, 2) is not None):
-            raise ValueError(
-                f"collective must not send entries back to a compressor without feedback, got {collective}. "
-                "Use allgather:ask=true, or a compressor that keeps them."
-            )
+        require_feedback(collective, compressor)
         self._engine = engine_of(group, timeout_s)
         self._world_size = dist.get_world_size(group)
         self._rank = dist.get_rank(group)
@@ -289,6 +285,19 @@ class Journey:
         self._selector.load_hints(state["hints"])
         self._routes = {key: hint.clone() for key, hint in state.get("routes", {}).items()}
         self.step = state["step"]
+
+
+def require_feedback(collective: Collective, compressor: Compressor) -> None:
+    """Raise when a collective may send entries back and the compressor's rest is kept by nobody.
+
+    Raises:
+        ValueError: so it is.
+    """
+    if not compressor.keeps_rest and collective.rejects(bounded=compressor.capacity(1, 2) is not None):
+        raise ValueError(
+            f"collective must send nothing back to a compressor without feedback, got {collective} for {compressor}. "
+            "Use allgather:ask=true, or a compressor that keeps what comes back."
+        )
 
 
 def _write_back(mean: Tensor, grads: Sequence[Tensor], finite: Tensor) -> Tensor:

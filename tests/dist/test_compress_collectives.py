@@ -156,7 +156,7 @@ def test_misuse_gets_one_sentence(two_workers: Any) -> None:
         "mbit must be at least 0, got -1.0.",
         "inside must be sparse or dense, got 'both'.",
         "ranks_per_node must be at least 1, or 0 to ask torchrun, got -1.",
-        "collective must not send entries back to a compressor without feedback, got Split(",
+        "collective must send nothing back to a compressor without feedback, got Split(",
         "timeout_s must be above 0, got 0.",
         "collective must be the same on every worker, got 'Tree()' on rank 0 and 'Split(",
         "timeout_s must be the same on every worker, got '10.0' on rank 0 and '11.0' on rank 1.",

@@ -65,6 +65,9 @@ def train(
     clip_norm: Annotated[float | None, typer.Option(help="Local clipping of the momentum correction.")] = None,
     scope: Annotated[str, typer.Option(help="Where k is counted: bucket, layer or model.")] = "bucket",
     max_bytes: Annotated[int | None, typer.Option(help="Largest payload of a message in bytes.")] = None,
+    collective: Annotated[
+        str, typer.Option(help="How workers agree: allgather, split, leader, tree, hierarchical, auto, dense.")
+    ] = "allgather",
     seed: Annotated[int, typer.Option(help="Seed of initialisation and data order.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="Directory of the run; a new one below runs/ if not given.")] = None,

@@ -70,6 +70,7 @@ class Training:
             scope=config.scope,
             momentum=correction,
             max_bytes=None if compressor.sends_all else config.max_bytes,
+            collective=config.collective,
         )
         self._optimizer = torch.optim.SGD(
             self._model.parameters(),
