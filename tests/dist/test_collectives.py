@@ -248,9 +248,9 @@ def test_nodes_of_a_mesh(four_workers: Any) -> None:
         ]
 
 
-def measured(rank: int, world_size: int) -> tuple[float, float]:
+def measured(rank: int, world_size: int) -> tuple[float, float, float]:
     link = measure()
-    return link.latency_s, link.bytes_per_s
+    return link.latency_s, link.bytes_per_s, link.select_s
 
 
 def test_all_workers_measure_one_link(workers: Any) -> None:
@@ -259,8 +259,9 @@ def test_all_workers_measure_one_link(workers: Any) -> None:
     if workers.world_size > 1:
         assert 0 < links[0][0] < 1
         assert 1e5 < links[0][1] < 1e12
+        assert 1e-11 < links[0][2] < 1e-5
     else:
-        assert links[0] == (0.0, float("inf"))
+        assert links[0] == (0.0, float("inf"), 0.0)
 
 
 def disagree(rank: int, world_size: int) -> str:

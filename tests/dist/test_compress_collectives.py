@@ -11,7 +11,8 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 import gaussiank
 from gaussiank.collectives import parse_collective
-from tests.dist.test_hook import Given, assert_nothing_lost, feed, overflowing, resumed, run, with_unused
+from tests.dist import test_hook as hook_tests
+from tests.dist.test_hook import Given, assert_nothing_lost, feed, overflowing, resumed, run
 
 SMALL_BUCKETS = {"bucket_cap_mb": 0.0005}
 SPECS = [
@@ -104,18 +105,36 @@ def test_resume_goes_on_to_the_bit(three_workers: Any, how: dict[str, Any]) -> N
     assert three_workers.run(resumed, how) == [True] * 3
 
 
-def test_unused_parameters_keep_their_residual_under_a_leader(three_workers: Any) -> None:
-    results = three_workers.run(leader_with_unused)
+def under(rank: int, world_size: int, spec: str, name: str, *arguments: Any) -> Any:
+    """Run a worker of the hook's tests with another collective than the default."""
+    compress, gaussiank.compress = gaussiank.compress, partial(gaussiank.compress, collective=spec)
+    try:
+        return getattr(hook_tests, name)(rank, world_size, *arguments)
+    finally:
+        gaussiank.compress = compress
+
+
+@pytest.mark.parametrize("spec", PHASED)
+def test_unused_parameters_keep_their_residual(three_workers: Any, spec: str) -> None:
+    results = three_workers.run(under, spec, "with_unused")
     assert_nothing_lost([result for result, _ in results])
     assert all(alone for _, alone in results)
 
 
-def leader_with_unused(rank: int, world_size: int) -> Any:
-    compress, gaussiank.compress = gaussiank.compress, partial(gaussiank.compress, collective="leader")
-    try:
-        return with_unused(rank, world_size)
-    finally:
-        gaussiank.compress = compress
+@pytest.mark.parametrize("spec", PHASED)
+def test_join_accumulation_and_embeddings(three_workers: Any, spec: str) -> None:
+    assert_nothing_lost(three_workers.run(under, spec, "accumulating"))
+    assert three_workers.run(under, spec, "sparse_embedding", "bucket") == [(True, 150)] * 3
+    results = three_workers.run(under, spec, "joined")
+    applied = results[-1][1]
+    assert all(torch.equal(result[1], applied) for result in results)
+    kept, given = (torch.stack([result[part] for result in results]).sum(0) for part in (0, 2))
+    torch.testing.assert_close(kept + 3 * applied, given, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("spec", PHASED)
+def test_several_models_in_one_backward(three_workers: Any, spec: str) -> None:
+    assert_nothing_lost([result for result, _, _ in three_workers.run(under, spec, "several")])
 
 
 def misused(rank: int, world_size: int) -> list[str]:

@@ -60,7 +60,7 @@ def delayed(rank: int, world_size: int, spec: str) -> tuple[int, Tensor, Tensor,
     return compression._journey._parts, kept, means, grads
 
 
-MIXED = "auto:mbit=40:latency_us=60:select_ns=0:touch_ns=0:candidates=dense+allgather+split+tree"
+MIXED = "auto:mbit=40:latency_us=60:select_ns=0:touch_ns=0:message_us=0:candidates=dense+allgather+split+tree"
 
 
 @pytest.mark.parametrize(

@@ -37,11 +37,12 @@ class Auto(Collective):
 
     Args:
         latency_us: microseconds that a short message takes between two workers.
-        mbit: megabits a second in one direction; 0 measures both when the model is wrapped, in well under a second on
-            a fast link.
-        select_ns: nanoseconds an entry of the gradient for all that a sparse exchange does beside sending; a larger
-            one favours dense.
+        mbit: megabits a second in one direction; 0 measures it, ``latency_us`` and ``select_ns`` when the model is
+            wrapped, in well under a second on a fast link.
+        select_ns: nanoseconds that accumulation and selection take for each entry of the gradient.
         touch_ns: nanoseconds for each sparse entry that is encoded, decoded or added up.
+        message_us: microseconds of work for each phase of a sparse exchange, whatever its size. Larger ones of these
+            three favour dense.
         candidates: names to choose among, joined by ``+``. The default has those that keep every worker's own choice:
             not ``leader``, which takes one worker's, nor ``tree``, which keeps k entries of all.
     """
@@ -50,12 +51,13 @@ class Auto(Collective):
     mbit: float = 0.0
     select_ns: float = 2.0
     touch_ns: float = 20.0
+    message_us: float = 300.0
     candidates: str = "dense+allgather+split"
     link: Link | None = field(default=None, repr=False)
     choices: tuple[Collective, ...] = field(default=(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for argument in ("latency_us", "mbit", "select_ns", "touch_ns"):
+        for argument in ("latency_us", "mbit", "select_ns", "touch_ns", "message_us"):
             if not getattr(self, argument) >= 0:
                 raise ValueError(f"{argument} must be at least 0, got {getattr(self, argument)}. Correct it.")
         for name in self.candidates.split("+"):
@@ -70,7 +72,9 @@ class Auto(Collective):
         """Measure the link, unless it was given, and get the candidates ready."""
         choices = tuple(CANDIDATES[name]().join(group, timeout_s) for name in self.candidates.split("+"))
         if self.mbit:
-            return replace(self, choices=choices, link=Link(self.latency_us * 1e-6, self.mbit * 125e3))
+            return replace(
+                self, choices=choices, link=Link(self.latency_us * 1e-6, self.mbit * 125e3, self.select_ns * 1e-9)
+            )
         device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
         return replace(self, choices=choices, link=measure(group, device))
 
@@ -78,9 +82,11 @@ class Auto(Collective):
         """Predict the seconds from gradient to mean with one of the candidates."""
         assert self.link is not None  # joined
         messages, sent_bytes, touched = collective.traffic(numel, k, world_size)
-        sparse_s = 0.0 if isinstance(collective, DenseAllReduce) else numel * self.select_ns * 1e-9
         wire_s = messages * self.link.latency_s + sent_bytes / self.link.bytes_per_s
-        return wire_s + sparse_s + touched * self.touch_ns * 1e-9
+        if isinstance(collective, DenseAllReduce):
+            return wire_s
+        phases = 1 + 2 * collective.phased
+        return wire_s + numel * self.link.select_s + touched * self.touch_ns * 1e-9 + phases * self.message_us * 1e-6
 
     def choose(self, numel: int, k: int, world_size: int) -> Collective:
         """Return the candidate with the least predicted time; the first of equals.
