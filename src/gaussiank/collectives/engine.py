@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .collective import Exchange
 from .groups import new_group
-from .roll_call import silent_ranks
+from .roll_call import RollCall
 from .wire import AnyFuture
 
 Start = Callable[[dist.ProcessGroup], Exchange]
@@ -50,7 +50,9 @@ class Engine:
         ranks = dist.get_process_group_ranks(parent)
         self.group = new_group(ranks, parent, timeout_s)  # for messages that callers start themselves
         self._ordered_group = new_group(ranks, parent, timeout_s)  # for those that the thread starts
+        self._rank = dist.get_rank(self.group)
         self._timeout_s = timeout_s
+        self._roll_call = RollCall(self.group)
         self._orders: queue.SimpleQueue[_Order | object] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -67,9 +69,10 @@ class Engine:
         Returns:
             A future of what ``finish`` returns. An error of the communication names this worker's rank and the label.
         """
-        lost = _Lost(label, self.group, self._timeout_s, time.perf_counter())
+        lost = _Lost(label, self._rank, self._timeout_s, self._roll_call, time.perf_counter())
         if not phased:
-            exchange = start(self.group)
+            with lost.explained():
+                exchange = start(self.group)
 
             def arrived(done: AnyFuture) -> Tensor:
                 with lost.explained():
@@ -114,19 +117,20 @@ class _Lost:
     """What to say when a message does not arrive."""
 
     label: str
-    group: dist.ProcessGroup
+    rank: int
     timeout_s: float
+    roll_call: RollCall
     began: float
 
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:
+        except RuntimeError as error:  # what backends raise
             waited_s = time.perf_counter() - self.began
-            silent = ", ".join(map(str, silent_ranks(self.group)))
+            silent = ", ".join(map(str, self.roll_call.silent()))
             raise RuntimeError(
-                f"rank {dist.get_rank(self.group)} lost {self.label} after {waited_s:.1f} s: {error}. "
+                f"rank {self.rank} lost {self.label} after {waited_s:.1f} s: {error}. "
                 + (f"Nothing was heard from rank {silent}. " if silent else "")
                 + "A worker has ended, raised, or stands still: look for the first error among all workers. Set "
                 f"timeout_s above {self.timeout_s:g} if one may be busy with something else for longer."

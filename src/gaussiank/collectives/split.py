@@ -54,13 +54,12 @@ class Split(Collective):
         peers = world_size - 1
         if self.trim:
             room = self._room(k, world_size)
-            return Traffic(2 if peers else 0, 2 * peers * row_bytes(room, value_bytes), 2 * world_size * room)
-        sizes = 2 * peers * 8
-        entries = k / world_size + k
-        sent = peers * (
-            2 * row_bytes(0, value_bytes) + entries * (row_bytes(1, value_bytes) - row_bytes(0, value_bytes))
+            return Traffic(world_size if peers else 0, 2 * peers * row_bytes(room, value_bytes), 2 * world_size * room)
+        sizes = peers * 8 + 2 * peers * 8 / world_size
+        first = peers * row_bytes(0, value_bytes) + peers / world_size * (row_bytes(k, value_bytes) - row_bytes(0))
+        return Traffic(
+            3 * peers + 2 if peers else 0, sizes + first + peers * row_bytes(k, value_bytes), k + world_size * k
         )
-        return Traffic(4 if peers else 0, sizes + sent, k + world_size * k)
 
     def program(self, sparse: SparseGradient, call: Call) -> Program:
         """Send each owner its region, then everyone the own region's sum."""
