@@ -813,3 +813,39 @@ def test_refuses_gradients_that_do_not_fit(rng: torch.Generator) -> None:
             take(torch.zeros(100, dtype=torch.int64))
     assert end(feedback) is True  # none of them began a part
     assert equal(feedback.state_dict(), before)
+
+
+# ---------------------------------------------------------------------- drawing more than was selected
+
+
+@pytest.mark.parametrize("momentum", [None, MomentumCorrection(), MomentumCorrection(masking=False)])
+def test_what_is_drawn_leaves_the_residual(rng: torch.Generator, momentum: MomentumCorrection | None) -> None:
+    feedback, plain = filled(rng, momentum), ErrorFeedback(SIZES, momentum=momentum)
+    plain.load_state_dict(feedback.state_dict())
+    grad = torch.randn(NUMEL, generator=rng)
+    sent, same = feedback.take(WHOLE, grad, top(5)), plain.take(WHOLE, grad, top(5))
+    asked = torch.cat([sent.indices[:2], (sent.indices[:2] + 1) % NUMEL]).unique().int()
+    drawn = feedback.draw(WHOLE, asked)
+    assert end(feedback, TRUE)
+    assert end(plain, TRUE)
+    without = residual(plain)
+    assert torch.equal(drawn, without[asked])
+    assert torch.equal(residual(feedback)[asked], torch.zeros(len(asked)))
+    put_back = residual(feedback)
+    put_back[asked] = drawn
+    assert torch.equal(put_back, without)
+    assert torch.equal(sent.values, same.values)
+    if momentum is not None:
+        expected = velocity(plain)
+        if momentum.masking:
+            expected[asked] = 0
+        assert torch.equal(velocity(feedback), expected)
+
+
+def test_what_is_drawn_is_forgotten_with_its_step(rng: torch.Generator) -> None:
+    feedback = filled(rng)
+    before = residual(feedback)
+    feedback.take(WHOLE, torch.randn(NUMEL, generator=rng), top(5))
+    assert feedback.draw(WHOLE, torch.arange(NUMEL, dtype=torch.int32)).any()
+    assert not end(feedback, FALSE)
+    assert torch.equal(residual(feedback), before)

@@ -158,6 +158,15 @@ class ErrorFeedback:
         else:
             part.next_residual.add_(rest)
 
+    def draw(self, layout: Layout, indices: Tensor) -> Tensor:
+        """Take more after ``take``: what is still kept at int32 ``indices`` without repeats; it counts as sent."""
+        part = self._parts[layout]
+        values = part.next_residual[indices]
+        part.next_residual[indices] = 0
+        if part.next_velocity is not None and self._momentum is not None and self._momentum.masking:
+            part.next_velocity[indices] = 0
+        return values
+
     def judge(self, finite: Tensor) -> None:
         """Note for one part of the step that its mean arrived; ``finite`` is a 0-d bool tensor, read in ``settle``."""
         self._step.verdicts.append(finite)

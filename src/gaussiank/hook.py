@@ -10,10 +10,10 @@ from torch._C._distributed_c10d import GradBucket  # torch.distributed shows it 
 from torch.nn.parallel import DistributedDataParallel
 
 from gaussiank import __version__, codec
-from gaussiank.collectives import require_agreement
+from gaussiank.collectives import Collective, Done, parse_collective, require_agreement
 from gaussiank.compressors import Capped, Compressor, parse_compressor
 from gaussiank.feedback import ErrorFeedback
-from gaussiank.journey import Done, Journey
+from gaussiank.journey import Journey
 from gaussiank.layout import Layout
 from gaussiank.metrics import Metrics
 from gaussiank.momentum import MomentumCorrection
@@ -34,6 +34,8 @@ def compress(
     max_bytes: int | None = None,
     on_nonfinite: OnNonfinite = "propagate",
     scaler: torch.amp.GradScaler | None = None,
+    collective: str | Collective = "allgather",
+    timeout_s: float = 300.0,
 ) -> "Compression":
     """Make a DDP model exchange sparse gradients with error feedback instead of dense ones.
 
@@ -53,6 +55,10 @@ def compress(
             (``raise``).
         scaler: the ``GradScaler`` of a float16 run: residuals are rescaled when its scale changes. Without it, a
             residual keeps the unit of the scale that it was computed with.
+        collective: how workers agree on the mean: a name, ``name:field=value``, or a collective. ``allgather`` sends
+            every selection to everyone; with many workers ``split`` sends less.
+        timeout_s: seconds after which an exchange fails that a worker did not answer, above 0; larger than any pause
+            that one worker takes alone between two backwards, for an evaluation or a checkpoint.
 
     Returns:
         The compression: ``metrics`` of the last step, ``state_dict`` and ``load_state_dict`` for checkpoints.
@@ -89,6 +95,8 @@ def compress(
         compressor = parse_compressor(compressor)
     if max_bytes is not None:
         compressor = Capped(compressor, codec.entries_within(max_bytes))
+    if not timeout_s > 0:
+        raise ValueError(f"timeout_s must be above 0, got {timeout_s}. 300 waits for five minutes.")
     compression = Compression(
         model,
         schedule=density if callable(density) else Constant(require_density(density)),
@@ -97,6 +105,8 @@ def compress(
         momentum=momentum,
         on_nonfinite=on_nonfinite,
         scaler=scaler,
+        collective=parse_collective(collective) if isinstance(collective, str) else collective,
+        timeout_s=timeout_s,
     )
     model.register_comm_hook(compression, hook)
     return compression
@@ -125,6 +135,8 @@ class Compression:
         momentum: MomentumCorrection | None,
         on_nonfinite: OnNonfinite,
         scaler: torch.amp.GradScaler | None = None,
+        collective: Collective,
+        timeout_s: float,
     ) -> None:
         numels = _checked_numels(model)
         self.config: Mapping[str, object] = {
@@ -134,6 +146,8 @@ class Compression:
             "scope": scope,
             "momentum": momentum,
             "on_nonfinite": on_nonfinite,
+            "collective": collective,
+            "timeout_s": timeout_s,
             "model parameters": numels,
         }
         require_agreement(self.config, model.process_group)
@@ -144,6 +158,8 @@ class Compression:
             per_layer=scope == "layer",
             momentum=momentum,
             raise_nonfinite=on_nonfinite == "raise",
+            collective=collective,
+            timeout_s=timeout_s,
             group=model.process_group,
         )
         self._whole_model = scope == "model"

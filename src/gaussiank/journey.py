@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -10,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gaussiank.collectives import AllGather, DenseAllReduce, ring_bytes
+from gaussiank.collectives import AllGather, Collective, DenseAllReduce, Done, Exchange, engine_of, ring_bytes
 from gaussiank.compressors import Compressor
 from gaussiank.feedback import ErrorFeedback
 from gaussiank.layout import Layout
@@ -22,7 +23,6 @@ from gaussiank.selector import Selector
 from gaussiank.sparse import SparseGradient
 
 FORMAT = 1
-Done = torch.futures.Future[Tensor]
 
 
 class Journey:
@@ -35,7 +35,9 @@ class Journey:
         per_layer: count k for each parameter by itself.
         momentum: momentum correction, or None.
         raise_nonfinite: raise when a mean is not finite, instead of passing it on.
-        group: process group, or None for the default one.
+        collective: how the sparse gradients become a mean.
+        timeout_s: seconds after which a message fails that a worker did not answer.
+        group: process group, or None for the default one; messages go over groups of their own with its workers.
 
     Attributes:
         step: steps begun and sealed so far.
@@ -52,19 +54,26 @@ class Journey:
         per_layer: bool = False,
         momentum: MomentumCorrection | None = None,
         raise_nonfinite: bool = False,
+        collective: Collective | None = None,
+        timeout_s: float = 300.0,
         group: dist.ProcessGroup | None = None,
     ) -> None:
         if momentum is not None and not compressor.keeps_rest:
             raise ValueError(f"momentum must be None for a compressor without feedback, got {momentum}. Leave it out.")
-        self._group = group
+        collective = collective or AllGather()
+        require_feedback(collective, compressor)
+        self._engine = engine_of(group, timeout_s)
         self._world_size = dist.get_world_size(group)
         self._rank = dist.get_rank(group)
         self._schedule = schedule
         self._compressor = compressor
         self._raise_nonfinite = raise_nonfinite
         self._selector = Selector(compressor, per_layer=per_layer, rank=self._rank)
-        self._gather = AllGather()
+        self._collective = collective.join(group, timeout_s)
         self._all_reduce = DenseAllReduce()
+        self._routes: dict[str, Tensor] = {}  # what the collective wants to know at the next step, by layout
+        self._parts = 0  # exchanges begun in this step
+        self._counting = threading.Lock()  # messages arrive on threads of the backend
         self.feedback = ErrorFeedback(numels, momentum=momentum, world_size=self._world_size)
         self.step = 0
         self._scale = 1.0
@@ -92,10 +101,13 @@ class Journey:
         if scale != self._scale:
             self.feedback.rescale(scale / self._scale)
             self._scale = scale
+        self._engine.flush()  # what a backward that raised may have left
+        self._parts = 0
         self.measured = Metrics(step=self.step, density=self.density)
 
     def seal(self) -> None:
         """Say that every gradient of the step is under way."""
+        self._engine.flush()
         self.feedback.seal()
         self.step += 1
         self.measured.launched_at = time.perf_counter()
@@ -111,20 +123,24 @@ class Journey:
         measured = self.measured
         started = time.perf_counter()
         judged = self.feedback.take_all(layout, grad, held=held)
-        exchange = self._all_reduce.start_dense(grad, group=self._group)
-        sent_at = self._note_sent(started, grad.numel(), grad.numel(), exchange.sent_bytes, [grad])
+        sent_at = self._note_taken(started, grad.numel(), grad.numel(), [grad])
 
-        def finish(done: torch.futures.Future[Any]) -> Tensor:
-            done.value()  # raises when a worker is gone
-            measured.exchange_s += time.perf_counter() - sent_at
+        def finish(exchange: Exchange) -> Tensor:
+            self._note_arrived(measured, sent_at, exchange)
             if judged or self._raise_nonfinite:
                 finite = exchange.finish(grad).finite
-                if judged:
+                if judged and measured is self.measured:
                     self.feedback.judge(finite)
                 self._refuse_nonfinite(finite, layout, grad)
             return grad
 
-        return cast(Done, exchange.future.then(finish))
+        return self._engine.carry(
+            self._label(layout),
+            lambda group: self._all_reduce.start_dense(grad, group=group),
+            finish,
+            phased=False,
+            device=grad.device,
+        )
 
     def reduce_sparse(self, layout: Layout, grads: Sequence[Tensor], held: Sequence[slice] = ()) -> Done:
         """Start the mean of one selection over all the given gradients; it comes back in them.
@@ -140,33 +156,49 @@ class Journey:
         measured, density = self.measured, self.measured.density
         started = time.perf_counter()
         grad = grads[0] if len(grads) == 1 else torch.cat(list(grads))
+        k = self._selector.k(layout, density)
+        collective = self._collective.choose(layout.numel, k, self._world_size)
+        if isinstance(collective, DenseAllReduce) and collective is not self._collective:
+            return self._reduce_dense_instead(layout, grad, grads, held)
         sparse = self._take(layout, grad, held)
-        exchange = self._gather.start(sparse, capacity=self._selector.capacity(layout, density), group=self._group)
-        sent_at = self._note_sent(started, self._selector.k(layout, density), sparse.kept, exchange.sent_bytes, grads)
+        sent_at = self._note_taken(started, k, sparse.kept, grads)
+        capacity = self._selector.capacity(layout, density)
+        route, part = f"{layout.names[0]}..{layout.names[-1]}/{layout.numel}", self._parts
 
-        def finish(done: torch.futures.Future[Any]) -> Tensor:
-            done.value()  # raises when a worker is gone
-            arrived = time.perf_counter()
-            measured.exchange_s += arrived - sent_at
-            with torch.no_grad():
-                mean = grad if grad.dtype == sparse.values.dtype else grad.to(sparse.values.dtype)
-                outcome = exchange.finish(mean)
-                finite = _write_back(mean, grads, outcome.finite)
-                if self._compressor.keeps_rest:
-                    if outcome.rejected is not None:
-                        self.feedback.keep(layout, outcome.rejected)
-                    if any(part.dtype != mean.dtype for part in grads):
-                        self.feedback.keep(layout, mean)
-                    self.feedback.judge(finite)
-                self._refuse_nonfinite(finite, layout, torch.cat(list(grads)) if self._raise_nonfinite else mean)
-            measured.finish_s += time.perf_counter() - arrived
+        def start(group: dist.ProcessGroup) -> Exchange:
+            return collective.start(
+                sparse,
+                capacity=capacity,
+                group=group,
+                step=measured.step,
+                part=part,
+                hint=self._routes.get(route),
+                draw=(lambda indices: self.feedback.draw(layout, indices)) if self._compressor.keeps_rest else None,
+            )
+
+        def finish(exchange: Exchange) -> Tensor:
+            arrived = self._note_arrived(measured, sent_at, exchange)
+            mean = grad if grad.dtype == sparse.values.dtype else grad.to(sparse.values.dtype)
+            outcome = exchange.finish(mean)
+            finite = _write_back(mean, grads, outcome.finite)
+            if outcome.hint is not None:
+                self._routes[route] = outcome.hint
+            if self._compressor.keeps_rest and measured is self.measured:  # else it is late, after an error
+                if outcome.rejected is not None:
+                    self.feedback.keep(layout, outcome.rejected)
+                if any(part.dtype != mean.dtype for part in grads):
+                    self.feedback.keep(layout, mean)
+                self.feedback.judge(finite)
+            self._refuse_nonfinite(finite, layout, torch.cat(list(grads)) if self._raise_nonfinite else mean)
+            with self._counting:
+                measured.finish_s += time.perf_counter() - arrived
             return grads[0]
 
-        return cast(Done, exchange.future.then(finish))
+        return self._engine.carry(self._label(layout), start, finish, phased=collective.phased, device=grad.device)
 
     def pass_through(self, grad: Tensor) -> torch.futures.Future[Any]:
         """Start the mean of a ``torch.sparse`` gradient, an embedding's, as DDP itself would."""
-        work = dist.all_reduce(grad.div_(self._world_size), group=self._group, async_op=True)
+        work = dist.all_reduce(grad.div_(self._world_size), group=self._engine.group, async_op=True)
         assert work is not None  # async_op
         return cast(torch.futures.Future[Any], work.get_future().then(lambda done: done.value()[0]))
 
@@ -181,15 +213,40 @@ class Journey:
             return self.feedback.take(layout, grad, select, held=held, fused=fused)
         return select(grad.to(RESIDUAL_DTYPES[grad.dtype]))
 
-    def _note_sent(self, started: float, k: int, kept: int, sent_bytes: int, grads: Sequence[Tensor]) -> float:
+    def _reduce_dense_instead(
+        self, layout: Layout, grad: Tensor, grads: Sequence[Tensor], held: Sequence[slice]
+    ) -> Done:
+        """Exchange the whole gradient where that costs less than a selection of it."""
+        done = self.reduce_dense(layout, grad, held)
+        if grad is grads[0]:
+            return done
+
+        def hand_out(done: Done) -> Tensor:
+            for part, mean in zip(grads, done.value().split([part.numel() for part in grads]), strict=True):
+                part.copy_(mean)
+            return grads[0]
+
+        return done.then(hand_out)
+
+    def _label(self, layout: Layout) -> str:
+        self._parts += 1
+        return f"bucket {self._parts - 1} of step {self.measured.step} ({layout.names[0]} to {layout.names[-1]})"
+
+    def _note_taken(self, started: float, k: int, kept: int, grads: Sequence[Tensor]) -> float:
         now = time.perf_counter()
         measured = self.measured
         measured.select_s += now - started
         measured.numel += sum(grad.numel() for grad in grads)
         measured.k += k
         measured.kept += kept
-        measured.sent_bytes += sent_bytes
         measured.dense_bytes += sum(ring_bytes(grad, self._world_size) for grad in grads)
+        return now
+
+    def _note_arrived(self, measured: Metrics, sent_at: float, exchange: Exchange) -> float:
+        now = time.perf_counter()
+        with self._counting:
+            measured.exchange_s += now - sent_at
+            measured.sent_bytes += exchange.sent_bytes
         return now
 
     def _refuse_nonfinite(self, finite: Tensor, layout: Layout, mean: Tensor) -> None:
@@ -216,6 +273,7 @@ class Journey:
             "scale": self._scale,
             "feedback": self.feedback.state_dict(),
             "hints": {key: hint.clone() for key, hint in self._selector.hints.items()},
+            "routes": {key: hint.clone() for key, hint in self._routes.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -237,8 +295,22 @@ class Journey:
                 )
         self.feedback.load_state_dict(state["feedback"])
         self._selector.load_hints(state["hints"])
+        self._routes = {key: hint.clone() for key, hint in state.get("routes", {}).items()}
         self.step = state["step"]
         self._scale = state.get("scale", 1.0)
+
+
+def require_feedback(collective: Collective, compressor: Compressor) -> None:
+    """Raise when a collective may send entries back and the compressor's rest is kept by nobody.
+
+    Raises:
+        ValueError: so it is.
+    """
+    if not compressor.keeps_rest and collective.rejects(bounded=compressor.capacity(1, 2) is not None):
+        raise ValueError(
+            f"collective must send nothing back to a compressor without feedback, got {collective} for {compressor}. "
+            "Use allgather:ask=true, or a compressor that keeps what comes back."
+        )
 
 
 def _write_back(mean: Tensor, grads: Sequence[Tensor], finite: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import multiprocessing as mp
 import sys
@@ -72,10 +73,26 @@ class Workers:
                 pytest.fail(f"rank {rank} of {self.world_size}:\n{answer}", pytrace=False)
         return [answer for _, answer in answers]
 
-    def stop(self) -> None:
-        """End the processes."""
+    def run_some(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """Return what each rank returned, None for one that was killed; fail with the first traceback otherwise."""
         for pipe in self._pipes:
-            pipe.send(None)
+            pipe.send((function.__code__.co_filename, function.__name__, arguments))
+        answers: list[Any] = []
+        for rank, pipe in enumerate(self._pipes):
+            try:
+                passed, answer = pipe.recv()
+            except (EOFError, ConnectionResetError):
+                passed, answer = True, None
+            if not passed:
+                pytest.fail(f"rank {rank} of {self.world_size}:\n{answer}", pytrace=False)
+            answers.append(answer)
+        return answers
+
+    def stop(self) -> None:
+        """End the processes, those that are left."""
+        for pipe in self._pipes:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.send(None)
         for process in self._processes:
             process.join()
 
@@ -93,9 +110,24 @@ def workers(request: pytest.FixtureRequest, worker_groups: dict[int, Workers]) -
     return worker_groups.get(request.param) or _started(worker_groups, request.param)
 
 
+@pytest.fixture(params=(*WORLD_SIZES, 8), ids=lambda n: f"{n}workers")
+def contract_workers(request: pytest.FixtureRequest, worker_groups: dict[int, Workers]) -> Workers:
+    return worker_groups.get(request.param) or _started(worker_groups, request.param)
+
+
 @pytest.fixture
 def two_workers(worker_groups: dict[int, Workers]) -> Workers:
     return worker_groups.get(2) or _started(worker_groups, 2)
+
+
+@pytest.fixture
+def three_workers(worker_groups: dict[int, Workers]) -> Workers:
+    return worker_groups.get(3) or _started(worker_groups, 3)
+
+
+@pytest.fixture
+def four_workers(worker_groups: dict[int, Workers]) -> Workers:
+    return worker_groups.get(4) or _started(worker_groups, 4)
 
 
 def _started(groups: dict[int, Workers], world_size: int) -> Workers:

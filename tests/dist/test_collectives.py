@@ -2,15 +2,57 @@
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
-from gaussiank.collectives import COLLECTIVES, require_agreement
+from gaussiank.collectives import COLLECTIVES, Collective, Hierarchical, parse_collective, require_agreement
+from gaussiank.collectives.link import measure
 from gaussiank.sparse import SparseGradient
 
 NUMEL = 97
+LOSSLESS = [
+    "dense",
+    "allgather",
+    "allgather:ask=true",
+    "split:trim=false",
+    "hierarchical:ranks_per_node=1:trim=false",
+    "hierarchical:ranks_per_node=2:trim=false",
+    "auto:mbit=100:candidates=dense+allgather",
+]
+REJECTING = [
+    "split",
+    "split:slack=0.5",
+    "split:slack=1.5:rebalance=false",
+    "leader",
+    "tree",
+    "hierarchical:ranks_per_node=2",
+    "hierarchical:ranks_per_node=2:inside=dense",
+    "auto:mbit=100:latency_us=0:select_ns=0:candidates=split+tree+leader",
+    "auto",
+]
+SPECS = [*LOSSLESS, *REJECTING]
+CASES = ["unequal", "one empty", "all empty", "full", "equal"]
+
+
+def test_every_collective_is_under_contract() -> None:
+    assert {spec.split(":")[0] for spec in SPECS} == set(COLLECTIVES)
+
+
+def joined(spec: str, world_size: int) -> Collective:
+    if world_size % 2:  # equal nodes
+        spec = spec.replace("ranks_per_node=2", f"ranks_per_node={world_size}")
+    if spec not in _JOINED:
+        _JOINED[spec] = parse_collective(spec).join()
+    return _JOINED[spec]
+
+
+_JOINED: dict[str, Collective] = {}  # kept by each worker: joining makes groups
 
 
 def _counts(case: str, rank: int) -> int:
@@ -25,46 +67,79 @@ def _part(case: str, rank: int, dtype: torch.dtype = torch.float32) -> SparseGra
     return SparseGradient(indices, torch.randn(len(indices), generator=generator, dtype=dtype), NUMEL)
 
 
-def exchange(rank: int, world_size: int, name: str, case: str, asks: bool, dtype: torch.dtype) -> Any:
+def exchange(
+    rank: int, world_size: int, spec: str, case: str, asks: bool, dtype: torch.dtype, steps: int
+) -> tuple[Tensor, bool, Tensor, Tensor]:
+    """Exchange the same entries step after step.
+
+    The residual is a vector of its own: what a collective draws from it enters too.
+
+    Returns:
+        Of the last step: the mean, whether it is finite, what entered from this worker, and what was sent back.
+    """
+    collective = joined(spec, world_size)
     part = _part(case, rank, dtype)
     capacity = None if asks else max(_counts(case, other) for other in range(world_size))
-    message = COLLECTIVES[name]().start(part, capacity=capacity)
-    message.future.wait()
-    out = torch.full((NUMEL,), 7.0, dtype=dtype)
-    outcome = message.finish(out)
-    return out, bool(outcome.finite), outcome.rejected is None, message.sent_bytes
+    hint = None
+    for step in range(steps):
+        residual = torch.randn(NUMEL, generator=torch.Generator().manual_seed(200 + rank)).to(dtype)
+        residual[part.indices] = 0
+        before = residual.clone()
+
+        def draw(indices: Tensor, residual: Tensor = residual) -> Tensor:
+            drawn = residual[indices]
+            residual[indices] = 0
+            return drawn
+
+        message = collective.start(part, capacity=capacity, step=step, part=1, hint=hint, draw=draw)
+        out = torch.full((NUMEL,), 7.0, dtype=dtype)
+        outcome = message.finish(out)
+        hint = outcome.hint
+    rejected = torch.zeros(NUMEL, dtype=dtype)
+    if outcome.rejected is not None:
+        rejected = outcome.rejected.check().dense()
+        # what comes back is what was sent, to the bit, so that law 2 holds to the bit
+        assert torch.equal(outcome.rejected.values, part.dense()[outcome.rejected.indices])
+    return out, bool(outcome.finite), before - residual + part.dense() - rejected, rejected
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
-@pytest.mark.parametrize("asks", [False, True], ids=["capacity known", "capacity asked"])
-@pytest.mark.parametrize("case", ["unequal", "one empty", "all empty", "full", "equal"])
-@pytest.mark.parametrize("name", COLLECTIVES)
-def test_mean_is_right_and_bit_identical(workers: Any, name: str, case: str, asks: bool, dtype: torch.dtype) -> None:
-    results = workers.run(exchange, name, case, asks, dtype)
-    expected = torch.stack([_part(case, rank, dtype).dense() for rank in range(workers.world_size)]).mean(0)
-    for out, finite, entered, _ in results:
-        assert torch.equal(out, results[0][0])
-        torch.testing.assert_close(out, expected)
-        assert finite
-        assert entered
+def exchange_all(rank: int, world_size: int, spec: str) -> list[Any]:
+    dtypes = (torch.float32, torch.float64)
+    variants = [
+        *itertools.product(CASES, (False, True), dtypes, (1,)),
+        ("unequal", True, torch.float32, 4),
+        ("one empty", True, torch.float32, 4),
+        ("unequal", False, torch.float32, 4),
+    ]
+    return [(variant, exchange(rank, world_size, spec, *variant)) for variant in variants]
 
 
-def test_all_gather_bytes_are_payload_times_peers(workers: Any) -> None:
-    sent = [answer[3] for answer in workers.run(exchange, "allgather", "equal", False, torch.float32)]
-    assert sent == [(workers.world_size - 1) * (16 + 6 * 8)] * workers.world_size
+@pytest.mark.parametrize("spec", SPECS)
+def test_mean_of_what_entered_is_right_and_bit_identical(contract_workers: Any, spec: str) -> None:
+    by_rank = contract_workers.run(exchange_all, spec)
+    for results in zip(*by_rank, strict=True):
+        case, _, dtype, _ = results[0][0]
+        outcomes = [outcome for _, outcome in results]
+        entered = torch.stack([entered for _, _, entered, _ in outcomes]).mean(0)
+        for out, finite, _, rejected in outcomes:
+            assert finite
+            assert torch.equal(out, outcomes[0][0])
+            torch.testing.assert_close(out, entered, msg=lambda text, which=results[0][0]: f"{which}: {text}")
+            assert spec in REJECTING or not rejected.any()
+        if spec in LOSSLESS:
+            given = torch.stack([_part(case, rank, dtype).dense() for rank in range(len(outcomes))]).mean(0)
+            torch.testing.assert_close(entered, given)
 
 
-def given(rank: int, world_size: int, name: str, parts: list[dict[int, float]], numel: int) -> list[float]:
+def given(rank: int, world_size: int, spec: str, parts: list[dict[int, float]], numel: int) -> list[float]:
     own = parts[rank]
     sparse = SparseGradient(torch.tensor(list(own), dtype=torch.int32), torch.tensor(list(own.values())), numel)
-    message = COLLECTIVES[name]().start(sparse, capacity=None)
-    message.future.wait()
     out = torch.empty(numel)
-    message.finish(out)
+    joined(spec, world_size).start(sparse, capacity=None).finish(out)
     return out.tolist()
 
 
-@pytest.mark.parametrize("name", COLLECTIVES)
+@pytest.mark.parametrize("spec", LOSSLESS)
 @pytest.mark.parametrize(
     ("parts", "numel", "mean"),
     [
@@ -75,22 +150,118 @@ def given(rank: int, world_size: int, name: str, parts: list[dict[int, float]], 
         ([{}, {}], 3, [0.0, 0.0, 0.0]),
     ],
 )
-def test_vectors_of_the_paper(two_workers: Any, name: str, parts: Any, numel: int, mean: list[float]) -> None:
-    assert two_workers.run(given, name, parts, numel) == [mean, mean]
+def test_vectors_of_the_paper(two_workers: Any, spec: str, parts: Any, numel: int, mean: list[float]) -> None:
+    assert two_workers.run(given, spec, parts, numel) == [mean, mean]
 
 
-def poisoned(rank: int, world_size: int, name: str) -> tuple[bool, bool]:
+def poisoned(rank: int, world_size: int, spec: str) -> tuple[bool, bool]:
     value = float("nan") if rank == world_size - 1 else 1.0
-    sparse = SparseGradient(torch.tensor([2], dtype=torch.int32), torch.tensor([value]), 5)
-    message = COLLECTIVES[name]().start(sparse, capacity=1)
-    message.future.wait()
+    sparse = SparseGradient(torch.tensor([2 if rank else 3], dtype=torch.int32), torch.tensor([value]), 5)
     out = torch.empty(5)
-    return bool(message.finish(out).finite), bool(out[2].isnan())
+    finite = joined(spec, world_size).start(sparse, capacity=1).finish(out).finite
+    return bool(finite), bool(out[2 if world_size > 1 else 3].isnan())
 
 
-@pytest.mark.parametrize("name", COLLECTIVES)
-def test_nan_of_one_worker_reaches_all(workers: Any, name: str) -> None:
-    assert workers.run(poisoned, name) == [(False, True)] * workers.world_size
+@pytest.mark.parametrize("spec", SPECS)
+def test_nan_of_one_worker_reaches_all(workers: Any, spec: str) -> None:
+    assert workers.run(poisoned, spec) == [(False, True)] * workers.world_size
+
+
+# ---------------------------------------------------------------------- what they send
+
+
+def kernel_sent_bytes() -> int:
+    """Bytes that this process has handed to the kernel to write, sockets included."""
+    return int(Path("/proc/self/io").read_text().split("wchar: ")[1].split()[0])
+
+
+def accounted_and_real(rank: int, world_size: int, spec: str, steps: int) -> tuple[int, int]:
+    collective, numel, k = joined(spec, world_size), 50_000, 1000
+    generator = torch.Generator().manual_seed(rank)
+    indices = torch.randperm(numel, generator=generator)[:k].sort().values.int()
+    sparse = SparseGradient(indices, torch.randn(k, generator=generator), numel)
+    dist.barrier()
+    before, accounted, hint = kernel_sent_bytes(), 0, None
+    for step in range(steps):
+        message = collective.start(sparse, capacity=k, step=step, hint=hint)
+        hint = message.finish(torch.empty(numel)).hint
+        accounted += message.sent_bytes
+    return accounted, kernel_sent_bytes() - before
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="only Linux counts the bytes that a process writes")
+@pytest.mark.parametrize("spec", SPECS)
+def test_sent_bytes_are_those_the_kernel_counts(workers: Any, spec: str) -> None:
+    steps = 2 * workers.world_size  # every worker leads as often
+    results = workers.run(accounted_and_real, spec, steps)
+    for accounted, real in results:
+        framing = 1000 * steps * (workers.world_size - 1)
+        assert accounted <= real <= 1.01 * accounted + framing
+    if "trim=false" not in spec and "auto" not in spec:
+        name = spec.replace("ranks_per_node=2", f"ranks_per_node={workers.world_size}") if workers.world_size % 2 else spec
+        predicted = parse_collective(name).traffic(50_000, 1000, workers.world_size).sent_bytes
+        mean = sum(accounted for accounted, _ in results) / steps / workers.world_size
+        assert mean == pytest.approx(predicted, abs=workers.world_size)
+
+
+def test_all_gather_bytes_are_payload_times_peers(workers: Any) -> None:
+    sent = [accounted for accounted, _ in workers.run(accounted_and_real, "allgather", 1)]
+    assert sent == [(workers.world_size - 1) * (16 + 1000 * 8)] * workers.world_size
+
+
+# ---------------------------------------------------------------------- nodes, link, agreement
+
+
+def of_mesh(rank: int, world_size: int) -> tuple[list[str], bool]:
+    from torch.distributed.device_mesh import init_device_mesh
+
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("nodes", "workers"))
+    by_mesh, by_number = Hierarchical.of_mesh(mesh).join(), Hierarchical(ranks_per_node=2).join()
+    part = _part("unequal", rank)
+    outs = [torch.empty(NUMEL), torch.empty(NUMEL)]
+    for collective, out in zip((by_mesh, by_number), outs, strict=True):
+        collective.start(part, capacity=18).finish(out)
+    messages = []
+    for wrong in (
+        lambda: Hierarchical.of_mesh(init_device_mesh("cpu", (4,))),
+        lambda: Hierarchical.of_groups(dist.group.WORLD, dist.group.WORLD).join(),  # type: ignore[arg-type]
+        lambda: Hierarchical(ranks_per_node=3).join(),
+        lambda: Hierarchical().join(),
+        lambda: Hierarchical(ranks_per_node=2).start(part, capacity=18),
+    ):
+        try:
+            wrong()
+        except (ValueError, RuntimeError) as error:
+            messages.append(str(error))
+    return messages, torch.equal(*outs)
+
+
+def test_nodes_of_a_mesh(four_workers: Any) -> None:
+    for messages, same in four_workers.run(of_mesh):
+        assert same
+        assert messages == [
+            "mesh must have two dimensions, nodes and their workers, got 1. Reshape it.",
+            "mesh must hold the 4 workers of the model, got 4 nodes of 4. Make both from the same ranks.",
+            "ranks_per_node must divide the 4 workers, got 3. Give nodes of equal size.",
+            "ranks_per_node must be given where torchrun does not say it, got 0. Set hierarchical:ranks_per_node=8.",
+            "collective must join a group before it starts, got none. Call join(group) first.",
+        ]
+
+
+def measured(rank: int, world_size: int) -> tuple[float, float, float]:
+    link = measure()
+    return link.latency_s, link.bytes_per_s, link.select_s
+
+
+def test_all_workers_measure_one_link(workers: Any) -> None:
+    links = workers.run(measured)
+    assert links == [links[0]] * workers.world_size
+    if workers.world_size > 1:
+        assert 0 < links[0][0] < 1
+        assert 1e5 < links[0][1] < 1e12
+        assert 1e-11 < links[0][2] < 1e-5
+    else:
+        assert links[0] == (0.0, float("inf"), 0.0)
 
 
 def disagree(rank: int, world_size: int) -> str:

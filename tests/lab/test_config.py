@@ -52,6 +52,8 @@ from gaussiank.lab.config import TrainConfig
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1\.0\."),
         ({"clip_norm": 1.0}, r"clip_norm must come with momentum_correction, got 1\.0 alone\."),
         ({"max_bytes": 10}, r"max_bytes must be at least 24, a header and one entry, got 10\."),
+        ({"collective": "ring"}, r"collective must be one of dense, allgather, .* got 'ring'\."),
+        ({"collective": "tree"}, r"collective must send nothing back .* got Tree\(\) for RandomK\(.*feedback=False"),
         ({"device": "tpu"}, r"device must be cpu or cuda, got 'tpu'\."),
     ],
 )

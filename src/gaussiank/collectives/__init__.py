@@ -1,23 +1,66 @@
 """How workers agree: one collective a file, one line each in the table."""
 
+from __future__ import annotations
+
 from .agreement import require_agreement
 from .all_gather import AllGather
-from .collective import Collective, Exchange, Outcome
-from .dense import DenseAllReduce, ring_bytes
+from .auto import CANDIDATES, Auto
+from .collective import Call, Collective, Exchange, Outcome, Traffic
+from .dense import DenseAllReduce
+from .engine import Done, Engine, engine_of
+from .hierarchical import Hierarchical
+from .leader import Leader
+from .link import Link
+from .parse import parse
+from .split import Split
+from .tree import Tree
+from .wire import ring_bytes
 
-COLLECTIVES: dict[str, type[Collective]] = {
-    "dense": DenseAllReduce,
-    "allgather": AllGather,
-}
-"""Name -> class; the contract tests are driven by this table."""
+COLLECTIVES: dict[str, type[Collective]] = {**CANDIDATES, "auto": Auto}
+"""Name -> class; the command line, the docs and the contract tests are driven by this table."""
 
 __all__ = [
     "COLLECTIVES",
     "AllGather",
+    "Auto",
+    "Call",
     "Collective",
     "DenseAllReduce",
+    "Done",
+    "Engine",
     "Exchange",
+    "Hierarchical",
+    "Leader",
+    "Link",
     "Outcome",
+    "Split",
+    "Traffic",
+    "Tree",
+    "collective_names",
+    "engine_of",
+    "parse_collective",
     "require_agreement",
     "ring_bytes",
 ]
+
+
+def collective_names() -> tuple[str, ...]:
+    """Return the names that ``compress`` and the command line take."""
+    return tuple(COLLECTIVES)
+
+
+def parse_collective(spec: str) -> Collective:
+    """Make a collective from text: a name, then settings, ``name:field=value:field=value``.
+
+    Raises:
+        ValueError: an unknown name or setting, or a value that does not fit.
+
+    Example:
+        >>> parse_collective("split:slack=1.5")
+        Split(trim=True, slack=1.5, rebalance=True)
+        >>> parse_collective("allgather:size=3")
+        Traceback (most recent call last):
+            ...
+        ValueError: settings of allgather must be among slack=..., ask=..., got 'size=3'. Correct 'allgather:size=3'.
+    """
+    return parse(spec, COLLECTIVES)

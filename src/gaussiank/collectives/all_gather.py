@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gaussiank import codec, ops
+from gaussiank import codec
 from gaussiank.sparse import SparseGradient
 
-from .collective import Collective, Exchange, Outcome
+from .collective import Call, Collective, Outcome, Program, Traffic
+from .rows import gathered_mean, largest_mask, pack, pick, rest_of, unpack
+
+_SPARE = 16  # entries on top of the slack, so that small counts have some too
 
 
 @dataclass(frozen=True)
@@ -19,46 +23,66 @@ class AllGather(Collective):
     """Send each worker's payload to all others; traffic grows with the number of workers.
 
     Counts may differ between workers, and be zero: payloads are padded to the capacity. Where that is not known
-    beforehand, the largest count is asked for first, one more short message that ``start`` waits for.
+    beforehand, room is made for ``slack`` times the last step's largest count, which travels along; what a worker has
+    beyond that goes back to its residual, smallest entries first. Only the first exchange asks for the largest count.
+
+    Args:
+        slack: room over the last largest count, at least 1; a larger one pads more and delays less.
+        ask: ask for the largest count every time, one more short message that ``start`` waits for; nothing comes back.
 
     Source: the aggregation of the paper, step 1 of its algorithm.
     Differs: the published code cuts the gathered entries into equal slices and drops repeated indices; here each
     worker's entries are added in rank order, so nothing is dropped and all workers get the same bits.
     """
 
-    def start(
-        self, sparse: SparseGradient, *, capacity: int | None, group: dist.ProcessGroup | None = None
-    ) -> Exchange:
+    slack: float = 1.25
+    ask: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.slack >= 1:
+            raise ValueError(f"slack must be at least 1, got {self.slack}. 1.25 leaves room for a quarter more.")
+
+    @property
+    def phased(self) -> bool:
+        """One message."""
+        return False
+
+    def rejects(self, *, bounded: bool) -> bool:
+        """Only when a count outgrows the room that its predecessor suggested."""
+        return not bounded and not self.ask
+
+    def traffic(self, numel: int, k: int, world_size: int, value_bytes: int = 4) -> Traffic:
+        """Everyone's k entries go to everyone else."""
+        sent_bytes = (world_size - 1) * codec.payload_bytes(k, value_bytes)
+        return Traffic(world_size - 1, sent_bytes, world_size * k)
+
+    def program(self, sparse: SparseGradient, call: Call) -> Program:
         """Send the payload to all."""
-        world_size = dist.get_world_size(group)
-        asked_bytes = 0
-        if capacity is None:
-            largest = torch.tensor([sparse.kept], dtype=torch.int64, device=sparse.indices.device)
-            dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
-            capacity = int(largest)
-            asked_bytes = largest.element_size() * 2 * (world_size - 1) // world_size
-        payload = codec.encode(sparse, capacity)
-        gathered = payload.new_empty(world_size * payload.numel())
-        work = _all_gather(gathered, payload, group=group, async_op=True)
-        sent_bytes = (world_size - 1) * payload.numel() + asked_bytes
-        return _Gathered(work.get_future(), sent_bytes, gathered.view(world_size, -1), payload, sparse)
+        if call.capacity is not None:
+            return self._exactly(sparse, call, call.capacity)
+        if call.hint is None or self.ask:
+            return self._within(sparse, call, self._largest(sparse, call))
+        return self._within(sparse, call, math.ceil(int(call.hint) * self.slack) + _SPARE)
 
+    def _exactly(self, sparse: SparseGradient, call: Call, capacity: int) -> Program:
+        rows = yield call.wire.all_gather(codec.encode(sparse, capacity))
 
-# all_gather_into_tensor has had this name since torch 2.13, which deprecates the old one
-_all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+        def finish(out: Tensor) -> Outcome:
+            return Outcome(gathered_mean([codec.decode(row, sparse.numel, sparse.values.dtype) for row in rows], out))
 
+        return finish
 
-@dataclass(frozen=True, eq=False)
-class _Gathered(Exchange):
-    future: torch.futures.Future[list[Tensor]]
-    sent_bytes: int
-    gathered: Tensor
-    payload: Tensor  # must live until it is sent
-    sparse: SparseGradient
+    def _within(self, sparse: SparseGradient, call: Call, room: int) -> Program:
+        entered = largest_mask(sparse, room)
+        sent = sparse if sparse.kept <= room else pick(sparse, entered)
+        rows = yield call.wire.all_gather(pack(sent, room, note=sparse.kept))
 
-    def finish(self, out: Tensor) -> Outcome:
-        self.future.value()  # raises when a worker is gone; without it, memory that never arrived would be decoded
-        parts = [codec.decode(row, self.sparse.numel, self.sparse.values.dtype) for row in self.gathered]
-        ops.scatter_mean(parts, out)
-        touched = torch.cat([part.indices for part in parts])
-        return Outcome(ops.all_finite(out[touched]))
+        def finish(out: Tensor) -> Outcome:
+            parts, counts = unpack(rows, [sparse.numel] * len(rows), sparse.values.dtype)
+            return Outcome(gathered_mean(parts, out), rest_of(sparse, entered), torch.tensor(max(counts)))
+
+        return finish
+
+    def _largest(self, sparse: SparseGradient, call: Call) -> int:
+        largest = torch.tensor([sparse.kept], dtype=torch.int64, device=sparse.indices.device)
+        return int(call.wire.all_reduce(largest, dist.ReduceOp.MAX).wait())

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from gaussiank.sparse import SparseGradient
+
+from .wire import AnyFuture, Message, Wire
 
 
 class Outcome(NamedTuple):
@@ -18,26 +21,80 @@ class Outcome(NamedTuple):
     Attributes:
         finite: 0-d bool tensor, whether every entry that was written is finite; the same on every worker.
         rejected: what this worker sent and the mean does not hold, or None when all of it entered.
+        hint: small tensor to pass to the next exchange of these parameters, the same on every worker, or None.
     """
 
     finite: Tensor
     rejected: SparseGradient | None = None
+    hint: Tensor | None = None
 
 
-class Exchange(ABC):
-    """A message under way.
+@dataclass(frozen=True, eq=False)
+class Call:
+    """All that an exchange may depend on besides its entries; passed in, so that collectives hold no state.
 
-    Attributes:
-        future: torch's future of the communication.
-        sent_bytes: bytes that this worker puts on the wire for it.
+    Args:
+        wire: what to send with.
+        capacity: largest count on any worker, known to all without asking; None when only the data limits it.
+        step: optimizer steps taken, the same on every worker.
+        part: number of this exchange within its step, the same on every worker.
+        hint: what the last exchange of these parameters returned, or None at the first.
+        draw: takes what this worker still keeps at the given int32 indices out of its residual, and returns it; None
+            when nothing is kept.
     """
 
-    future: torch.futures.Future[Any]
-    sent_bytes: int
+    wire: Wire
+    capacity: int | None = None
+    step: int = 0
+    part: int = 0
+    hint: Tensor | None = None
+    draw: Callable[[Tensor], Tensor] | None = None
 
-    @abstractmethod
+
+Finish = Callable[[Tensor], Outcome]
+Program = Generator[Message[Any], Any, Finish]
+"""A collective as one piece of code: it yields each message, gets back what arrived, and returns how to finish."""
+
+
+class Exchange:
+    """A program that waits for its message.
+
+    Args:
+        program: started here, up to its first message.
+        wire: what it sends with.
+    """
+
+    def __init__(self, program: Program, wire: Wire) -> None:
+        self._program = program
+        self._wire = wire
+        self._message = next(program)
+        self._finish: Finish | None = None
+
+    @property
+    def future(self) -> AnyFuture:
+        """Torch's future of the message under way."""
+        return self._message.future
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes that this worker has put on the wire for it so far."""
+        return self._wire.sent_bytes
+
+    def advance(self) -> bool:
+        """Wait for the message under way and send the next one; False when there was none left to send.
+
+        Raises:
+            RuntimeError: the communication failed: a worker is gone.
+        """
+        if self._finish is None:
+            try:
+                self._message = self._program.send(self._message.wait())
+            except StopIteration as end:
+                self._finish = end.value
+        return self._finish is None
+
     def finish(self, out: Tensor) -> Outcome:
-        """Write the mean over workers to ``out``, after the future is done.
+        """Write the mean over workers to ``out``, after the last message; sends and awaits what is left of them.
 
         Args:
             out: float32 or float64 ``[numel]``; overwritten.
@@ -45,14 +102,61 @@ class Exchange(ABC):
         Raises:
             RuntimeError: the communication failed: a worker is gone, or its payload is of another format.
         """
+        while self.advance():
+            pass
+        assert self._finish is not None  # the program has ended
+        return self._finish(out)
+
+
+class Traffic(NamedTuple):
+    """What one exchange costs.
+
+    Attributes:
+        messages: messages that have to follow each other.
+        sent_bytes: bytes that each worker sends, on average over workers.
+        touched: sparse entries that each worker decodes and adds up.
+    """
+
+    messages: int
+    sent_bytes: float
+    touched: float
 
 
 class Collective(ABC):
     """How workers agree on the mean of their sparse gradients. Frozen: whatever is under way lives in the Exchange."""
 
+    @property
+    def phased(self) -> bool:
+        """Whether one message depends on what another brought, so that someone has to wait in between."""
+        return True
+
+    def rejects(self, *, bounded: bool) -> bool:
+        """Tell whether entries may come back; ``bounded``: the compressor's count is known beforehand."""
+        return True
+
+    def join(self, group: dist.ProcessGroup | None = None, timeout_s: float = 300.0) -> Collective:
+        """Get ready for a process group, on all of its workers at once; returns what to use there.
+
+        Args:
+            group: process group, or None for the default one.
+            timeout_s: seconds after which a message of a group that is made here fails.
+        """
+        return self
+
+    def choose(self, numel: int, k: int, world_size: int) -> Collective:
+        """Return what to use for ``k`` entries of ``[numel]``, the same on every worker: itself, except for Auto."""
+        return self
+
     @abstractmethod
+    def traffic(self, numel: int, k: int, world_size: int, value_bytes: int = 4) -> Traffic:
+        """Return the messages and bytes of one exchange when each worker sends ``k`` entries of ``[numel]``."""
+
+    @abstractmethod
+    def program(self, sparse: SparseGradient, call: Call) -> Program:
+        """Yield the messages of an exchange, one after another; sends at least one."""
+
     def start(
-        self, sparse: SparseGradient, *, capacity: int | None, group: dist.ProcessGroup | None = None
+        self, sparse: SparseGradient, *, capacity: int | None, group: dist.ProcessGroup | None = None, **more: Any
     ) -> Exchange:
         """Send this worker's entries.
 
@@ -60,7 +164,10 @@ class Collective(ABC):
             sparse: what this worker contributes; the same numel on every worker, any count.
             capacity: largest count on any worker, known to all without asking; None when only the data limits it.
             group: process group, or None for the default one.
+            more: further fields of ``Call``.
 
         Raises:
             ValueError: more entries than ``capacity``.
         """
+        wire = Wire(group)
+        return Exchange(self.program(sparse, Call(wire, capacity, **more)), wire)

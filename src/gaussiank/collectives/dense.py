@@ -4,25 +4,36 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from gaussiank import ops
 from gaussiank.sparse import SparseGradient
 
-from .collective import Collective, Exchange, Outcome
+from .collective import Call, Collective, Exchange, Outcome, Program, Traffic
+from .wire import Wire
 
 
 @dataclass(frozen=True)
 class DenseAllReduce(Collective):
     """Sum dense vectors over workers; ``sent_bytes`` is that of a ring, 2 (P - 1) / P of the vector."""
 
-    def start(
-        self, sparse: SparseGradient, *, capacity: int | None, group: dist.ProcessGroup | None = None
-    ) -> Exchange:
+    @property
+    def phased(self) -> bool:
+        """One message."""
+        return False
+
+    def rejects(self, *, bounded: bool) -> bool:
+        """Everything enters."""
+        return False
+
+    def traffic(self, numel: int, k: int, world_size: int, value_bytes: int = 4) -> Traffic:
+        """A ring: each part of the vector travels twice around, a P-th of it at a time."""
+        return Traffic(2 * (world_size - 1), 2 * (world_size - 1) / world_size * numel * value_bytes, 0)
+
+    def program(self, sparse: SparseGradient, call: Call) -> Program:
         """Spread the entries over a dense vector and send that; counts do not matter."""
-        return self.start_dense(sparse.dense(), group=group)
+        return self._reduce(sparse.dense(), call.wire)
 
     def start_dense(self, vector: Tensor, *, group: dist.ProcessGroup | None = None) -> Exchange:
         """Send a dense vector, which becomes the mean in place.
@@ -31,30 +42,15 @@ class DenseAllReduce(Collective):
             vector: ``[numel]`` of any dtype that the backend reduces; divided by the world size first, as DDP does.
             group: process group, or None for the default one.
         """
-        world_size = dist.get_world_size(group)
-        work = dist.all_reduce(vector.div_(world_size), group=group, async_op=True)
-        assert work is not None  # async_op
-        return _Reduced(work.get_future(), ring_bytes(vector, world_size), vector)
+        wire = Wire(group)
+        return Exchange(self._reduce(vector, wire), wire)
 
+    def _reduce(self, vector: Tensor, wire: Wire) -> Program:
+        yield wire.all_reduce(vector.div_(wire.world_size))
 
-def ring_bytes(vector: Tensor, world_size: int) -> int:
-    """Return what one worker sends to all-reduce ``vector`` in a ring, in bytes.
+        def finish(out: Tensor) -> Outcome:
+            if out.data_ptr() != vector.data_ptr():
+                out.copy_(vector)
+            return Outcome(ops.all_finite(out))
 
-    Example:
-        >>> ring_bytes(torch.zeros(100), world_size=4)
-        600
-    """
-    return 2 * (world_size - 1) * vector.numel() * vector.element_size() // world_size
-
-
-@dataclass(frozen=True, eq=False)
-class _Reduced(Exchange):
-    future: torch.futures.Future[list[Tensor]]
-    sent_bytes: int
-    vector: Tensor
-
-    def finish(self, out: Tensor) -> Outcome:
-        self.future.value()
-        if out.data_ptr() != self.vector.data_ptr():
-            out.copy_(self.vector)
-        return Outcome(ops.all_finite(out))
+        return finish

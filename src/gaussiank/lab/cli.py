@@ -87,6 +87,9 @@ def train(
     clip_norm: Annotated[float | None, typer.Option(help="Local clipping of the momentum correction.")] = None,
     scope: Annotated[str | None, typer.Option(help="Where k is counted: bucket, layer or model.")] = None,
     max_bytes: Annotated[int | None, typer.Option(help="Largest payload of a message in bytes.")] = None,
+    collective: Annotated[
+        str | None, typer.Option(help="How workers agree: allgather, split, leader, tree, hierarchical, auto, dense.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of initialisation and data order.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     out: Annotated[Path | None, typer.Option(help="Directory of the run; a new one below runs/ if not given.")] = None,

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from gaussiank import codec
+from gaussiank.collectives import parse_collective
 from gaussiank.compressors import Compressor, parse_compressor
+from gaussiank.journey import require_feedback
 from gaussiank.lab.data import DATASETS, Data, Wanted
 from gaussiank.lab.learning_rate import LRSchedule
 from gaussiank.lab.models import ModelSpec, find_model
@@ -49,6 +51,7 @@ class TrainConfig:
         clip_norm: local clipping of the momentum correction, or None.
         scope: where k is counted: bucket, layer or model.
         max_bytes: largest payload of a message, or None.
+        collective: how workers agree on the mean, ``name`` or ``name:field=value``.
         seed: of initialisation and data order, the same for every method.
         device: ``cpu`` or ``cuda``.
 
@@ -81,6 +84,7 @@ class TrainConfig:
     clip_norm: float | None = None
     scope: Scope = "bucket"
     max_bytes: int | None = None
+    collective: str = "allgather"
     seed: int = 0
     device: str = "cpu"
 
@@ -98,7 +102,7 @@ class TrainConfig:
         if len(set(self.methods)) < len(self.methods):
             raise ValueError(f"methods must differ, got {', '.join(self.methods)}. Name each once.")
         for method in self.methods:
-            parse_compressor(method)
+            require_feedback(parse_collective(self.collective), parse_compressor(method))
         require_density(self.density)
         require_scope(self.scope)
         choices = {"warmup": WarmupName, "optimizer": OptimizerName, "lr_schedule": LRSchedule}

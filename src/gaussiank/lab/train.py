@@ -79,6 +79,7 @@ class Training:
             scope=config.scope,
             momentum=correction,
             max_bytes=None if compressor.sends_all else config.max_bytes,
+            collective=config.collective,
         )
         self._optimizer = self._make_optimizer(momentum=0.0 if correction else config.momentum)
         self._rows = _Rows()

@@ -1,0 +1,111 @@
+"""Auto: for each bucket the collective that should take the least time on this link, dense included."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch.distributed as dist
+
+from gaussiank.sparse import SparseGradient
+
+from .all_gather import AllGather
+from .collective import Call, Collective, Program, Traffic
+from .dense import DenseAllReduce
+from .hierarchical import Hierarchical
+from .leader import Leader
+from .link import Link, measure
+from .rows import agree_on_capacity
+from .split import Split
+from .tree import Tree
+
+CANDIDATES: dict[str, type[Collective]] = {
+    "dense": DenseAllReduce,
+    "allgather": AllGather,
+    "split": Split,
+    "leader": Leader,
+    "tree": Tree,
+    "hierarchical": Hierarchical,
+}
+
+
+@dataclass(frozen=True)
+class Auto(Collective):
+    """Choose for each bucket by predicted time: ``messages * latency + bytes / bandwidth + work``.
+
+    The prediction needs only lengths, counts and a link on which all workers have agreed, so all choose the same. Where
+    dense wins, nothing is selected either, and the residual goes out with the gradient.
+
+    Args:
+        latency_us: microseconds that a short message takes between two workers.
+        mbit: megabits a second in one direction; 0 measures it, ``latency_us`` and ``select_ns`` when the model is
+            wrapped, in well under a second on a fast link.
+        select_ns: nanoseconds that accumulation and selection take for each entry of the gradient.
+        touch_ns: nanoseconds for each sparse entry that is encoded, decoded or added up.
+        message_us: microseconds of work for each phase of a sparse exchange, whatever its size. Larger ones of these
+            three favour dense.
+        candidates: names to choose among, joined by ``+``. The default has those that keep every worker's own choice:
+            not ``leader``, which takes one worker's, nor ``tree``, which keeps k entries of all.
+    """
+
+    latency_us: float = 50.0
+    mbit: float = 0.0
+    select_ns: float = 2.0
+    touch_ns: float = 20.0
+    message_us: float = 300.0
+    candidates: str = "dense+allgather+split"
+    link: Link | None = field(default=None, repr=False)
+    choices: tuple[Collective, ...] = field(default=(), repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for argument in ("latency_us", "mbit", "select_ns", "touch_ns", "message_us"):
+            if not getattr(self, argument) >= 0:
+                raise ValueError(f"{argument} must be at least 0, got {getattr(self, argument)}. Correct it.")
+        for name in self.candidates.split("+"):
+            if name not in CANDIDATES:
+                raise ValueError(f"candidates must be among {', '.join(CANDIDATES)}, got {name!r}. Join them by +.")
+
+    def rejects(self, *, bounded: bool) -> bool:
+        """Whatever its candidates do."""
+        return any(CANDIDATES[name]().rejects(bounded=bounded) for name in self.candidates.split("+"))
+
+    def join(self, group: dist.ProcessGroup | None = None, timeout_s: float = 300.0) -> Auto:
+        """Measure the link, unless it was given, and get the candidates ready."""
+        choices = tuple(CANDIDATES[name]().join(group, timeout_s) for name in self.candidates.split("+"))
+        if self.mbit:
+            return replace(
+                self, choices=choices, link=Link(self.latency_us * 1e-6, self.mbit * 125e3, self.select_ns * 1e-9)
+            )
+        device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
+        return replace(self, choices=choices, link=measure(group, device))
+
+    def predicted_s(self, collective: Collective, numel: int, k: int, world_size: int) -> float:
+        """Predict the seconds from gradient to mean with one of the candidates."""
+        assert self.link is not None  # joined
+        messages, sent_bytes, touched = collective.traffic(numel, k, world_size)
+        wire_s = messages * self.link.latency_s + sent_bytes / self.link.bytes_per_s
+        if isinstance(collective, DenseAllReduce):
+            return wire_s
+        phases = 1 + 2 * collective.phased
+        return wire_s + numel * self.link.select_s + touched * self.touch_ns * 1e-9 + phases * self.message_us * 1e-6
+
+    def choose(self, numel: int, k: int, world_size: int) -> Collective:
+        """Return the candidate with the least predicted time; the first of equals.
+
+        Raises:
+            RuntimeError: it has not joined a group yet.
+        """
+        if self.link is None:
+            raise RuntimeError("collective must join a group before it starts, got none. Call join(group) first.")
+        return min(self.choices, key=lambda choice: self.predicted_s(choice, numel, k, world_size))
+
+    def traffic(self, numel: int, k: int, world_size: int, value_bytes: int = 4) -> Traffic:
+        """That of its choice."""
+        return self.choose(numel, k, world_size).traffic(numel, k, world_size, value_bytes)
+
+    def program(self, sparse: SparseGradient, call: Call) -> Program:
+        """Choose by the capacity, and exchange so."""
+        capacity = call.capacity
+        if capacity is None:
+            capacity = yield from agree_on_capacity(call.wire, sparse)
+        choice = self.choose(sparse.numel, max(1, capacity), call.wire.world_size)
+        return (yield from choice.program(sparse, replace(call, capacity=capacity)))

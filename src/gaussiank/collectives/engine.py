@@ -1,0 +1,225 @@
+"""Who starts messages and who waits for them, so that every worker does both in the same order.
+
+A message must never be started or awaited inside a future's callback: callbacks run when messages happen to arrive, so
+workers would start them in different orders, and on Gloo they hang or end. Therefore an exchange of one message is
+started by the caller and finished in a callback that only computes; one of several messages is carried by a thread that
+alone uses a process group of its own.
+
+Why a thread, and not all second messages at the end of backward: both keep the order, but the thread lets every phase
+overlap with backward, may wait for sizes without stopping it, and needs no last bucket to be told from the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .collective import Exchange
+from .groups import new_group
+from .roll_call import RollCall
+from .wire import AnyFuture
+
+Start = Callable[[dist.ProcessGroup], Exchange]
+Finish = Callable[[Exchange], Tensor]
+Done = torch.futures.Future[Tensor]
+
+
+class Engine:
+    """Carry the exchanges of one process group; use ``engine_of``, which makes one for each group.
+
+    An exchange of several messages moves on by one of them whenever the next exchange begins, and to its end at
+    ``flush``. So several are in flight at a time, and the order of all messages follows from the order of ``carry`` and
+    ``flush`` alone, never from the clock.
+
+    Args:
+        parent: the group whose workers take part; no message goes over it.
+        timeout_s: seconds after which a message fails that a worker did not answer.
+    """
+
+    def __init__(self, parent: dist.ProcessGroup | None, timeout_s: float) -> None:
+        ranks = dist.get_process_group_ranks(parent)
+        self.group = new_group(ranks, parent, timeout_s)  # for messages that callers start themselves
+        self._ordered_group = new_group(ranks, parent, timeout_s)  # for those that the thread starts
+        self._rank = dist.get_rank(self.group)
+        self._timeout_s = timeout_s
+        self._roll_call = RollCall(self.group)
+        self._orders: queue.SimpleQueue[_Order | object] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def carry(self, label: str, start: Start, finish: Finish, *, phased: bool, device: torch.device) -> Done:
+        """Start an exchange, or put it in line.
+
+        Args:
+            label: names the bucket in errors.
+            start: sends the first message over the group that it is given.
+            finish: called when the last message has arrived; must not send or wait.
+            phased: whether the thread has to carry it.
+            device: where its tensors are.
+
+        Returns:
+            A future of what ``finish`` returns. An error of the communication names this worker's rank and the label.
+        """
+        lost = _Lost(label, self._rank, self._timeout_s, self._roll_call, time.perf_counter())
+        if not phased:
+            with lost.explained():
+                exchange = start(self.group)
+
+            def arrived(done: AnyFuture) -> Tensor:
+                with lost.explained():
+                    done.value()  # raises when a worker is gone; without it, memory that never arrived would be decoded
+                with torch.no_grad():
+                    return finish(exchange)
+
+            return exchange.future.then(arrived)
+        if self._thread is None:
+            arguments = (self._orders, self._ordered_group)
+            self._thread = threading.Thread(target=_serve, args=arguments, name="gaussiank exchange", daemon=True)
+            self._thread.start()
+            weakref.finalize(self, self._orders.put, _STOP)
+        order = _Order(lost, start, finish, _Stream(device))
+        self._orders.put(order)
+        return order.future
+
+    def flush(self) -> None:
+        """Say that no exchange follows for now, so that those in line can end."""
+        if self._thread is not None:
+            self._orders.put(_FLUSH)
+
+
+_ENGINES: weakref.WeakKeyDictionary[dist.ProcessGroup, dict[float, Engine]] = weakref.WeakKeyDictionary()
+
+
+def engine_of(parent: dist.ProcessGroup | None, timeout_s: float) -> Engine:
+    """Return the engine of a process group, made at the first call; all its workers must call it.
+
+    Models that share a group share its engine, because their messages must have one order too.
+    """
+    key = parent or dist.group.WORLD
+    assert key is not None  # a process group exists, or there would be nothing to compress
+    engines = _ENGINES.setdefault(key, {})
+    if timeout_s not in engines:
+        engines[timeout_s] = Engine(parent, timeout_s)
+    return engines[timeout_s]
+
+
+@dataclass(frozen=True)
+class _Lost:
+    """What to say when a message does not arrive."""
+
+    label: str
+    rank: int
+    timeout_s: float
+    roll_call: RollCall
+    began: float
+
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # what backends raise
+            waited_s = time.perf_counter() - self.began
+            silent = ", ".join(map(str, self.roll_call.silent()))
+            raise RuntimeError(
+                f"rank {self.rank} lost {self.label} after {waited_s:.1f} s: {error}. "
+                + (f"Nothing was heard from rank {silent}. " if silent else "")
+                + "A worker has ended, raised, or stands still: look for the first error among all workers. Set "
+                f"timeout_s above {self.timeout_s:g} if one may be busy with something else for longer."
+            ) from error
+
+
+class _Stream:
+    """Where an exchange computes: a stream of its own on CUDA, which waits for what the caller has queued."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device if device.type == "cuda" else None
+        self._stream: torch.cuda.Stream | None = None
+        if self._device is not None:
+            self._stream = torch.cuda.Stream(self._device)
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
+
+    def future(self) -> torch.futures.Future[Tensor | None]:
+        return torch.futures.Future(devices=None if self._device is None else [self._device])
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        if self._stream is None:
+            yield
+        else:
+            with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+                yield
+
+
+class _Order:
+    """An exchange in line, and the future that its end fulfils."""
+
+    def __init__(self, lost: _Lost, start: Start, finish: Finish, stream: _Stream) -> None:
+        self._lost, self._start, self._finish, self._stream = lost, start, finish, stream
+        self._exchange: Exchange | None = None
+        self._error: Exception | None = None
+        self._ended: torch.futures.Future[Tensor | None] = stream.future()
+        # torch carries an error on, to C++ too, only when a callback raises it; set_exception wraps it in a result
+        self.future = cast(Done, self._ended.then(self._result))
+
+    def begin(self, group: dist.ProcessGroup) -> None:
+        with self._lost.explained(), self._stream.entered():
+            self._exchange = self._start(group)
+
+    def step(self) -> bool:
+        """Move on by one message; False when the exchange has ended."""
+        assert self._exchange is not None  # begun
+        with self._stream.entered():
+            with self._lost.explained():
+                if self._exchange.advance():
+                    return True
+            try:
+                self._ended.set_result(self._finish(self._exchange))
+            except Exception as error:  # noqa: BLE001  the reader must get it, and the next exchange is not concerned
+                self.fail(error)
+        return False
+
+    def fail(self, error: Exception) -> None:
+        if not self._ended.done():
+            self._error = error
+            self._ended.set_result(None)
+
+    def _result(self, ended: torch.futures.Future[Tensor | None]) -> Tensor | None:
+        if self._error is not None:
+            raise self._error
+        return ended.value()
+
+
+_FLUSH, _STOP = object(), object()
+
+
+@torch.no_grad()
+def _serve(orders: queue.SimpleQueue[_Order | object], group: dist.ProcessGroup) -> None:
+    """Carry exchanges until told to stop; after the first lost message no other can be right, so all fail with it."""
+    flying: list[_Order] = []
+    broken: Exception | None = None
+    while (order := orders.get()) is not _STOP:
+        try:
+            if broken is not None:
+                raise broken
+            if isinstance(order, _Order):
+                order.begin(group)
+            flying = [one for one in flying if one.step()]
+            if isinstance(order, _Order):
+                flying.append(order)
+            while order is _FLUSH and flying:
+                flying = [one for one in flying if one.step()]
+        except Exception as error:  # noqa: BLE001  whatever it is, every reader must get it or it waits for ever
+            broken = error
+            for one in [*flying, order]:
+                if isinstance(one, _Order):
+                    one.fail(error)
+            flying = []

@@ -1,0 +1,163 @@
+"""Hierarchical: merge inside each node first, so that what crosses between nodes does not grow with their workers."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+from gaussiank.sparse import SparseGradient
+
+from .collective import Call, Collective, Outcome, Program, Traffic
+from .groups import new_group
+from .rows import (
+    agree_on_capacity,
+    largest_mask,
+    member_mask,
+    merge,
+    pack,
+    pick,
+    rest_of,
+    row_bytes,
+    summed_mean,
+    unpack,
+)
+
+
+@dataclass(frozen=True)
+class Hierarchical(Collective):
+    """Sum selections inside a node, cut the sum to k entries, and let each worker carry its share between nodes.
+
+    Three steps: the node's selections become its sum, on each of its workers; worker i of each node exchanges the i-th
+    share of it with worker i of the others; the shares' sums are gathered inside the node. Between nodes go
+    ``(nodes - 1) * k / ranks_per_node`` entries a worker.
+
+    Args:
+        ranks_per_node: workers of a node, whose ranks follow each other; 0 takes what torchrun says.
+        inside: how a node sums: ``sparse`` gathers selections, ``dense`` all-reduces them as a vector, which is better
+            only where the node's own links are fast and its selections together are not sparse.
+        trim: cut a node's sum to the largest k; otherwise nothing comes back and all of it is sent.
+        ranks: the ranks of this worker's node, and those of its counterparts in all nodes; ``of_mesh`` and
+            ``of_groups`` set them.
+
+    Source: the two-level reduction of any all-reduce library; cut after the node's sum as in gTop-k (see ``Tree``).
+    """
+
+    ranks_per_node: int = 0
+    inside: str = "sparse"
+    trim: bool = True
+    ranks: tuple[tuple[int, ...], tuple[int, ...]] | None = field(default=None, repr=False)
+    groups: tuple[dist.ProcessGroup, dist.ProcessGroup] | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.inside not in ("sparse", "dense"):
+            raise ValueError(f"inside must be sparse or dense, got {self.inside!r}. Choose one of them.")
+        if self.ranks_per_node < 0:
+            raise ValueError(f"ranks_per_node must be at least 1, or 0 to ask torchrun, got {self.ranks_per_node}.")
+
+    @classmethod
+    def of_mesh(cls, mesh: DeviceMesh, *, inside: str = "sparse", trim: bool = True) -> Hierarchical:
+        """Take nodes from a mesh of two dimensions: nodes, then the workers of a node."""
+        if mesh.ndim != 2:
+            raise ValueError(f"mesh must have two dimensions, nodes and their workers, got {mesh.ndim}. Reshape it.")
+        return cls.of_groups(mesh.get_group(1), mesh.get_group(0), inside=inside, trim=trim)
+
+    @classmethod
+    def of_groups(
+        cls, node: dist.ProcessGroup, counterparts: dist.ProcessGroup, *, inside: str = "sparse", trim: bool = True
+    ) -> Hierarchical:
+        """Take this worker's node from one group, and from the other its counterparts in all nodes.
+
+        Only their ranks are taken: messages go over groups of their own, whose order nothing else can disturb.
+        """
+        ranks = tuple(dist.get_process_group_ranks(node)), tuple(dist.get_process_group_ranks(counterparts))
+        return cls(len(ranks[0]), inside, trim, ranks)
+
+    def rejects(self, *, bounded: bool) -> bool:
+        """What a node's cut leaves out."""
+        return self.trim
+
+    def join(self, group: dist.ProcessGroup | None = None, timeout_s: float = 300.0) -> Hierarchical:
+        """Make the two groups of this worker.
+
+        Raises:
+            ValueError: workers cannot be dealt to nodes of that size.
+        """
+        everyone = dist.get_process_group_ranks(group)
+        ranks = self.ranks or _ranks(everyone, dist.get_rank(group), self.ranks_per_node)
+        if len(ranks[0]) * len(ranks[1]) != len(everyone):
+            raise ValueError(
+                f"mesh must hold the {len(everyone)} workers of the model, got {len(ranks[1])} nodes of "
+                f"{len(ranks[0])}. Make both from the same ranks."
+            )
+        groups = new_group(ranks[0], group, timeout_s), new_group(ranks[1], group, timeout_s)
+        return replace(self, ranks_per_node=len(ranks[0]), ranks=ranks, groups=groups)
+
+    def traffic(self, numel: int, k: int, world_size: int, value_bytes: int = 4) -> Traffic:
+        """The three steps; the third holds all nodes' shares."""
+        node = self.ranks_per_node or world_size
+        nodes = world_size // node
+        room, share = self._rooms(k, node)
+        first = row_bytes(k, value_bytes) if self.inside == "sparse" else 2 * numel * value_bytes / node
+        sent_bytes = (node - 1) * (first + row_bytes(nodes * share, value_bytes)) + (nodes - 1) * row_bytes(
+            share, value_bytes
+        )
+        return Traffic(2 * (node - 1) + nodes - 1, sent_bytes, node * k + nodes * (share + room))
+
+    def program(self, sparse: SparseGradient, call: Call) -> Program:
+        """Sum inside the node, between nodes, and gather inside the node."""
+        if self.groups is None:
+            raise RuntimeError("collective must join a group before it starts, got none. Call join(group) first.")
+        wire, capacity, numel, dtype = call.wire, call.capacity, sparse.numel, sparse.values.dtype
+        if capacity is None:
+            capacity = yield from agree_on_capacity(wire, sparse)
+        inside, across = wire.within(self.groups[0]), wire.within(self.groups[1])
+        if self.inside == "dense":
+            vector = yield inside.all_reduce(sparse.dense())
+            node = SparseGradient.pick(vector, vector.nonzero().squeeze(1).int())
+        else:
+            rows = yield inside.all_gather(pack(sparse, capacity))
+            node = merge(unpack(rows, [numel] * inside.world_size, dtype)[0])
+        room, share = self._rooms(capacity, inside.world_size)
+        node = pick(node, largest_mask(node, room))
+        own = _share(node, inside.rank, inside.world_size)
+        rows = yield across.all_gather(pack(own, share))
+        column = merge(unpack(rows, [numel] * across.world_size, dtype)[0])
+        rows = yield inside.all_gather(pack(column, across.world_size * share))
+
+        def finish(out: Tensor) -> Outcome:
+            total = merge(unpack(rows, [numel] * inside.world_size, dtype)[0])
+            entered = member_mask(sparse.indices, among=node.indices)
+            return Outcome(summed_mean(total, wire.world_size, out), rest_of(sparse, entered))
+
+        return finish
+
+    def _rooms(self, capacity: int, node: int) -> tuple[int, int]:
+        """Return the room for a node's sum, and for a worker's share of it."""
+        room = capacity if self.trim else node * capacity
+        return room, math.ceil(room / node)
+
+
+def _share(node: SparseGradient, rank: int, world_size: int) -> SparseGradient:
+    """Cut the entries of a node into equal runs, one for each of its workers."""
+    place = slice(node.kept * rank // world_size, node.kept * (rank + 1) // world_size)
+    return SparseGradient(node.indices[place], node.values[place], node.numel)
+
+
+def _ranks(everyone: Sequence[int], rank: int, ranks_per_node: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    node = ranks_per_node or int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
+    if not node:
+        raise ValueError(
+            "ranks_per_node must be given where torchrun does not say it, got 0. Set hierarchical:ranks_per_node=8."
+        )
+    if len(everyone) % node:
+        raise ValueError(
+            f"ranks_per_node must divide the {len(everyone)} workers, got {node}. Give nodes of equal size."
+        )
+    first = rank - rank % node
+    return tuple(everyone[first : first + node]), tuple(everyone[rank % node :: node])

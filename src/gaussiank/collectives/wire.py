@@ -1,0 +1,168 @@
+"""The collectives of torch that ours are made of: each is started at once and counts the bytes that it sends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Result = TypeVar("Result")
+AnyFuture = torch.futures.Future[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Message(Generic[Result]):
+    """A message under way.
+
+    Args:
+        works: torch's handles; none for a worker that this message does not concern.
+        read: makes the result once the message has arrived.
+        sent: tensors that must live until they are sent.
+        point_to_point: whether Gloo has no future for it.
+    """
+
+    works: Sequence[dist.Work]
+    read: Callable[[], Result]
+    sent: Sequence[Tensor] = ()
+    point_to_point: bool = False
+
+    @property
+    def future(self) -> AnyFuture:
+        """Torch's future of a message among all workers."""
+        (work,) = self.works
+        return work.get_future()
+
+    def wait(self) -> Result:
+        """Wait and return what arrived; raises when a worker is gone.
+
+        Through the future where there is one: it may be asked inside its own callback, a handle may not.
+        """
+        if self.point_to_point:
+            for work in self.works:
+                work.wait()
+        elif self.works:
+            self.future.wait()
+        return self.read()
+
+
+class Wire:
+    """Start messages among the workers of a group, and count what this worker sends.
+
+    Args:
+        group: process group, or None for the default one.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self.group = group
+        self.rank = dist.get_rank(group)
+        self.world_size = dist.get_world_size(group)
+        self._sent_bytes = [0]
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes put on the wire so far, as the ring, tree and pairwise algorithms of Gloo and NCCL send them."""
+        return self._sent_bytes[0]
+
+    def within(self, group: dist.ProcessGroup) -> Wire:
+        """Return a wire for some of the workers that counts its bytes here."""
+        wire = Wire(group)
+        wire._sent_bytes = self._sent_bytes
+        return wire
+
+    def all_reduce(self, vector: Tensor, op: Any = dist.ReduceOp.SUM) -> Message[Tensor]:
+        """Reduce ``vector`` in place."""
+        work = dist.all_reduce(vector, op=op, group=self.group, async_op=True)
+        self._sent_bytes[0] += ring_bytes(vector, self.world_size)
+        return Message([_started(work)], lambda: vector)
+
+    def all_gather(self, row: Tensor) -> Message[Tensor]:
+        """Send uint8 ``[bytes]`` to all; the result is ``[world_size, bytes]``."""
+        rows = row.new_empty(self.world_size * row.numel())
+        work = _all_gather(rows, row, group=self.group, async_op=True)
+        self._sent_bytes[0] += (self.world_size - 1) * row.numel()
+        return Message([_started(work)], lambda: rows.view(self.world_size, -1), [row])
+
+    def all_to_all(self, rows: Tensor) -> Message[Tensor]:
+        """Send row r of ``[world_size, ...]`` to rank r; row r of the result comes from rank r."""
+        received = torch.empty_like(rows)
+        work = dist.all_to_all_single(received.view(-1), rows.view(-1), group=self.group, async_op=True)
+        self._sent_bytes[0] += (self.world_size - 1) * rows[0].numel() * rows.element_size()
+        return Message([_started(work)], lambda: received, [rows])
+
+    def all_to_all_uneven(self, rows: Sequence[Tensor], received_bytes: Sequence[int]) -> Message[list[Tensor]]:
+        """Send row r, of any length, to rank r; the lengths that come back must be known."""
+        sizes = [row.numel() for row in rows]
+        joined = torch.cat(list(rows))
+        received = joined.new_empty(sum(received_bytes))
+        work = dist.all_to_all_single(received, joined, list(received_bytes), sizes, group=self.group, async_op=True)
+        self._sent_bytes[0] += sum(sizes) - sizes[self.rank]
+        return Message([_started(work)], lambda: list(received.split(list(received_bytes))), [joined])
+
+    def broadcast(self, vector: Tensor, root: int) -> Message[Tensor]:
+        """Overwrite ``vector`` with that of ``root``, a rank of the group."""
+        work = dist.broadcast(vector, dist.get_global_rank(self._known_group, root), group=self.group, async_op=True)
+        place = (self.rank - root) % self.world_size
+        self._sent_bytes[0] += _children(place, self.world_size) * vector.numel() * vector.element_size()
+        return Message([_started(work)], lambda: vector)
+
+    def swap(self, row: Tensor, peer: int) -> Message[Tensor]:
+        """Send a row to rank ``peer`` of the group and receive one of the same length from it."""
+        received = torch.empty_like(row)
+        works = dist.batch_isend_irecv([self._sending(row, peer), self._receiving(received, peer)])
+        return Message(works, lambda: received, [row], point_to_point=True)
+
+    def send(self, row: Tensor, peer: int) -> Message[None]:
+        """Send a row to rank ``peer`` of the group."""
+        works = dist.batch_isend_irecv([self._sending(row, peer)])
+        return Message(works, lambda: None, [row], point_to_point=True)
+
+    def receive(self, row: Tensor, peer: int) -> Message[Tensor]:
+        """Overwrite ``row`` with what rank ``peer`` of the group sends."""
+        works = dist.batch_isend_irecv([self._receiving(row, peer)])
+        return Message(works, lambda: row, point_to_point=True)
+
+    def pause(self) -> Message[None]:
+        """Send nothing, so that this worker stays in step with those that do."""
+        return Message([], lambda: None)
+
+    def _sending(self, row: Tensor, peer: int) -> dist.P2POp:
+        self._sent_bytes[0] += row.numel() * row.element_size()
+        return dist.P2POp(dist.isend, row, dist.get_global_rank(self._known_group, peer), group=self.group)
+
+    def _receiving(self, row: Tensor, peer: int) -> dist.P2POp:
+        return dist.P2POp(dist.irecv, row, dist.get_global_rank(self._known_group, peer), group=self.group)
+
+    @property
+    def _known_group(self) -> dist.ProcessGroup:
+        group = self.group or dist.group.WORLD
+        assert group is not None  # the rank was asked for, so it exists
+        return group
+
+
+# all_gather_into_tensor has had this name since torch 2.13, which deprecates the old one
+_all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+
+
+def ring_bytes(vector: Tensor, world_size: int) -> int:
+    """Return what one worker sends to all-reduce ``vector`` in a ring, in bytes.
+
+    Example:
+        >>> ring_bytes(torch.zeros(100), world_size=4)
+        600
+    """
+    return 2 * (world_size - 1) * vector.numel() * vector.element_size() // world_size
+
+
+def _children(place: int, world_size: int) -> int:
+    """Count whom a worker passes a broadcast on to, in a binomial tree with the root at place 0."""
+    levels = (world_size - 1).bit_length()
+    return sum(place + (1 << level) < world_size for level in range(place.bit_length(), levels))
+
+
+def _started(work: dist.Work | None) -> dist.Work:
+    assert work is not None  # async_op, and this worker is in the group
+    return work

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+
+from gaussiank.collectives import AllGather, Auto, Collective, DenseAllReduce, Leader, Link, Split, Tree
+
+ALL = (DenseAllReduce(), AllGather(), Split(), Leader(), Tree())
+
+
+def auto(latency_us: float, mbit: float, choices: tuple[Collective, ...] = ALL, select_ns: float = 1.0) -> Auto:
+    return Auto(link=Link(latency_us * 1e-6, mbit * 125e3, select_ns * 1e-9), choices=choices)
+
+
+def test_dense_wins_on_a_fast_link_and_for_a_small_bucket() -> None:
+    assert isinstance(auto(5, 100_000).choose(1_000_000, 1000, 4), DenseAllReduce)
+    assert isinstance(auto(50, 1000).choose(1000, 10, 4), DenseAllReduce)
+    assert isinstance(auto(5, 100).choose(10_000_000, 10_000_000, 4), DenseAllReduce)
+    assert isinstance(auto(0, 100).choose(10_000_000, 10_000, 1), DenseAllReduce)
+
+
+def test_all_gather_wins_with_few_workers_and_split_with_many() -> None:
+    picks = auto(50, 100, (DenseAllReduce(), AllGather(), Split()))
+    names = [type(picks.choose(10_000_000, 10_000, world_size)).__name__ for world_size in (2, 3, 8, 64)]
+    assert names == ["AllGather", "AllGather", "Split", "Split"]
+
+
+def test_slow_selection_favours_dense() -> None:
+    assert isinstance(auto(50, 1000, select_ns=1).choose(1_000_000, 1000, 4), AllGather)
+    assert isinstance(auto(50, 1000, select_ns=200).choose(1_000_000, 1000, 4), DenseAllReduce)
+
+
+def test_prediction_is_messages_bytes_and_work() -> None:
+    picks = Auto(touch_ns=10, message_us=100, link=Link(1e-3, 1e6, 1e-9), choices=ALL)
+    dense = 6 * 1e-3 + 6 * 1000 / 1e6
+    assert picks.predicted_s(DenseAllReduce(), 1000, 10, 4) == pytest.approx(dense)
+    gather = 3 * 1e-3 + 3 * (16 + 80) / 1e6 + 1000 * 1e-9 + 40 * 10e-9 + 100e-6
+    assert picks.predicted_s(AllGather(), 1000, 10, 4) == pytest.approx(gather)
+
+
+def test_it_must_join_before_it_can_choose() -> None:
+    with pytest.raises(RuntimeError, match=r"collective must join a group before it starts, got none\."):
+        Auto().choose(1000, 10, 4)
