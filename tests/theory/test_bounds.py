@@ -114,6 +114,7 @@ def test_two_humps_break_the_cubed_bound_and_its_premise_says_so() -> None:
 def test_line(rng_numpy: np.random.Generator) -> None:
     normal = np.sort(np.abs(rng_numpy.standard_normal(10_000)))
     assert is_below_line(*energy_blocks(normal, 50), peak=float(normal[-1] ** 2))
+    assert is_below_line(*energy_blocks([2.0, 1.0, 0.5]), peak=4.0)
     flat = np.ones(100)
     assert not is_below_line(*energy_blocks(flat, 10), peak=1.0)
 

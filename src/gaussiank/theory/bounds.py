@@ -165,6 +165,7 @@ def is_below_line(shares: ArrayLike, energies: ArrayLike, peak: float) -> bool:
     share, energy = np.asarray(shares, dtype=np.float64), np.asarray(energies, dtype=np.float64)
     share, energy = share[share > 0], energy[share > 0]
     middle = 1 - (np.cumsum(share) - share / 2)
+    middle[:1] = 1.0  # pi^2 starts at 1, on the line
     return bool(np.all(energy / share <= peak * middle * (1 + TOLERANCE)))
 
 
