@@ -13,7 +13,7 @@ SRC = Path(__file__).parent.parent / "src" / PACKAGE
 LEVELS = [
     {"sparse", "schedule", "layout", "metrics", "theory", "sim"},
     {"ops"},
-    {"momentum"},
+    {"momentum", "observer"},
     {"compressors", "codec", "feedback"},
     {"selector", "collectives"},
     {"journey"},
@@ -22,7 +22,10 @@ LEVELS = [
     {"__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-READERS = ["lab/plots.py", "lab/report.py", "lab/records.py", "lab/summary.py"]
+READERS = [
+    *("lab/plots.py", "lab/report.py", "lab/records.py", "lab/summary.py"),
+    *("lab/study/study.py", "lab/study/fit.py", "lab/study/shape.py"),
+]
 MAX_LINES = 320
 
 FILES = sorted(SRC.rglob("*.py"))

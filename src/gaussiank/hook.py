@@ -17,6 +17,7 @@ from gaussiank.journey import Done, Journey
 from gaussiank.layout import Layout
 from gaussiank.metrics import Metrics
 from gaussiank.momentum import MomentumCorrection
+from gaussiank.observer import Observer
 from gaussiank.ops import RESIDUAL_DTYPES
 from gaussiank.schedule import Constant, Schedule, require_density
 from gaussiank.selector import Scope, require_scope
@@ -33,6 +34,7 @@ def compress(
     momentum: MomentumCorrection | None = None,
     max_bytes: int | None = None,
     on_nonfinite: OnNonfinite = "propagate",
+    recorder: Observer | None = None,
 ) -> "Compression":
     """Make a DDP model exchange sparse gradients with error feedback instead of dense ones.
 
@@ -50,6 +52,7 @@ def compress(
         on_nonfinite: an infinite or NaN gradient is passed on to every worker's gradients and changes no residual
             (``propagate``, what a ``GradScaler`` needs), or ends backward on every worker with the parameter's name
             (``raise``).
+        recorder: watches gradients, residuals and selections, ``Recorder("runs/mine")`` for example; changes nothing.
 
     Returns:
         The compression: ``metrics`` of the last step, ``state_dict`` and ``load_state_dict`` for checkpoints.
@@ -93,6 +96,7 @@ def compress(
         scope=scope,
         momentum=momentum,
         on_nonfinite=on_nonfinite,
+        observer=recorder,
     )
     model.register_comm_hook(compression, hook)
     return compression
@@ -120,6 +124,7 @@ class Compression:
         scope: Scope,
         momentum: MomentumCorrection | None,
         on_nonfinite: OnNonfinite,
+        observer: Observer | None = None,
     ) -> None:
         numels = _checked_numels(model)
         self.config: Mapping[str, object] = {
@@ -129,6 +134,7 @@ class Compression:
             "scope": scope,
             "momentum": momentum,
             "on_nonfinite": on_nonfinite,
+            "recorder": observer and observer.settings,  # it may communicate: every worker needs it
             "model parameters": numels,
         }
         require_agreement(self.config, model.process_group)
@@ -140,7 +146,10 @@ class Compression:
             momentum=momentum,
             raise_nonfinite=on_nonfinite == "raise",
             group=model.process_group,
+            observer=observer,
         )
+        if observer:
+            observer.attach(self.config, numels, self._journey.feedback, model.process_group)
         self._whole_model = scope == "model"
         self._unused_possible = bool(model.find_unused_parameters or model.static_graph)
         self._names = {id(parameter): name for name, parameter in model.module.named_parameters()}

@@ -16,6 +16,7 @@ from gaussiank.feedback import ErrorFeedback
 from gaussiank.layout import Layout
 from gaussiank.metrics import Metrics
 from gaussiank.momentum import MomentumCorrection
+from gaussiank.observer import Observer
 from gaussiank.ops import RESIDUAL_DTYPES
 from gaussiank.schedule import Schedule, require_density
 from gaussiank.selector import Selector
@@ -36,6 +37,7 @@ class Journey:
         momentum: momentum correction, or None.
         raise_nonfinite: raise when a mean is not finite, instead of passing it on.
         group: process group, or None for the default one.
+        observer: told of every vector on its way, or None.
 
     Attributes:
         step: steps begun and sealed so far.
@@ -53,6 +55,7 @@ class Journey:
         momentum: MomentumCorrection | None = None,
         raise_nonfinite: bool = False,
         group: dist.ProcessGroup | None = None,
+        observer: Observer | None = None,
     ) -> None:
         if momentum is not None and not compressor.keeps_rest:
             raise ValueError(f"momentum must be None for a compressor without feedback, got {momentum}. Leave it out.")
@@ -62,6 +65,7 @@ class Journey:
         self._schedule = schedule
         self._compressor = compressor
         self._raise_nonfinite = raise_nonfinite
+        self._observer = observer
         self._selector = Selector(compressor, per_layer=per_layer, rank=self._rank)
         self._gather = AllGather()
         self._all_reduce = DenseAllReduce()
@@ -85,6 +89,8 @@ class Journey:
         """Begin a step: commit the last one's residuals, or forget them when it was not whole and finite."""
         self.feedback.settle()
         self.measured = Metrics(step=self.step, density=self.density)
+        if self._observer:
+            self._observer.begin(self.step, self.measured.density)
 
     def seal(self) -> None:
         """Say that every gradient of the step is under way."""
@@ -101,10 +107,14 @@ class Journey:
             held: places of parameters without gradient, whose residual stays.
         """
         measured = self.measured
+        if self._observer:
+            self._observer.taking(layout, [grad])
         started = time.perf_counter()
         judged = self.feedback.take_all(layout, grad, held=held)
         exchange = self._all_reduce.start_dense(grad, group=self._group)
         sent_at = self._note_sent(started, grad.numel(), grad.numel(), exchange.sent_bytes, [grad])
+        if self._observer:
+            self._observer.taken(layout, layout.numel, None)
 
         def finish(done: torch.futures.Future[Any]) -> Tensor:
             done.value()  # raises when a worker is gone
@@ -114,6 +124,8 @@ class Journey:
                 if judged:
                     self.feedback.judge(finite)
                 self._refuse_nonfinite(finite, layout, grad)
+            if self._observer:
+                self._observer.arrived(layout, [grad])
             return grad
 
         return cast(Done, exchange.future.then(finish))
@@ -130,11 +142,15 @@ class Journey:
             A future of the first gradient.
         """
         measured, density = self.measured, self.measured.density
+        if self._observer:
+            self._observer.taking(layout, grads)
         started = time.perf_counter()
         grad = grads[0] if len(grads) == 1 else torch.cat(list(grads))
         sparse = self._take(layout, grad, held)
         exchange = self._gather.start(sparse, capacity=self._selector.capacity(layout, density), group=self._group)
         sent_at = self._note_sent(started, self._selector.k(layout, density), sparse.kept, exchange.sent_bytes, grads)
+        if self._observer:
+            self._observer.taken(layout, self._selector.k(layout, density), sparse)
 
         def finish(done: torch.futures.Future[Any]) -> Tensor:
             done.value()  # raises when a worker is gone
@@ -152,6 +168,8 @@ class Journey:
                     self.feedback.judge(finite)
                 self._refuse_nonfinite(finite, layout, torch.cat(list(grads)) if self._raise_nonfinite else mean)
             measured.finish_s += time.perf_counter() - arrived
+            if self._observer:
+                self._observer.arrived(layout, grads)
             return grads[0]
 
         return cast(Done, exchange.future.then(finish))
