@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from .feedback import ErrorFeedback
     from .hook import Compression, compress
+    from .lab.study.recorder import Recorder
     from .layout import Layout
     from .metrics import Metrics
     from .momentum import MomentumCorrection
@@ -42,6 +43,7 @@ _ROOMS = {
     "Layout": "layout",
     "MomentumCorrection": "momentum",
     "RandomK": "compressors",
+    "Recorder": "lab.study.recorder",
     "Schedule": "schedule",
     "SparseGradient": "sparse",
     "TopK": "compressors",
@@ -66,6 +68,7 @@ __all__ = [
     "Metrics",
     "MomentumCorrection",
     "RandomK",
+    "Recorder",
     "Schedule",
     "SparseGradient",
     "TopK",
