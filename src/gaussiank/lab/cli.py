@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 import gaussiank
+from gaussiank.lab import study_cli
 
 app = typer.Typer(
     name="gaussiank",
@@ -102,6 +103,10 @@ def report(
     console = Console()
     console.print(summary_table(read_records(run_dir)))
     console.print(f"Report: {write_report(run_dir)}", soft_wrap=True, highlight=False)
+
+
+app.command()(study_cli.analyze)
+app.command()(study_cli.replay)
 
 
 def main() -> None:

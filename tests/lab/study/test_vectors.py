@@ -10,7 +10,7 @@ from gaussiank.lab.study.vectors import Piece, Snapshot, VectorStore, snapshots,
 
 
 def snapshot(step: int, values: tuple[float, ...] = (1.0, 2.0, 3.0)) -> Snapshot:
-    piece = Piece(("a", "b"), (2, len(values) - 2), np.array(values, np.float32), (0.5,), 0.01, 1, 0.25)
+    piece = Piece(("a", "b"), (2, len(values) - 2), np.array(values, np.float32), (0.5,), 0.01, 1, 1, 0.25)
     return Snapshot(step, 0, 1, (piece,))
 
 
@@ -22,7 +22,7 @@ def test_what_is_saved_is_read(tmp_path: Path) -> None:
     assert (read.step, read.rank, read.stride) == (7, 0, 1)
     (piece,), (written,) = read.pieces, snapshot(7).pieces
     assert piece.accumulated.tolist() == [1, 2, 3]
-    for field in ("names", "numels", "hints", "density", "kept", "contraction"):
+    for field in ("names", "numels", "hints", "density", "k", "kept", "contraction"):
         assert getattr(piece, field) == getattr(written, field)
     assert [path.name for path in (tmp_path / "vectors").iterdir()] == ["step-00000007.npz"]
 
@@ -47,12 +47,13 @@ def test_none_are_wanted_with_a_limit_of_zero(tmp_path: Path) -> None:
 def test_large_models_are_thinned_layer_by_layer(tmp_path: Path) -> None:
     store = VectorStore(tmp_path, limit=2, max_bytes=80)
     assert [store.stride(numel) for numel in (1, 10, 11, 100)] == [1, 1, 2, 10]
-    vector = np.arange(7, dtype=np.float32)
-    assert [part.tolist() if isinstance(part, np.ndarray) else part for part in thin(vector, (3, 0, 4), 2)] == [
-        [0, 2, 3, 5],
-        (2, 0, 2),
-    ]
-    assert thin(vector, (3, 4), 1) == (vector, (3, 4))
+    vector = np.arange(1007, dtype=np.float32)
+    thinned, numels = thin(vector, (3, 0, 4, 1000), 2)
+    assert numels == (2, 0, 2, 500)
+    assert [thinned[0] in (0, 1), thinned[1], thinned[2] in (3, 4), thinned[3] in (5, 6)] == [True, 2, True, True]
+    assert ((thinned[4:] - 7) // 2 == np.arange(500)).all()
+    assert 0.4 < np.mean(thinned[4:] % 2) < 0.6  # not always the same one
+    assert thin(vector, (7, 1000), 1)[0] is vector
 
 
 def test_a_run_without_vectors(tmp_path: Path) -> None:

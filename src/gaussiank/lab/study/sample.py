@@ -139,7 +139,7 @@ class Sample:
         }
 
     def pieces(self, stride: int, *, segments_per_layer: bool) -> tuple[Piece, ...]:
-        """Return the accumulated vectors to keep for replay, every ``stride``-th entry of each layer."""
+        """Return the accumulated vectors to keep for replay, one of every ``stride`` entries of each layer."""
         pieces = []
         for part in self.parts.values():
             if part.accumulated is None or part.sparse is None:
@@ -153,6 +153,7 @@ class Sample:
                     accumulated=vector,
                     hints=_hints(part.layout, part.sparse) if segments_per_layer else (_hint(part.sparse.values),),
                     density=self.density,
+                    k=part.k,
                     kept=part.sparse.kept,
                     contraction=_left(part.accumulated, part.sparse) / energy if energy else 0.0,
                 )

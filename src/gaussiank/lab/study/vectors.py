@@ -29,6 +29,7 @@ class Piece:
         accumulated: float32 ``[sum of numels]``.
         hints: one for each vector that k was counted on: just below the smallest magnitude that was sent, or NaN.
         density: that was asked for.
+        k: entries that were asked for in the run.
         kept: entries that were sent in the run.
         contraction: share of energy that stayed in the run.
     """
@@ -38,6 +39,7 @@ class Piece:
     accumulated: Float32s
     hints: tuple[float, ...]
     density: float
+    k: int
     kept: int
     contraction: float
 
@@ -49,7 +51,7 @@ class Snapshot:
     Attributes:
         step: number of the step.
         rank: of the worker.
-        stride: every how many entries one was kept; 1 is all.
+        stride: of how many entries one was kept; 1 keeps all.
         pieces: the vectors.
     """
 
@@ -63,8 +65,8 @@ class VectorStore:
     """Keep at most ``limit`` snapshots in ``RUN/vectors``, spread over the run, in at most ``max_bytes``.
 
     When one too many has come, every second is deleted and from then on only every second is kept. A model too large
-    for its share of the bytes is thinned: every n-th entry of each layer, which leaves shares of entries and energy as
-    they are, to sampling error.
+    for its share of the bytes is thinned: one of every n entries of each layer, which leaves shares of entries and of
+    energy as they are, to sampling error.
 
     Args:
         run_dir: directory of the run.
@@ -102,11 +104,18 @@ class VectorStore:
 
 
 def thin(vector: Float32s, numels: Sequence[int], stride: int) -> tuple[Float32s, tuple[int, ...]]:
-    """Take every ``stride``-th entry of each layer; returns them end to end, and how many of each."""
+    """Take one of every ``stride`` entries of each layer; returns them end to end, and how many of each.
+
+    Which one is random, always the same: a fixed one would meet the same few columns of a matrix again and again.
+    """
     if stride == 1:
         return vector, tuple(numels)
-    ends = np.cumsum(numels)
-    parts = [vector[end - numel : end : stride] for numel, end in zip(numels, ends, strict=True)]
+    random = np.random.default_rng(0)
+    parts = []
+    for numel, end in zip(numels, np.cumsum(numels), strict=True):
+        places = np.arange(0, numel, stride)
+        places += random.integers(0, np.minimum(stride, numel - places)) if numel else 0
+        parts.append(vector[end - numel : end][places])
     return np.concatenate(parts), tuple(part.size for part in parts)
 
 
