@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import gaussiank
+from gaussiank.lab.study.replay import replay
 from gaussiank.lab.study.study import read_study
 
 
@@ -57,3 +58,41 @@ def test_records_rank_0_against_the_mean_of_both(two_workers: Any, tmp_path: Pat
 def test_a_recorder_on_one_worker_only_is_refused_by_both(two_workers: Any, tmp_path: Path) -> None:
     messages = two_workers.run(alone, str(tmp_path / "run"))
     assert all("recorder" in message for message in messages)
+
+
+def trained(rank: int, world_size: int, run_dir: str, scope: str, corrected: bool) -> tuple[Any, Any]:
+    """Train twice, with a recorder and without; returns both final residuals and parameters."""
+    ends = []
+    for recorded in (True, False):
+        torch.manual_seed(0)
+        model = DDP(nn.Sequential(nn.Linear(30, 60), nn.Tanh(), nn.Linear(60, 5)))
+        recorder = None
+        if recorded:
+            options: dict[str, Any] = {"every": 2, "operators": ("randomk", "gaussiank"), "dense_mean": True}
+            recorder = gaussiank.Recorder(run_dir, vectors=3, **options)
+        momentum = gaussiank.MomentumCorrection() if corrected else None
+        how: dict[str, Any] = {"scope": scope, "momentum": momentum, "recorder": recorder}
+        compression = gaussiank.compress(model, 0.02, compressor="gaussiank", **how)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        random = torch.Generator().manual_seed(rank)
+        for _ in range(7):
+            optimizer.zero_grad()
+            model(torch.randn(8, 30, generator=random)).square().mean().backward()
+            optimizer.step()
+        if recorder:
+            recorder.close()
+        state = compression.state_dict()["feedback"]["residual"]
+        ends.append(torch.cat([*state.values(), *(part.detach().flatten() for part in model.parameters())]))
+    return ends[0], ends[1]
+
+
+@pytest.mark.parametrize(("scope", "corrected"), [("model", False), ("bucket", True), ("layer", False)])
+def test_recording_changes_nothing_and_replays(two_workers: Any, tmp_path: Path, scope: str, corrected: bool) -> None:
+    for recorded, plain in two_workers.run(trained, str(tmp_path / "run"), scope, corrected):
+        assert torch.equal(recorded, plain)
+    samples = read_study(tmp_path / "run").samples
+    assert [sample.step for sample in samples] == [0, 2, 4, 6]
+    assert all(0 < sample.value("contraction") < 1 for sample in samples)
+    live, again = replay(tmp_path / "run", ["gaussiank"])
+    assert again.contraction == pytest.approx(live.contraction, rel=0.02)
+    assert again.kept_over_k == pytest.approx(live.kept_over_k, rel=0.02)

@@ -1,40 +1,25 @@
-"""One worker in this process, and a small model that trains on it."""
+"""A training loop that treats a recorder as the hook does, without processes; the hook itself is in tests/dist."""
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-import gaussiank
+from gaussiank import ErrorFeedback, Layout, MomentumCorrection, Recorder, parse_compressor
+from gaussiank.selector import Selector
 
-Train = Callable[..., "gaussiank.Compression"]
-
-
-@contextlib.contextmanager
-def group_of_one() -> Iterator[None]:
-    """Be a worker by itself; other tests of this process start groups of their own before and after."""
-    if dist.is_initialized():
-        yield
-        return
-    dist.init_process_group("gloo", init_method=f"file://{tempfile.mkdtemp()}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+Train = Callable[..., ErrorFeedback]
 
 
-@pytest.fixture
-def one_worker() -> Iterator[None]:
-    with group_of_one():
-        yield
+def small_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(30, 60), nn.Tanh(), nn.Linear(60, 5))
 
 
 def train_steps(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, seed: int = 0) -> None:
@@ -47,23 +32,68 @@ def train_steps(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, 
         optimizer.step()
 
 
-def small_model() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(30, 60), nn.Tanh(), nn.Linear(60, 5))
+def train_recorded(
+    recorder: Any,
+    steps: int = 7,
+    density: float = 0.02,
+    compressor: str = "topk",
+    scope: str = "model",
+    momentum: MomentumCorrection | None = None,
+    poisoned: tuple[int, ...] = (),
+) -> ErrorFeedback:
+    """Train the small model, tell the recorder what the hook would tell it, and close it.
 
-
-def train_recorded(recorder: Any, steps: int = 7, density: Any = 0.02, **options: Any) -> Any:
-    """Train the small model through the hook with a recorder, and close it."""
-    model = DistributedDataParallel(small_model())
-    compression = gaussiank.compress(model, density, recorder=recorder, **options)
-    train_steps(model, torch.optim.SGD(model.parameters(), lr=0.05), steps)
+    ``scope`` bucket makes two layouts, as two buckets would; gradients of ``poisoned`` steps are infinite.
+    """
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    numels = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    feedback = ErrorFeedback(numels, momentum=momentum)
+    selector = Selector(parse_compressor(compressor), per_layer=scope == "layer", rank=0)
+    recorder.attach({"compressor": selector.compressor, "scope": scope}, numels, feedback, None)
+    names = list(numels)
+    groups = [names[2:], names[:2]] if scope == "bucket" else [names]
+    parameters = dict(model.named_parameters())
+    random = torch.Generator().manual_seed(0)
+    for step in range(steps):
+        inputs = torch.randn(8, 30, generator=random)
+        optimizer.zero_grad()
+        ((model(inputs) - inputs[:, :5]).square().mean() * (torch.inf if step in poisoned else 1)).backward()
+        feedback.settle()
+        recorder.begin(step, density)
+        for group in groups:
+            layout = Layout(tuple(group), tuple(numels[name] for name in group))
+            grad = torch.cat([parameters[name].grad.flatten() for name in group])
+            mean = _exchange(recorder, feedback, selector, layout, grad, density, step)
+            for name, place in layout.slices():
+                parameters[name].grad.copy_(mean[place].view_as(parameters[name]))
+        feedback.seal()
+        if step not in poisoned:
+            optimizer.step()
     recorder.close()
-    return compression
+    return feedback
 
 
-@pytest.fixture
-def train(one_worker: None) -> Train:
-    """Return ``train_recorded``, within a process group."""
+def _exchange(
+    recorder: Any, feedback: ErrorFeedback, selector: Selector, layout: Layout, grad: Any, density: float, step: int
+) -> Any:
+    recorder.taking(layout, [grad])
+    if density == 1:
+        due = feedback.take_all(layout, grad)
+        recorder.taken(layout, layout.numel, None)
+        mean = grad
+    else:
+        sparse = feedback.take(layout, grad, lambda u: selector.select(layout, u, density, step))
+        recorder.taken(layout, selector.k(layout, density), sparse)
+        mean, due = sparse.dense(), True
+    if due:
+        feedback.judge(torch.isfinite(mean).all())
+    recorder.arrived(layout, [mean])
+    return mean
+
+
+@pytest.fixture(scope="session")
+def train() -> Train:
     return train_recorded
 
 
@@ -71,11 +101,9 @@ def train(one_worker: None) -> Train:
 def recorded_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the directory of a recorded run with raw vectors, which no test may change."""
     run_dir = tmp_path_factory.mktemp("study") / "run"
-    recorder = gaussiank.Recorder(
-        run_dir, every=3, operators=("topk", "gaussiank:mode=published", "randomk"), vectors=4, dense_mean=True
-    )
-    with group_of_one():
-        train_recorded(recorder, steps=13, compressor="gaussiank", scope="model")
+    operators = ("topk", "gaussiank:mode=published", "randomk")
+    recorder = Recorder(run_dir, every=3, operators=operators, vectors=4, dense_mean=True)
+    train_recorded(recorder, steps=13, compressor="gaussiank")
     return run_dir
 
 
