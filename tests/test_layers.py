@@ -13,7 +13,7 @@ SRC = Path(__file__).parent.parent / "src" / PACKAGE
 LEVELS = [
     {"sparse", "schedule", "layout", "metrics", "theory", "sim"},
     {"ops"},
-    {"momentum"},
+    {"mean", "momentum", "observer"},
     {"compressors", "codec", "feedback", "reshard"},
     {"selector", "collectives"},
     {"journey"},
@@ -23,13 +23,9 @@ LEVELS = [
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 READERS = [
-    "lab/plots.py",
-    "lab/report.py",
-    "lab/records.py",
-    "lab/summary.py",
-    "lab/bench/rows.py",
-    "lab/bench/opstable.py",
-    "lab/bench/opsplot.py",
+    *("lab/plots.py", "lab/report.py", "lab/records.py", "lab/summary.py"),
+    *("lab/bench/rows.py", "lab/bench/opstable.py", "lab/bench/opsplot.py"),
+    *("lab/study/study.py", "lab/study/fit.py", "lab/study/shape.py"),
 ]
 MAX_LINES = 320
 

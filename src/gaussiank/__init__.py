@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
     from .feedback import ErrorFeedback
     from .hook import Compression, compress
+    from .lab.study.recorder import Recorder
     from .layout import Layout
     from .metrics import Metrics
     from .momentum import MomentumCorrection
@@ -48,6 +49,7 @@ _ROOMS = {
     "MomentumCorrection": "momentum",
     "RandomK": "compressors",
     "SIDCo": "compressors",
+    "Recorder": "lab.study.recorder",
     "Schedule": "schedule",
     "SparseGradient": "sparse",
     "TopK": "compressors",
@@ -74,6 +76,7 @@ __all__ = [
     "Metrics",
     "MomentumCorrection",
     "RandomK",
+    "Recorder",
     "SIDCo",
     "Schedule",
     "SparseGradient",

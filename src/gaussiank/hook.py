@@ -17,6 +17,7 @@ from gaussiank.journey import Journey
 from gaussiank.layout import Layout
 from gaussiank.metrics import Metrics
 from gaussiank.momentum import MomentumCorrection
+from gaussiank.observer import Observer
 from gaussiank.ops import RESIDUAL_DTYPES
 from gaussiank.schedule import Constant, Schedule, require_density
 from gaussiank.selector import Scope, require_scope
@@ -36,6 +37,7 @@ def compress(
     scaler: torch.amp.GradScaler | None = None,
     collective: str | Collective = "allgather",
     timeout_s: float = 300.0,
+    recorder: Observer | None = None,
 ) -> "Compression":
     """Make a DDP model exchange sparse gradients with error feedback instead of dense ones.
 
@@ -59,6 +61,7 @@ def compress(
             every selection to everyone; with many workers ``split`` sends less.
         timeout_s: seconds after which an exchange fails that a worker did not answer, above 0; larger than any pause
             that one worker takes alone between two backwards, for an evaluation or a checkpoint.
+        recorder: watches gradients, residuals and selections, ``Recorder("runs/mine")`` for example; changes nothing.
 
     Returns:
         The compression: ``metrics`` of the last step, ``state_dict`` and ``load_state_dict`` for checkpoints.
@@ -107,6 +110,7 @@ def compress(
         scaler=scaler,
         collective=parse_collective(collective) if isinstance(collective, str) else collective,
         timeout_s=timeout_s,
+        observer=recorder,
     )
     model.register_comm_hook(compression, hook)
     return compression
@@ -137,6 +141,7 @@ class Compression:
         scaler: torch.amp.GradScaler | None = None,
         collective: Collective,
         timeout_s: float,
+        observer: Observer | None = None,
     ) -> None:
         numels = _checked_numels(model)
         self.config: Mapping[str, object] = {
@@ -148,6 +153,7 @@ class Compression:
             "on_nonfinite": on_nonfinite,
             "collective": collective,
             "timeout_s": timeout_s,
+            "recorder": observer and observer.settings,  # it may communicate: every worker needs it
             "model parameters": numels,
         }
         require_agreement(self.config, model.process_group)
@@ -161,7 +167,10 @@ class Compression:
             collective=collective,
             timeout_s=timeout_s,
             group=model.process_group,
+            observer=observer,
         )
+        if observer:
+            observer.attach(self.config, numels, self._journey.feedback, model.process_group)
         self._whole_model = scope == "model"
         self._scaler = scaler
         self._unused_possible = bool(model.find_unused_parameters or model.static_graph)

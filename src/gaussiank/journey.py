@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -15,8 +14,10 @@ from gaussiank.collectives import AllGather, Collective, DenseAllReduce, Done, E
 from gaussiank.compressors import Compressor
 from gaussiank.feedback import ErrorFeedback
 from gaussiank.layout import Layout
+from gaussiank.mean import require_finite, write_back
 from gaussiank.metrics import Metrics
 from gaussiank.momentum import MomentumCorrection
+from gaussiank.observer import Observer, Unobserved
 from gaussiank.ops import RESIDUAL_DTYPES
 from gaussiank.schedule import Schedule, require_density
 from gaussiank.selector import Selector
@@ -38,6 +39,7 @@ class Journey:
         collective: how the sparse gradients become a mean.
         timeout_s: seconds after which a message fails that a worker did not answer.
         group: process group, or None for the default one; messages go over groups of their own with its workers.
+        observer: told of every vector on its way, or None.
 
     Attributes:
         step: steps begun and sealed so far.
@@ -57,6 +59,7 @@ class Journey:
         collective: Collective | None = None,
         timeout_s: float = 300.0,
         group: dist.ProcessGroup | None = None,
+        observer: Observer | None = None,
     ) -> None:
         if momentum is not None and not compressor.keeps_rest:
             raise ValueError(f"momentum must be None for a compressor without feedback, got {momentum}. Leave it out.")
@@ -68,12 +71,12 @@ class Journey:
         self._schedule = schedule
         self._compressor = compressor
         self._raise_nonfinite = raise_nonfinite
+        self._observer = observer or Unobserved()
         self._selector = Selector(compressor, per_layer=per_layer, rank=self._rank)
         self._collective = collective.join(group, timeout_s)
         self._all_reduce = DenseAllReduce()
         self._routes: dict[str, Tensor] = {}  # what the collective wants to know at the next step, by layout
         self._parts = 0  # exchanges begun in this step
-        self._counting = threading.Lock()  # messages arrive on threads of the backend
         self.feedback = ErrorFeedback(numels, momentum=momentum, world_size=self._world_size)
         self.step = 0
         self._scale = 1.0
@@ -104,6 +107,7 @@ class Journey:
         self._engine.flush()  # what a backward that raised may have left
         self._parts = 0
         self.measured = Metrics(step=self.step, density=self.density)
+        self._observer.begin(self.step, self.measured.density)
 
     def seal(self) -> None:
         """Say that every gradient of the step is under way."""
@@ -121,17 +125,21 @@ class Journey:
             held: places of parameters without gradient, whose residual stays.
         """
         measured = self.measured
+        self._observer.taking(layout, [grad])
         started = time.perf_counter()
         judged = self.feedback.take_all(layout, grad, held=held)
         sent_at = self._note_taken(started, grad.numel(), grad.numel(), [grad])
+        self._observer.taken(layout, layout.numel, None)
 
         def finish(exchange: Exchange) -> Tensor:
-            self._note_arrived(measured, sent_at, exchange)
+            measured.note_arrived(sent_at, exchange.sent_bytes)
             if judged or self._raise_nonfinite:
                 finite = exchange.finish(grad).finite
                 if judged and measured is self.measured:
                     self.feedback.judge(finite)
-                self._refuse_nonfinite(finite, layout, grad)
+                if self._raise_nonfinite:
+                    require_finite(finite, layout, [grad], measured.step)
+            self._observer.arrived(layout, [grad])
             return grad
 
         return self._engine.carry(
@@ -160,8 +168,10 @@ class Journey:
         collective = self._collective.choose(layout.numel, k, self._world_size)
         if isinstance(collective, DenseAllReduce) and collective is not self._collective:
             return self._reduce_dense_instead(layout, grad, grads, held)
+        self._observer.taking(layout, grads)
         sparse = self._take(layout, grad, held)
         sent_at = self._note_taken(started, k, sparse.kept, grads)
+        self._observer.taken(layout, k, sparse)
         capacity = self._selector.capacity(layout, density)
         route, part = f"{layout.names[0]}..{layout.names[-1]}/{layout.numel}", self._parts
 
@@ -177,10 +187,10 @@ class Journey:
             )
 
         def finish(exchange: Exchange) -> Tensor:
-            arrived = self._note_arrived(measured, sent_at, exchange)
+            arrived = measured.note_arrived(sent_at, exchange.sent_bytes)
             mean = grad if grad.dtype == sparse.values.dtype else grad.to(sparse.values.dtype)
             outcome = exchange.finish(mean)
-            finite = _write_back(mean, grads, outcome.finite)
+            finite = write_back(mean, grads, outcome.finite)
             if outcome.hint is not None:
                 self._routes[route] = outcome.hint
             if self._compressor.keeps_rest and measured is self.measured:  # else it is late, after an error
@@ -189,9 +199,10 @@ class Journey:
                 if any(part.dtype != mean.dtype for part in grads):
                     self.feedback.keep(layout, mean)
                 self.feedback.judge(finite)
-            self._refuse_nonfinite(finite, layout, torch.cat(list(grads)) if self._raise_nonfinite else mean)
-            with self._counting:
-                measured.finish_s += time.perf_counter() - arrived
+            if self._raise_nonfinite:
+                require_finite(finite, layout, grads, measured.step)
+            measured.note_finished(arrived)
+            self._observer.arrived(layout, grads)
             return grads[0]
 
         return self._engine.carry(self._label(layout), start, finish, phased=collective.phased, device=grad.device)
@@ -201,6 +212,11 @@ class Journey:
         work = dist.all_reduce(grad.div_(self._world_size), group=self._engine.group, async_op=True)
         assert work is not None  # async_op
         return cast(torch.futures.Future[Any], work.get_future().then(lambda done: done.value()[0]))
+
+    def _note_taken(self, started: float, k: int, kept: int, grads: Sequence[Tensor]) -> float:
+        dense_bytes = sum(ring_bytes(grad, self._world_size) for grad in grads)
+        numel = sum(grad.numel() for grad in grads)
+        return self.measured.note_taken(started, numel=numel, k=k, kept=kept, dense_bytes=dense_bytes)
 
     def _take(self, layout: Layout, grad: Tensor, held: Sequence[slice]) -> SparseGradient:
         def select(accumulated: Tensor) -> SparseGradient:
@@ -231,34 +247,6 @@ class Journey:
     def _label(self, layout: Layout) -> str:
         self._parts += 1
         return f"bucket {self._parts - 1} of step {self.measured.step} ({layout.names[0]} to {layout.names[-1]})"
-
-    def _note_taken(self, started: float, k: int, kept: int, grads: Sequence[Tensor]) -> float:
-        now = time.perf_counter()
-        measured = self.measured
-        measured.select_s += now - started
-        measured.numel += sum(grad.numel() for grad in grads)
-        measured.k += k
-        measured.kept += kept
-        measured.dense_bytes += sum(ring_bytes(grad, self._world_size) for grad in grads)
-        return now
-
-    def _note_arrived(self, measured: Metrics, sent_at: float, exchange: Exchange) -> float:
-        now = time.perf_counter()
-        with self._counting:
-            measured.exchange_s += now - sent_at
-            measured.sent_bytes += exchange.sent_bytes
-        return now
-
-    def _refuse_nonfinite(self, finite: Tensor, layout: Layout, mean: Tensor) -> None:
-        if not self._raise_nonfinite or bool(finite):
-            return
-        for name, place in layout.slices():
-            if not bool(torch.isfinite(mean[place]).all()):
-                raise RuntimeError(
-                    f"gradient of {name} must be finite, got infinity or NaN on some worker in step "
-                    f"{self.measured.step}. No residual was changed; lower the learning rate, or let a GradScaler "
-                    "skip such steps with on_nonfinite='propagate'."
-                )
 
     # ------------------------------------------------------------------ saving
 
@@ -311,20 +299,3 @@ def require_feedback(collective: Collective, compressor: Compressor) -> None:
             f"collective must send nothing back to a compressor without feedback, got {collective} for {compressor}. "
             "Use allgather:ask=true, or a compressor that keeps what comes back."
         )
-
-
-def _write_back(mean: Tensor, grads: Sequence[Tensor], finite: Tensor) -> Tensor:
-    """Copy the mean into the gradients, unless it is the one gradient itself; leave in ``mean`` what was rounded off.
-
-    Returns:
-        ``finite``, and whether no narrower dtype overflowed.
-    """
-    if len(grads) == 1 and grads[0].data_ptr() == mean.data_ptr():
-        return finite
-    start = 0
-    for grad in grads:
-        part = mean[start : start + grad.numel()]
-        grad.copy_(part)
-        part.sub_(grad)
-        start += grad.numel()
-    return finite & torch.isfinite(mean).all()

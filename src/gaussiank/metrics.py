@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+import time
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -35,8 +37,32 @@ class Metrics:
     exchange_s: float = 0.0
     finish_s: float = 0.0
     launched_at: float = 0.0
+    _counting: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @property
     def compression(self) -> float:
         """Dense bytes over sent bytes; 1 when nothing is sent at all (one worker)."""
         return self.dense_bytes / self.sent_bytes if self.sent_bytes else 1.0
+
+    def note_taken(self, started: float, *, numel: int, k: int, kept: int, dense_bytes: int) -> float:
+        """Count one selection that began at ``started``; returns the time now, when its message leaves."""
+        now = time.perf_counter()
+        self.select_s += now - started
+        self.numel += numel
+        self.k += k
+        self.kept += kept
+        self.dense_bytes += dense_bytes
+        return now
+
+    def note_arrived(self, left: float, sent_bytes: int) -> float:
+        """Count one exchange whose message left at ``left``; messages arrive on threads of the backend."""
+        now = time.perf_counter()
+        with self._counting:
+            self.exchange_s += now - left
+            self.sent_bytes += sent_bytes
+        return now
+
+    def note_finished(self, arrived: float) -> None:
+        """Count the work since a message arrived."""
+        with self._counting:
+            self.finish_s += time.perf_counter() - arrived

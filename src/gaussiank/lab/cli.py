@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 import gaussiank
+from gaussiank.lab import study_cli
 from gaussiank.lab.bench.cli import bench
 
 app = typer.Typer(
@@ -149,6 +150,10 @@ def report(
     console.print(f"Report: {write_report(run_dir)}", soft_wrap=True, highlight=False)
     for path in write_figures(run_dir, figures) if figures else ():
         console.print(f"Figure: {path}", soft_wrap=True, highlight=False)
+
+
+app.command()(study_cli.analyze)
+app.command()(study_cli.replay)
 
 
 def main() -> None:

@@ -20,13 +20,14 @@ RECORDS_NAME = "records.jsonl"
 
 
 class RecordWriter:
-    """Writes the records of a run to ``RUN/records.jsonl``, one JSON object a line.
+    """Writes the records of a run to ``RUN/records.jsonl`` or another file there, one JSON object a line.
 
     Every line is flushed, so a killed run leaves all but its last record readable. JSON has no NaN and no infinity:
     both are written as null, which readers take for a missing number.
 
     Args:
         run_dir: Directory of the run; created when the writer is entered.
+        name: Name of the file.
 
     Example:
         >>> import tempfile
@@ -38,8 +39,8 @@ class RecordWriter:
         (array([1.]), array([nan]))
     """
 
-    def __init__(self, run_dir: str | Path) -> None:
-        self.path = Path(run_dir) / RECORDS_NAME
+    def __init__(self, run_dir: str | Path, name: str = RECORDS_NAME) -> None:
+        self.path = Path(run_dir) / name
         self._file: TextIO | None = None
 
     def __enter__(self) -> RecordWriter:
@@ -167,15 +168,7 @@ def read_records(run_dir: str | Path) -> Records:
             f"run_dir must hold {RECORDS_NAME}, got {path}, which does not exist. "
             "Pass a directory that gaussiank train has written."
         ) from None
-    lines = data.split(b"\n")
-    tail = lines.pop()  # empty when the last line is complete
-    records = [_parse(path, index, line) for index, line in enumerate(lines, 1)]
-    truncated = False
-    if tail:
-        try:
-            records.append(_parse(path, len(lines) + 1, tail))
-        except ValueError:
-            truncated = True
+    records, truncated = parse_lines(path, data)
     run = _run_record(path, records)
     found: dict[str, list[dict[str, Any]]] = {"step": [], "eval": [], "method": []}
     for index, record in _after_first(path, records):
@@ -184,6 +177,30 @@ def read_records(run_dir: str | Path) -> Records:
                 raise _bad_line(path, index, "name its method", repr(record.get("method")))
             found[record["kind"]].append(record)
     return Records(path, run, found["step"], found["eval"], found["method"], truncated)
+
+
+def parse_lines(path: Path, data: bytes) -> tuple[list[dict[str, Any]], bool]:
+    """Read JSON objects that each have a kind, one a line.
+
+    Args:
+        path: Where they come from, for the messages.
+        data: What the file holds.
+
+    Returns:
+        The records, and whether a last line was cut short; that line is left out.
+
+    Raises:
+        ValueError: A line is not a record.
+    """
+    lines = data.split(b"\n")
+    tail = lines.pop()  # empty when the last line is complete
+    records = [_parse(path, index, line) for index, line in enumerate(lines, 1)]
+    if tail:
+        try:
+            records.append(_parse(path, len(lines) + 1, tail))
+        except ValueError:
+            return records, True
+    return records, False
 
 
 def _finite(value: Any) -> Any:

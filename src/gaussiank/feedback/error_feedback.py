@@ -20,38 +20,20 @@ from gaussiank.momentum import MomentumCorrection
 from gaussiank.ops import RESIDUAL_DTYPES
 from gaussiank.sparse import SparseGradient
 
-FORMAT = 1
+from .part import Part
+from .saved import FORMAT, require_fitting
+
 Select = Callable[[Tensor], SparseGradient]
 """Chooses from an accumulated vector."""
 Fused = Callable[[Tensor, Tensor, Tensor], SparseGradient]
 """Writes the sum of the first two vectors to the third, chooses from it, and removes there what it chose."""
 
 
-@dataclass(eq=False)
-class _Part:
-    """Residual and velocity of one layout, each with the buffer of the step that is under way."""
-
-    layout: Layout
-    residual: Tensor
-    velocity: Tensor | None
-    next_residual: Tensor
-    next_velocity: Tensor | None
-    clean: bool = True  # the residual is known to be all zeros
-
-    def fits(self, grad: Tensor) -> bool:
-        """Tell whether the residual has the gradient's device and dtype; a loaded one need not."""
-        return self.residual.device == grad.device and self.residual.dtype == RESIDUAL_DTYPES[grad.dtype]
-
-    def swap(self) -> None:
-        self.residual, self.next_residual = self.next_residual, self.residual
-        self.velocity, self.next_velocity = self.next_velocity, self.velocity
-
-
 @dataclass
 class _Step:
     """A transaction: which parts it touches, and whether each mean that came back was finite."""
 
-    parts: list[_Part] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
     verdicts: list[Tensor] = field(default_factory=list)
     sealed: bool = False
 
@@ -85,8 +67,8 @@ class ErrorFeedback:
         self._parameters = dict(parameters)
         self._momentum = momentum
         self._world_size = world_size
-        self._parts: dict[Layout, _Part] = {}
-        self._places: dict[str, tuple[_Part, slice]] = {}
+        self._parts: dict[Layout, Part] = {}
+        self._places: dict[str, tuple[Part, slice]] = {}
         self._step = _Step()
 
     # ------------------------------------------------------------------ one step: take, keep, judge, seal, settle
@@ -237,29 +219,8 @@ class ErrorFeedback:
         Raises:
             ValueError: another format, another model, or other momentum settings.
         """
-        if state.get("format") != FORMAT:
-            raise ValueError(
-                f"state must have format {FORMAT}, got {state.get('format')!r}. "
-                "Load it with the gaussiank that saved it."
-            )
-        _require_same_parameters(state["parameters"], self._parameters)
-        residual, velocity = dict(state["residual"]), dict(state["velocity"])
-        if residual and bool(velocity) != (self._momentum is not None):
-            has, want = ("has", "has none") if velocity else ("has no", "has one")
-            raise ValueError(
-                f"state must fit the momentum correction, got a state that {has} velocity for a run that {want}. "
-                "Use the same momentum setting."
-            )
-        for name in sorted(velocity.keys() ^ residual.keys() if velocity else ()):
-            raise ValueError(
-                f"state must have residual and velocity of {name}, got one of them. Load the state as it was saved."
-            )
-        for name, saved in [*residual.items(), *velocity.items()]:
-            if saved.shape != (self._parameters[name],):
-                raise ValueError(
-                    f"state of {name} must have {self._parameters[name]} entries, got shape {tuple(saved.shape)}. "
-                    "Load the state of this model."
-                )
+        require_fitting(state, self._parameters, moving=self._momentum is not None)
+        residual, velocity = state["residual"], state["velocity"]
         self._parts, self._places, self._step = {}, {}, _Step()
         for name, saved in residual.items():
             part = self._new_part(Layout((name,), (saved.numel(),)), saved)
@@ -270,7 +231,7 @@ class ErrorFeedback:
 
     # ------------------------------------------------------------------ inside
 
-    def _open(self, layout: Layout, grad: Tensor) -> _Part:
+    def _open(self, layout: Layout, grad: Tensor) -> Part:
         ops.require_vector(grad, "grad")
         if grad.numel() != layout.numel:
             raise ValueError(f"grad must fit its layout of {layout.numel} entries, got {grad.numel()}. Pass all of it.")
@@ -280,29 +241,25 @@ class ErrorFeedback:
         self._step.parts.append(part)
         return part
 
-    def _addend(self, part: _Part, grad: Tensor) -> Tensor:
+    def _addend(self, part: Part, grad: Tensor) -> Tensor:
         """Return what the residual grows by: the gradient, or the velocity that it is added to."""
         if self._momentum is None or part.velocity is None or part.next_velocity is None:
             return grad
         return self._momentum.advance(part.velocity, grad, part.next_velocity, part.layout, self._world_size)
 
-    def _hold(self, part: _Part, held: Iterable[slice]) -> None:
+    def _hold(self, part: Part, held: Iterable[slice]) -> None:
         for place in held:
             part.next_residual[place] = part.residual[place]
             if part.next_velocity is not None and part.velocity is not None:
                 part.next_velocity[place] = part.velocity[place]
 
-    def _new_part(self, layout: Layout, like: Tensor) -> _Part:
-        def zeros() -> Tensor:
-            return ops.residual_buffer(layout.numel, RESIDUAL_DTYPES[like.dtype], like.device)
-
-        moving = self._momentum is not None
-        part = _Part(layout, zeros(), zeros() if moving else None, zeros(), zeros() if moving else None)
+    def _new_part(self, layout: Layout, like: Tensor) -> Part:
+        part = Part.of_zeros(layout, RESIDUAL_DTYPES[like.dtype], like.device, moving=self._momentum is not None)
         self._parts[layout] = part
         self._places.update({name: (part, place) for name, place in layout.slices()})
         return part
 
-    def _move_in(self, layout: Layout, grad: Tensor) -> _Part:
+    def _move_in(self, layout: Layout, grad: Tensor) -> Part:
         """Make the part that a gradient needs, with the residuals that its parameters bring along."""
         for name, numel in zip(layout.names, layout.numels, strict=True):
             if self._parameters.get(name) != numel:
@@ -318,12 +275,3 @@ class ErrorFeedback:
                 part.velocity[here] = old.velocity[place]
             part.clean = part.clean and old.clean
         return part
-
-
-def _require_same_parameters(saved: Mapping[str, int], own: Mapping[str, int]) -> None:
-    for name in sorted({*saved, *own}):
-        if saved.get(name) != own.get(name):
-            raise ValueError(
-                f"state must be of this model, got {saved.get(name, 'no')} entries for parameter {name!r} where the "
-                f"model has {own.get(name, 'no such parameter')}. Load the state of this model."
-            )

@@ -1,0 +1,97 @@
+"""What does recording cost? The same training with a recorder that samples every 50 steps, and without one.
+
+Both models train in the same processes, a block of 50 steps of one and a block of the other in turn (each block holds
+one sample), on the same batches. The figure is the ratio of the block times, pair by pair, on the clock and in
+processor time, which a busy machine disturbs less; ``--check`` fails when the median of the latter is 1.02 or more.
+
+    python benchmarks/recorder_overhead.py --check
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import gaussiank
+from gaussiank.lab.data import DATASETS, Batches
+from gaussiank.lab.launch import launch
+from gaussiank.lab.models import MODELS
+
+TARGET = 1.02
+EVERY = 50
+
+
+def measure(model_name: str, blocks: int, batch_size: int, folder: str) -> None:
+    spec = MODELS[model_name]
+    models = [DistributedDataParallel(spec.build()) for _ in range(2)]
+    recorder = gaussiank.Recorder(Path(folder) / "study", every=EVERY)
+    gaussiank.compress(models[0], density=0.001)
+    gaussiank.compress(models[1], density=0.001, recorder=recorder)
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.01) for model in models]
+    train, _ = DATASETS["fashion-mnist-subset"]()
+    batches = Batches(train, batch_size, rank=dist.get_rank(), world_size=dist.get_world_size(), seed=0)
+    images, labels = next(batches.epoch(0))
+    prepared = spec.prepare(images)
+
+    def block(which: int) -> tuple[float, float]:
+        dist.barrier()
+        started = time.perf_counter(), time.process_time()
+        for _ in range(EVERY):
+            optimizers[which].zero_grad()
+            nn.functional.cross_entropy(models[which](prepared), labels).backward()
+            optimizers[which].step()
+        return time.perf_counter() - started[0], time.process_time() - started[1]
+
+    block(0), block(1)
+    pairs = []
+    for number in range(blocks):
+        order = (0, 1) if number % 2 else (1, 0)
+        seconds = {which: block(which) for which in order}
+        pairs.append((*seconds[0], *seconds[1]))
+    recorder.close()
+    if dist.get_rank() == 0:
+        Path(folder, "times.json").write_text(json.dumps(pairs))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", default="fnn3,lenet5,resnet20", help="by comma")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--blocks", type=int, default=12, help="pairs of blocks of 50 steps")
+    parser.add_argument("--batch-size", type=int, default=32, help="images for each worker and step")
+    parser.add_argument("--check", action="store_true", help=f"exit with 1 when a median ratio is {TARGET} or more")
+    arguments = parser.parse_args()
+    failed = False
+    for model in arguments.models.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            launch(measure, arguments.workers, model, arguments.blocks, arguments.batch_size, folder)
+            pairs = json.loads(Path(folder, "times.json").read_text())
+        clock = statistics.quantiles((recorded / bare for bare, _, recorded, _ in pairs), n=4)
+        low, median, high = statistics.quantiles((recorded / bare for _, bare, _, recorded in pairs), n=4)
+        row = {
+            "question": "recorder_overhead",
+            "model": model,
+            "workers": arguments.workers,
+            "step_ms": round(1e3 / EVERY * statistics.median(bare for bare, _, _, _ in pairs), 3),
+            "clock_ratio_median": round(clock[1], 4),
+            "clock_ratio_quartiles": [round(clock[0], 4), round(clock[2], 4)],
+            "processor_ratio_median": round(median, 4),
+            "processor_ratio_quartiles": [round(low, 4), round(high, 4)],
+        }
+        print(json.dumps(row), flush=True)
+        failed = failed or median >= TARGET
+    return 1 if arguments.check and failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""Puts operators and densities on the vectors of a run, offline: contraction, kept/k, bits and time of each."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gaussiank import codec
+from gaussiank.compressors import Compressor, GaussianK, parse_compressor
+from gaussiank.lab.study.study import read_study
+from gaussiank.lab.study.vectors import Piece, Snapshot, snapshots
+from gaussiank.layout import Layout
+from gaussiank.schedule import require_density
+from gaussiank.selector import Selector
+from gaussiank.sparse import SparseGradient
+
+IN_RUN = "in the run"
+_REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """One operator at one density, over the snapshots of a run.
+
+    Attributes:
+        operator: its specification, or ``IN_RUN`` for what the run itself measured.
+        density: asked for; NaN in the run's own row where it changed.
+        contraction: mean share of energy that stays.
+        kept_over_k: entries kept over entries asked for, over all snapshots.
+        bits_per_entry: payload bits for each entry kept; NaN for the run.
+        bits_per_element: payload bits for each entry of the vector; NaN for the run.
+        select_us: time of a selection in microseconds, median over vectors; NaN for the run.
+        snapshots: vectors looked at.
+    """
+
+    operator: str
+    density: float
+    contraction: float
+    kept_over_k: float
+    bits_per_entry: float
+    bits_per_element: float
+    select_us: float
+    snapshots: int
+
+
+def replay(run_dir: str | Path, operators: Sequence[str], densities: Sequence[float] = ()) -> list[Replayed]:
+    """Select from the recorded vectors with every operator at every density.
+
+    Selections repeat those of the run: same scope, same step, rank and part for draws, and Gaussian_k starts from the
+    threshold that was in use, so the operator that ran gives the contraction and kept/k that it gave. Vectors that were
+    thinned (``Snapshot.stride``) give them to sampling error.
+
+    Args:
+        run_dir: directory of a run with raw vectors.
+        operators: specifications of compressors, ``name:field=value``.
+        densities: shares of entries in (0, 1]; none takes what the run asked for.
+
+    Returns:
+        The run's own row, then one for each operator and density.
+
+    Raises:
+        FileNotFoundError: no study, or no raw vectors.
+        ValueError: an unknown operator, a density out of range, or a damaged file.
+    """
+    compressors = {spec: parse_compressor(spec) for spec in operators}
+    for density in densities:
+        require_density(density, "densities")
+    study = read_study(run_dir)
+    per_layer = study.run.get("compression", {}).get("scope") == "layer"
+    shots = snapshots(run_dir)
+    rows = [_in_run(shots)]
+    for spec, compressor in compressors.items():
+        rows += [_replay(spec, compressor, density, shots, per_layer) for density in densities or [math.nan]]
+    return rows
+
+
+def _replay(spec: str, compressor: Compressor, density: float, shots: Sequence[Snapshot], per_layer: bool) -> Replayed:
+    k = kept = numel = bits = 0
+    contractions, times, asked = [], [], []
+    for shot in shots:
+        left = energy = 0.0
+        for piece in shot.pieces:
+            want = piece.density if math.isnan(density) else density
+            selector = _selector(compressor, shot, piece, per_layer, same=want == piece.density)
+            layout = Layout(piece.names, piece.numels)
+            accumulated = torch.from_numpy(piece.accumulated)
+            sparse = selector.select(layout, accumulated, want, shot.step)
+            times.append(_best_us(lambda: selector.select(layout, accumulated, want, shot.step)))  # noqa: B023  used now
+            k += selector.k(layout, want)
+            kept += sparse.kept
+            numel += layout.numel
+            bits += payload_bits(sparse)
+            rest = accumulated.double()
+            energy += float(rest.square().sum())
+            rest[sparse.indices] = 0
+            left += float(rest.square().sum())
+            asked.append(want)
+        contractions.append(left / energy if energy else 0.0)
+    return Replayed(
+        operator=spec,
+        density=asked[0] if len(set(asked)) == 1 else math.nan,
+        contraction=statistics.fmean(contractions),
+        kept_over_k=kept / k,
+        bits_per_entry=bits / kept if kept else math.nan,
+        bits_per_element=bits / numel,
+        select_us=statistics.median(times),
+        snapshots=len(shots),
+    )
+
+
+def _best_us(work: Callable[[], object]) -> float:
+    """Return the shortest of a few runs, in microseconds: the rest is the machine's other business."""
+    times = []
+    for _ in range(_REPEATS):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return 1e6 * min(times)
+
+
+def payload_bits(sparse: SparseGradient) -> int:
+    """Return the bits that a selection takes on the wire, header included."""
+    return 8 * codec.encode(sparse).numel()
+
+
+def _in_run(shots: Sequence[Snapshot]) -> Replayed:
+    k = kept = 0
+    contractions = []
+    for shot in shots:
+        energies = [float((piece.accumulated.astype("float64") ** 2).sum()) for piece in shot.pieces]
+        left = sum(energy * piece.contraction for energy, piece in zip(energies, shot.pieces, strict=True))
+        contractions.append(left / sum(energies) if sum(energies) else 0.0)
+        for piece in shot.pieces:
+            kept += piece.kept
+            k += piece.k
+    densities = {piece.density for shot in shots for piece in shot.pieces}
+    return Replayed(
+        operator=IN_RUN,
+        density=densities.pop() if len(densities) == 1 else math.nan,
+        contraction=statistics.fmean(contractions),
+        kept_over_k=kept / k,
+        bits_per_entry=math.nan,
+        bits_per_element=math.nan,
+        select_us=math.nan,
+        snapshots=len(shots),
+    )
+
+
+def _selector(compressor: Compressor, shot: Snapshot, piece: Piece, per_layer: bool, *, same: bool) -> Selector:
+    selector = Selector(compressor, per_layer=per_layer, rank=shot.rank)
+    if same and isinstance(compressor, GaussianK) and compressor.mode == "bracketed":
+        names = [name for name, numel in zip(piece.names, piece.numels, strict=True) if numel]
+        keys = names if per_layer else [f"{piece.names[0]}..{piece.names[-1]}"]
+        hints = {key: torch.tensor(hint) for key, hint in zip(keys, piece.hints, strict=False) if hint == hint}
+        selector.load_hints(hints)
+    return selector

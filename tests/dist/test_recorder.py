@@ -1,0 +1,98 @@
+"""A recorder on two real workers: it records rank 0, compares with both, and both must have it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+import gaussiank
+from gaussiank.lab.study.replay import replay
+from gaussiank.lab.study.study import read_study
+
+
+def train(rank: int, world_size: int, run_dir: str) -> list[dict[str, Any]]:
+    """Return, for each step, this worker's gradient and what the mean of the sent vectors was."""
+    torch.manual_seed(0)
+    model = DDP(nn.Linear(50, 10, bias=False))
+    rows = []
+    with gaussiank.Recorder(run_dir, every=2, dense_mean=True) as recorder:
+        gaussiank.compress(model, 0.05, recorder=recorder)
+        for step in range(4):
+            generator = torch.Generator().manual_seed(10 * step + rank)
+            grad = torch.randn(10, 50, generator=generator)
+            model.zero_grad()
+            model(grad[:1]).sum().backward()
+            rows.append({"input": grad[0], "mean": model.module.weight.grad.flatten().clone()})
+    return rows
+
+
+def alone(rank: int, world_size: int, run_dir: str) -> str:
+    model = DDP(nn.Linear(5, 5))
+    recorder = gaussiank.Recorder(f"{run_dir}-{rank}") if rank == 0 else None
+    try:
+        gaussiank.compress(model, 0.5, recorder=recorder)
+    except ValueError as error:
+        return str(error)
+    return "accepted"
+
+
+def test_records_rank_0_against_the_mean_of_both(two_workers: Any, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    answers = two_workers.run(train, str(run_dir))
+    samples = read_study(run_dir).samples
+    assert [sample.step for sample in samples] == [0, 2]
+    for sample in samples:
+        grads = [rows[sample.step]["input"].repeat(10) for rows in answers]  # every row of the weight sees the input
+        dense = (grads[0] + grads[1]).double()
+        sent = answers[0][sample.step]["mean"].double()
+        assert sample.value("cosine") == pytest.approx(float(sent @ dense / sent.norm() / dense.norm()), rel=1e-5)
+        assert sample.vectors["grad"].square_sum == pytest.approx(float(grads[0].double().square().sum()))
+    assert read_study(run_dir).run["world_size"] == 2
+
+
+def test_a_recorder_on_one_worker_only_is_refused_by_both(two_workers: Any, tmp_path: Path) -> None:
+    messages = two_workers.run(alone, str(tmp_path / "run"))
+    assert all("recorder" in message for message in messages)
+
+
+def trained(rank: int, world_size: int, run_dir: str, scope: str, corrected: bool) -> tuple[Any, Any]:
+    """Train twice, with a recorder and without; returns both final residuals and parameters."""
+    ends = []
+    for recorded in (True, False):
+        torch.manual_seed(0)
+        model = DDP(nn.Sequential(nn.Linear(30, 60), nn.Tanh(), nn.Linear(60, 5)))
+        recorder = None
+        if recorded:
+            options: dict[str, Any] = {"every": 2, "operators": ("randomk", "gaussiank"), "dense_mean": True}
+            recorder = gaussiank.Recorder(run_dir, vectors=3, **options)
+        momentum = gaussiank.MomentumCorrection() if corrected else None
+        how: dict[str, Any] = {"scope": scope, "momentum": momentum, "recorder": recorder}
+        compression = gaussiank.compress(model, 0.02, compressor="gaussiank", **how)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        random = torch.Generator().manual_seed(rank)
+        for _ in range(7):
+            optimizer.zero_grad()
+            model(torch.randn(8, 30, generator=random)).square().mean().backward()
+            optimizer.step()
+        if recorder:
+            recorder.close()
+        state = compression.state_dict()["feedback"]["residual"]
+        ends.append(torch.cat([*state.values(), *(part.detach().flatten() for part in model.parameters())]))
+    return ends[0], ends[1]
+
+
+@pytest.mark.parametrize(("scope", "corrected"), [("model", False), ("bucket", True), ("layer", False)])
+def test_recording_changes_nothing_and_replays(two_workers: Any, tmp_path: Path, scope: str, corrected: bool) -> None:
+    for recorded, plain in two_workers.run(trained, str(tmp_path / "run"), scope, corrected):
+        assert torch.equal(recorded, plain)
+    samples = read_study(tmp_path / "run").samples
+    assert [sample.step for sample in samples] == [0, 2, 4, 6]
+    assert all(0 < sample.value("contraction") < 1 for sample in samples)
+    live, again = replay(tmp_path / "run", ["gaussiank"])
+    assert again.contraction == pytest.approx(live.contraction, rel=0.02)
+    assert again.kept_over_k == pytest.approx(live.kept_over_k, rel=0.02)

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from gaussiank import ErrorFeedback, Layout, Recorder, SparseGradient, ops
+from gaussiank.lab.study.replay import IN_RUN, replay
+from gaussiank.lab.study.replay_table import replay_table
+from gaussiank.lab.study.study import read_study
+from gaussiank.lab.study.vectors import snapshots
+
+from .conftest import Train
+
+
+@pytest.mark.parametrize("scope", ["bucket", "layer", "model"])
+@pytest.mark.parametrize(
+    "operator", ["topk", "gaussiank", "gaussiank:mode=published", "dgc", "trimmedtopk", "randomk:seed=3"]
+)
+def test_what_ran_is_repeated(tmp_path: Path, train: Train, operator: str, scope: str) -> None:
+    train(Recorder(tmp_path, every=2, vectors=8), steps=9, compressor=operator, scope=scope, density=0.03)
+    live, again = replay(tmp_path, [operator])
+    assert live.operator == IN_RUN
+    assert (again.density, again.snapshots) == (0.03, 5)
+    assert again.contraction == pytest.approx(live.contraction, rel=1e-5)
+    assert again.kept_over_k == live.kept_over_k
+
+
+def test_thinned_vectors_agree_within_two_percent(tmp_path: Path) -> None:
+    """A gradient of a linear layer is an outer product: a fixed stride would see the same few columns of it."""
+    random = torch.Generator().manual_seed(0)
+    layout = Layout(("w",), (200_000,))
+    feedback = ErrorFeedback({"w": 200_000})
+    with Recorder(tmp_path, every=1, vectors=2, vector_bytes=100_000) as recorder:
+        recorder.attach({}, {"w": 200_000}, feedback, None)
+        for step in range(2):
+            grad = torch.outer(torch.randn(200, generator=random), torch.randn(1000, generator=random)).flatten()
+            feedback.settle()
+            recorder.begin(step, 0.02)
+            recorder.taking(layout, [grad])
+            sparse = feedback.take(layout, grad, lambda u: SparseGradient.pick(u, ops.select_topk(u, 4000)))
+            recorder.taken(layout, 4000, sparse)
+            feedback.seal()
+            feedback.judge(torch.tensor(True))
+    live, again = replay(tmp_path, ["topk"])
+    assert snapshots(tmp_path)[0].stride == 16
+    assert again.contraction == pytest.approx(live.contraction, rel=0.02)
+    assert again.kept_over_k == pytest.approx(live.kept_over_k, rel=0.02)
+
+
+def test_the_runs_own_row_is_what_its_records_say(study_dir: Path) -> None:
+    steps = {shot.step for shot in snapshots(study_dir)}
+    samples = [sample for sample in read_study(study_dir).samples if sample.step in steps]
+    (live, *_) = replay(study_dir, [])
+    assert live.contraction == pytest.approx(sum(sample.value("contraction") for sample in samples) / len(samples))
+    assert live.kept_over_k == pytest.approx(sum(s.value("kept") for s in samples) / sum(s.value("k") for s in samples))
+
+
+def test_operators_tried_while_running_are_repeated(study_dir: Path) -> None:
+    steps = {shot.step for shot in snapshots(study_dir)}
+    samples = [sample for sample in read_study(study_dir).samples if sample.step in steps]
+    for row in replay(study_dir, ["topk", "gaussiank:mode=published", "randomk"])[1:]:
+        tried = [sample.record["operators"][row.operator] for sample in samples]
+        assert row.contraction == pytest.approx(sum(part["contraction"] for part in tried) / len(tried), rel=1e-5)
+        kept, k = sum(part["kept"] for part in tried), sum(sample.value("k") for sample in samples)
+        assert row.kept_over_k == pytest.approx(kept / k)
+
+
+def test_densities_and_bits(study_dir: Path) -> None:
+    rows = replay(study_dir, ["topk"], [0.01, 0.5, 1.0])[1:]
+    assert [row.density for row in rows] == [0.01, 0.5, 1.0]
+    for row in rows:
+        k = round(row.density * 2165)
+        assert row.bits_per_entry == pytest.approx((16 * 8 + 64 * k) / k)  # a header of 16 bytes, then 8 an entry
+        assert row.bits_per_element == pytest.approx((16 * 8 + 64 * k) / 2165)
+        assert row.select_us > 0
+    assert rows[0].contraction > rows[1].contraction > rows[2].contraction == 0
+
+
+def test_table(study_dir: Path) -> None:
+    rows = replay(study_dir, ["topk", "gaussiank:mode=published"])
+    console = Console(width=80, no_color=True)
+    with console.capture() as capture:
+        console.print(replay_table(rows))
+    text = capture.get()
+    assert f"{rows[1].contraction:.5f}" in text
+    assert "in the run" in text
+    assert "Over 3 recorded vectors." in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert math.isnan(rows[0].select_us)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((["topkk"],), "method must be one of"),
+        ((["topk"], [0.0]), r"densities must be in \(0, 1\], got 0"),
+        ((["topk"], [2.0]), r"densities must be in \(0, 1\], got 2"),
+    ],
+)
+def test_bad_arguments(study_dir: Path, arguments: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replay(study_dir, *arguments)
+
+
+def test_a_run_without_vectors(tmp_path: Path, train: Train) -> None:
+    train(Recorder(tmp_path), steps=1)
+    with pytest.raises(FileNotFoundError, match=r"Record with Recorder\(\.\.\., vectors=8\)"):
+        replay(tmp_path, ["topk"])
