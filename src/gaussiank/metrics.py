@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+_COUNTING = threading.Lock()  # messages arrive on threads of the backend
 
 
 @dataclass
@@ -37,7 +39,6 @@ class Metrics:
     exchange_s: float = 0.0
     finish_s: float = 0.0
     launched_at: float = 0.0
-    _counting: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @property
     def compression(self) -> float:
@@ -55,14 +56,14 @@ class Metrics:
         return now
 
     def note_arrived(self, left: float, sent_bytes: int) -> float:
-        """Count one exchange whose message left at ``left``; messages arrive on threads of the backend."""
+        """Count one exchange whose message left at ``left``."""
         now = time.perf_counter()
-        with self._counting:
+        with _COUNTING:
             self.exchange_s += now - left
             self.sent_bytes += sent_bytes
         return now
 
     def note_finished(self, arrived: float) -> None:
         """Count the work since a message arrived."""
-        with self._counting:
+        with _COUNTING:
             self.finish_s += time.perf_counter() - arrived
