@@ -131,6 +131,27 @@ def test_mean_of_what_entered_is_right_and_bit_identical(contract_workers: Any, 
             torch.testing.assert_close(entered, given)
 
 
+def outgrown(rank: int, world_size: int) -> tuple[Tensor, Tensor, int, int]:
+    part, out = _part("full", rank), torch.empty(NUMEL)
+    message = joined("allgather", world_size).start(part, capacity=None, hint=torch.tensor(8))
+    outcome = message.finish(out)
+    assert outcome.rejected is not None
+    assert outcome.hint is not None
+    rejected = outcome.rejected.check()
+    sent = part.dense() - rejected.dense()
+    assert sent.abs().masked_fill(sent == 0, 9.0).min() >= rejected.values.abs().max()
+    return out, sent, rejected.kept, int(outcome.hint)
+
+
+def test_a_count_that_outgrows_its_room_sends_back_the_smallest(workers: Any) -> None:
+    results = workers.run(outgrown)
+    mean = torch.stack([sent for _, sent, _, _ in results]).mean(0)
+    for out, _, rejected, hint in results:
+        torch.testing.assert_close(out, mean)
+        assert rejected == NUMEL - (10 + 16)  # a quarter more than 8, and the spare room
+        assert hint == NUMEL  # the next exchange has room for all
+
+
 def given(rank: int, world_size: int, spec: str, parts: list[dict[int, float]], numel: int) -> list[float]:
     own = parts[rank]
     sparse = SparseGradient(torch.tensor(list(own), dtype=torch.int32), torch.tensor(list(own.values())), numel)
