@@ -131,6 +131,8 @@ typedef struct {
     int64_t (*choose)(const gk_choice *choice, int64_t begin, int64_t end, int64_t taken, int32_t *wrong,
                       int64_t *wrongs);
     int64_t (*count_above)(const float *vector, int64_t count, float threshold);
+    void (*scale)(float *vector, int64_t count, float factor);
+    void (*divide)(float *vector, int64_t count, float divisor);
 } gk_isa;
 
 extern const gk_isa gk_portable;

@@ -218,14 +218,14 @@ static int64_t choose_ties(const gk_choice *choice, const gk_part *part, int32_t
 {
     for (int64_t at = part->offset; at < part->offset + part->count; at++) {
         int32_t bits = gk_bits(choice->value[at]) & GK_MAGNITUDE, key = gk_key(bits);
-        int tie = key == limit && *ties > 0;
+        int tie = key == limit && *ties > 0, take = (key > limit || tie) && taken < choice->k;
         *ties -= tie;
-        if (key > limit || tie) {
+        if (take) {
             choice->index_out[taken] = choice->index[at];
             choice->value_out[taken++] = choice->value[at];
         }
         wrong[*wrongs] = (int32_t)at;
-        *wrongs += (key > limit || tie) != (bits > choice->clear);
+        *wrongs += take != (bits > choice->clear);
     }
     return taken;
 }
@@ -237,17 +237,18 @@ static void emit(gk_topk *run, int32_t limit, int64_t ties, int64_t equal)
                         .clear = pass->mode == GK_READ ? GK_MAGNITUDE : pass->job.clear,
                         .index_out = run->index_out, .value_out = run->value_out};
     int64_t taken = 0, wrongs = 0, over;
+    int32_t top = limit == GK_INFINITE ? GK_MAGNITUDE : limit; /* a NaN is a tie of infinity */
     for (int64_t c = 0; c < pass->chunks; c++) {
         const gk_part *part = pass->parts + c;
         if (ties < equal) { /* not all of them are taken */
-            int64_t here = pass->isa->band((const int32_t *)pass->value + part->offset, part->count, limit - 1, limit,
-                                           run->tmp, &over);
+            int64_t here = pass->isa->band((const int32_t *)pass->value + part->offset, part->count, limit - 1, top, run->tmp,
+                                           &over);
             if (ties > 0 && ties < here) {
                 taken = choose_ties(&choice, part, limit, taken, &ties, run->more, &wrongs);
                 equal -= here;
                 continue;
             }
-            choice.floor = ties ? limit - 1 : limit;
+            choice.floor = ties ? limit - 1 : top;
             ties -= ties ? here : 0;
             equal -= here;
         }

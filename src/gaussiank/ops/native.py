@@ -220,20 +220,20 @@ class _Parts:
         self.scratch = _scratch.at_least(self.room)
 
 
-def scatter_mean(parts: Sequence[SparseGradient], out: Tensor) -> Tensor:
+def scatter_mean(backend: int, parts: Sequence[SparseGradient], out: Tensor) -> Tensor:
     """Run ``reference.scatter_mean``."""
     numel = out.numel()
     threads = _threads(numel)
     read = _Parts(parts, threads)
     _require(
         _lib().gk_scatter_mean(
+            backend,
             read.indices,
             read.values,
             read.kept,
             len(parts),
             out.data_ptr(),
             numel,
-            numel >= STREAM_FROM,
             read.scratch,
             read.room,
             threads,
