@@ -1,0 +1,255 @@
+/* Levels of 1, 2, 4 and 8 bits with a scale for each block of 64 values. Layout: docs/wire.md.
+ *
+ * `round` rounds to the nearest level, as the reference does. Encoders take rounded values; of others they write some bytes, and the caller finds that they decode to something
+ * else. Decoders take any bytes. The sizes of all buffers follow from count and slots.
+ */
+#include "codec.h"
+
+#include <math.h>
+
+enum { BLOCK = 64, LEAST = -126, BROKEN = -128, NAN_SCALE = 0x7FC0 };
+
+static const int8_t MAGNITUDES[8] = {0, 1, 2, 3, 4, 6, 8, 12};
+static const uint8_t NUMBERS[13] = {0, 1, 2, 3, 4, 5, 5, 6, 6, 7, 7, 7, 7};
+
+static inline int in_block(int64_t count, int64_t start)
+{
+    int64_t left = count - start;
+    return (int)(left < 0 ? 0 : left < BLOCK ? left : BLOCK);
+}
+
+static inline int64_t level_bytes(int64_t slots, int bits) { return bytes_of((uint64_t)slots * (unsigned)bits); }
+
+/* Set a code of `bits` bits in a zeroed buffer. */
+static inline void put(uint8_t *out, int64_t i, int bits, unsigned code)
+{
+    out[i * bits >> 3] |= (uint8_t)(code << (i * bits & 7));
+}
+
+static inline unsigned get(const uint8_t *in, int64_t i, int bits)
+{
+    return (unsigned)(in[i * bits >> 3] >> (i * bits & 7)) & ((1u << bits) - 1);
+}
+
+/* 2**e, for e in [-1022, 1023]; no call of the mathematics library. */
+static inline double power_of_two(int e)
+{
+    union { uint64_t bits; double value; } power = {.bits = (uint64_t)(e + 1023) << 52};
+    return power.value;
+}
+
+/* The least e with largest <= top * 2**e. */
+static int exponent_of(float largest, int top)
+{
+    union { double value; uint64_t bits; } ratio = {.value = (double)largest / top};
+    int exponent = (int)(ratio.bits >> 52) - 1022; /* a float by at most 127 is a normal double, or zero */
+    if (ratio.bits << 12 == 0)
+        exponent--; /* a power of two itself */
+    return largest == 0 || exponent < LEAST ? LEAST : exponent;
+}
+
+static inline unsigned level_code(int level, int bits)
+{
+    if (bits == 8)
+        return (unsigned)level & 255;
+    return NUMBERS[level < 0 ? -level : level] | (level < 0 ? 8u : 0u);
+}
+
+static inline int code_level(unsigned code, int bits)
+{
+    if (bits == 8)
+        return (int8_t)code;
+    return code & 8 ? -MAGNITUDES[code & 7] : MAGNITUDES[code & 7];
+}
+
+static inline void power_encode(const float *values, int64_t count, int64_t slots, uint8_t *out, int bits, int top)
+{
+    uint8_t *scales = out + level_bytes(slots, bits);
+    memset(out, 0, (size_t)(scales - out));
+    for (int64_t start = 0; start < slots; start += BLOCK) {
+        const float *own = values + start;
+        int n = in_block(count, start), broken = 0;
+        float largest = 0;
+        for (int i = 0; i < n; i++) {
+            float magnitude = fabsf(own[i]);
+            int finite = magnitude < INFINITY;
+            broken |= !finite;
+            largest = finite && magnitude > largest ? magnitude : largest;
+        }
+        int exponent = exponent_of(largest, top);
+        double inverse = power_of_two(-exponent);
+        for (int i = 0; i < n; i++) {
+            int level;
+            if (broken)
+                level = isnan(own[i]) ? 2 : own[i] >= 1 ? 1 : own[i] <= -1 ? -1 : 0;
+            else
+                level = (int)(own[i] * inverse);
+            put(out, start + i, bits, level_code(level, bits));
+        }
+        scales[start / BLOCK] = (uint8_t)(broken ? BROKEN : exponent);
+    }
+}
+
+static inline void power_decode(const uint8_t *in, int64_t count, int64_t slots, float *out, int bits)
+{
+    const uint8_t *scales = in + level_bytes(slots, bits);
+    for (int64_t start = 0; start < count; start += BLOCK) {
+        int n = in_block(count, start), exponent = (int8_t)scales[start / BLOCK];
+        double scale = power_of_two(exponent);
+        for (int i = 0; i < n; i++) {
+            int level = code_level(get(in, start + i, bits), bits);
+            float signal = level == 0 ? 0 : level == 1 ? INFINITY : level == -1 ? -INFINITY : NAN;
+            out[start + i] = exponent == BROKEN ? signal : (float)(level * scale);
+        }
+    }
+}
+
+/* To the nearest integer, ties to even, for |x| < 2**51. */
+static inline double nearest(double x) { return x + 0x1.8p52 - 0x1.8p52; }
+
+static inline double nearest_level(double x, int bits)
+{
+    double magnitude = fabs(x), spacing = bits == 8 || magnitude < 4 ? 1 : magnitude < 8 ? 2 : 4;
+    return nearest(x * (1 / spacing)) * spacing;
+}
+
+static inline void power_round(const float *values, int64_t count, float *out, int bits, int top)
+{
+    float most = (float)(top * power_of_two(bits == 8 ? 121 : 124)); /* so that no level overflows */
+    for (int64_t start = 0; start < count; start += BLOCK) {
+        const float *own = values + start;
+        int n = in_block(count, start), broken = 0;
+        float largest = 0;
+        for (int i = 0; i < n; i++) {
+            float magnitude = fabsf(own[i]);
+            int finite = magnitude < INFINITY;
+            broken |= !finite;
+            largest = finite && magnitude > largest ? magnitude : largest;
+        }
+        int exponent = exponent_of(largest < most ? largest : most, top);
+        double scale = power_of_two(exponent), inverse = power_of_two(-exponent);
+        for (int i = 0; i < n; i++) {
+            float value = own[i] > most ? most : own[i] < -most ? -most : own[i];
+            out[start + i] = (float)(nearest_level(value * inverse, bits) * scale + 0.0);
+        }
+        for (int i = 0; broken && i < n; i++)
+            out[start + i] = isnan(own[i]) ? NAN : isinf(own[i]) ? own[i] : 0;
+    }
+}
+
+static inline float load_scale(const uint8_t *at)
+{
+    union { uint32_t bits; float value; } scale = {.bits = (uint32_t)load16(at) << 16};
+    return scale.value;
+}
+
+static inline void scaled_encode(const float *values, int64_t count, int64_t slots, uint8_t *out, int bits)
+{
+    uint8_t *scales = out + level_bytes(slots, bits);
+    memset(out, 0, (size_t)(scales - out));
+    for (int64_t start = 0; start < slots; start += BLOCK) {
+        const float *own = values + start;
+        int n = in_block(count, start), broken = 0;
+        union { float value; uint32_t bits; } least = {.value = INFINITY};
+        for (int i = 0; i < n; i++) {
+            float magnitude = fabsf(own[i]);
+            broken |= !(magnitude < INFINITY);
+            least.value = magnitude > 0 && magnitude < least.value ? magnitude : least.value;
+        }
+        if (least.value == INFINITY)
+            least.value = 0;
+        for (int i = 0; i < n; i++) {
+            float value = own[i];
+            unsigned code = value < 0;
+            if (bits == 1 && broken)
+                code = isnan(value);
+            else if (bits == 2 && broken)
+                code = isnan(value) ? 3 : isinf(value) ? (value > 0 ? 1 : 2) : 0;
+            else if (bits == 2)
+                code |= (unsigned)(fabsf(value) > least.value) << 1;
+            put(out, start + i, bits, code);
+        }
+        store16(scales + 2 * (start / BLOCK), broken ? NAN_SCALE : (uint16_t)(least.bits >> 16));
+    }
+}
+
+static inline void scaled_decode(const uint8_t *in, int64_t count, int64_t slots, float *out, int bits)
+{
+    const uint8_t *scales = in + level_bytes(slots, bits);
+    const float signals[2][4] = {{0, NAN, 0, 0}, {0, INFINITY, -INFINITY, NAN}};
+    for (int64_t start = 0; start < count; start += BLOCK) {
+        int n = in_block(count, start);
+        float scale = load_scale(scales + 2 * (start / BLOCK));
+        for (int i = 0; i < n; i++) {
+            unsigned code = get(in, start + i, bits);
+            float value = (code & 1 ? -scale : scale) * (code & 2 ? 2.0f : 1.0f) + 0.0f;
+            out[start + i] = isnan(scale) ? signals[bits - 1][code] : value;
+        }
+    }
+}
+
+/* Round a double to bfloat16 through float32, as torch does; it is at most half of the largest one. */
+static inline double bf16_of(double x)
+{
+    union { float value; uint32_t bits; } both = {.value = (float)x};
+    both.bits += 0x7FFF + (both.bits >> 16 & 1);
+    both.bits &= 0xFFFF0000u;
+    return both.value;
+}
+
+static inline double far_or_near(double magnitude, double scale, int bits)
+{
+    return bits == 2 && magnitude >= 1.5 * scale ? 2 : 1;
+}
+
+static inline void scaled_round(const float *values, int64_t count, float *out, int bits)
+{
+    for (int64_t start = 0; start < count; start += BLOCK) {
+        const float *own = values + start;
+        int n = in_block(count, start), broken = 0;
+        double magnitudes[BLOCK], sum = 0;
+        for (int i = 0; i < n; i++) {
+            int finite = fabsf(own[i]) < INFINITY;
+            broken |= !finite;
+            magnitudes[i] = finite ? fabs(own[i]) : 0;
+            sum += magnitudes[i];
+        }
+        double scale = bits == 2 ? 0.75 * sum / n : sum / n;
+        for (int turn = 0; bits == 2 && turn < 2; turn++) {
+            double product = 0, square = 0;
+            for (int i = 0; i < n; i++) {
+                double multiple = far_or_near(magnitudes[i], scale, bits);
+                product += magnitudes[i] * multiple;
+                square += multiple * multiple;
+            }
+            scale = product / square;
+        }
+        scale = bf16_of(scale < 0x1.fep126 ? scale : 0x1.fep126);
+        for (int i = 0; i < n; i++) {
+            double value = scale * far_or_near(magnitudes[i], scale, bits);
+            out[start + i] = (float)((own[i] < 0 ? -value : value) + 0.0);
+        }
+        for (int i = 0; broken && i < n; i++)
+            out[start + i] = isnan(own[i]) || (bits == 1 && isinf(own[i])) ? NAN : isinf(own[i]) ? own[i] : 0;
+    }
+}
+
+#define VALUE_CODE(name, round, encode, decode)                                                                        \
+    GK_EXPORT void gk_codec_##name##_round(const float *values, int64_t count, float *out) { round; }                  \
+    GK_EXPORT void gk_codec_##name##_encode(const float *values, int64_t count, int64_t slots, uint8_t *out)           \
+    {                                                                                                                  \
+        encode;                                                                                                        \
+    }                                                                                                                  \
+    GK_EXPORT void gk_codec_##name##_decode(const uint8_t *in, int64_t count, int64_t slots, float *out)               \
+    {                                                                                                                  \
+        decode;                                                                                                        \
+    }
+
+VALUE_CODE(8bit, power_round(values, count, out, 8, 127), power_encode(values, count, slots, out, 8, 127),
+           power_decode(in, count, slots, out, 8))
+VALUE_CODE(4bit, power_round(values, count, out, 4, 12), power_encode(values, count, slots, out, 4, 12),
+           power_decode(in, count, slots, out, 4))
+VALUE_CODE(2bit, scaled_round(values, count, out, 2), scaled_encode(values, count, slots, out, 2),
+           scaled_decode(in, count, slots, out, 2))
+VALUE_CODE(sign, scaled_round(values, count, out, 1), scaled_encode(values, count, slots, out, 1),
+           scaled_decode(in, count, slots, out, 1))
