@@ -1,0 +1,124 @@
+"""Levels of a few bits, and a scale for each block of 64 values that is a power of two."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from gaussiank.codec.bits import pad
+
+from .value_code import LevelCode, Rounding, power_of_two, saturate, to_grid
+
+BLOCK = 64
+LEAST = -126  # smallest exponent of a scale
+BROKEN = -128  # in the place of an exponent: levels 1 and -1 are infinities, 0 is zero and any other is NaN
+
+
+@dataclass(frozen=True)
+class PowerBlocks(LevelCode):
+    """Write each value as ``level * 2**e``, e for each block of 64, the least that lets the largest magnitude fit.
+
+    Multiplying by a power of two is exact, and so is the rounding error: the law of the residual holds bit for bit.
+    A block with an infinity or NaN carries those alone; its finite values round to zero and stay in the residual.
+
+    Attributes:
+        bits: bits of a level.
+        top: largest level.
+    """
+
+    bits: ClassVar[int]
+    top: ClassVar[int]
+
+    def bytes_for(self, slots: int) -> int:
+        """Return ``bits`` a value, and a byte a block."""
+        return level_bytes(slots, self.bits) - (-slots // BLOCK)
+
+    @abstractmethod
+    def spacing(self, magnitudes: Tensor) -> Tensor | float:
+        """Return the distance of levels around float64 magnitudes in [0, top]."""
+
+    @abstractmethod
+    def to_codes(self, levels: Tensor) -> Tensor:
+        """Turn int64 levels in [-top, top] into int64 codes of ``bits`` bits."""
+
+    @abstractmethod
+    def to_levels(self, codes: Tensor) -> Tensor:
+        """Turn codes back into levels."""
+
+    def round_reference(self, values: Tensor, rounding: Rounding, generator: torch.Generator | None) -> Tensor:
+        """Round to the levels of each block."""
+        largest = self.top * 2.0 ** (128 - self.top.bit_length())
+        blocks = in_blocks(saturate(values.double(), largest), BLOCK)
+        broken, exponents = self._exponents(blocks)
+        scale = power_of_two(exponents)
+        scaled = torch.where(blocks.isfinite(), blocks, 0.0) / scale
+        levels = to_grid(scaled, self.spacing(scaled.abs()), rounding, generator)
+        signals = torch.where(blocks.isnan(), torch.nan, torch.where(blocks.isinf(), blocks, 0.0))
+        rounded = torch.where(broken, signals, levels * scale + 0.0)  # + 0.0: no negative zeros
+        return rounded.flatten()[: values.numel()].to(values.dtype)
+
+    def encode_reference(self, values: Tensor, slots: int) -> Tensor:
+        """Write the levels, then the exponents."""
+        blocks = in_blocks(pad(values.double(), slots), BLOCK)
+        broken, exponents = self._exponents(blocks)
+        signals = torch.where(blocks.isnan(), 2.0, blocks.clamp(-1, 1).trunc())
+        levels = torch.where(broken, signals, blocks / power_of_two(exponents)).long()
+        scales = torch.where(broken, BROKEN, exponents).to(torch.int8).view(torch.uint8).flatten()
+        codes = self.to_codes(levels).flatten()[:slots]
+        return torch.cat([pack_levels(codes, self.bits), scales])
+
+    def decode_reference(self, section: Tensor, count: int, slots: int) -> Tensor:
+        """Multiply each level by its scale."""
+        levels = self.to_levels(unpack_levels(section, count, self.bits))
+        scales = section[level_bytes(slots, self.bits) :].clone().view(torch.int8)
+        exponents = scales.long().repeat_interleave(BLOCK)[:count]
+        finite = levels.double() * power_of_two(exponents)
+        signals = torch.where(levels.abs() == 1, levels * torch.inf, torch.nan)
+        signals = torch.where(levels == 0, 0.0, signals)
+        return torch.where(exponents == BROKEN, signals, finite.float())
+
+    def _exponents(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
+        """Return, for each block: whether it is broken, and the least exponent with ``max <= top * 2**e``."""
+        largest = blocks.abs().nan_to_num(nan=0.0, posinf=0.0).amax(1, keepdim=True)
+        mantissa, exponent = (largest / self.top).frexp()
+        exponents = exponent - (mantissa == 0.5).int()  # of a power of two itself
+        exponents = torch.where(largest == 0, LEAST, exponents.clamp(min=LEAST))
+        return ~blocks.isfinite().all(1, keepdim=True), exponents
+
+
+def in_blocks(values: Tensor, block: int) -> Tensor:
+    """Return values as ``[blocks, block]``, the last one filled up with zeros."""
+    return pad(values, -(-values.numel() // block) * block).view(-1, block)
+
+
+def level_bytes(slots: int, bits: int) -> int:
+    """Return the bytes of ``slots`` levels."""
+    return (slots * bits + 7) // 8
+
+
+def pack_levels(codes: Tensor, bits: int) -> Tensor:
+    """Pack codes of 1, 2, 4 or 8 bits into bytes, the first in the lowest bits.
+
+    Example:
+        >>> pack_levels(torch.tensor([1, 2, 15]), 4).tolist()
+        [33, 15]
+    """
+    each = 8 // bits
+    groups = in_blocks(codes & ((1 << bits) - 1), each)
+    return (groups << (torch.arange(each, device=codes.device) * bits)).sum(1).to(torch.uint8)
+
+
+def unpack_levels(section: Tensor, count: int, bits: int) -> Tensor:
+    """Unpack ``count`` codes from the front of a section, as int64.
+
+    Example:
+        >>> unpack_levels(torch.tensor([33, 15], dtype=torch.uint8), 3, 4).tolist()
+        [1, 2, 15]
+    """
+    places = torch.arange(8 // bits, device=section.device) * bits
+    packed = section[: level_bytes(count, bits), None].long()
+    return ((packed >> places) & ((1 << bits) - 1)).flatten()[:count]
