@@ -4,7 +4,7 @@ Five models are trained by one worker on the data of the package (the language m
 own help topics), each at three densities with residuals of its own, whole model at once. The last selection of each run
 is kept: its indices as differences, and at density 0.001 its values, rounded to bfloat16. Needs a few minutes.
 
-    python scripts/make_selections.py [--out FILE] [--steps 100]
+    python scripts/make_selections.py [--out FILE] [--models fnn3,wide] [--steps 100]
 """
 
 from __future__ import annotations
@@ -143,29 +143,42 @@ def train(name: str, density: float, steps: int) -> tuple[SparseGradient, float]
     return sparse, loss.item()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=OUT, help="file to write")
-    parser.add_argument("--steps", type=int, default=100, help="steps of each run")
-    arguments = parser.parse_args()
-    arrays: dict[str, np.ndarray] = {}
-    for name, run in RUNS.items():
-        for density in run.densities:
-            sparse, loss = train(name, density, arguments.steps)
-            key = f"{name}/{density:g}"
-            steps = np.diff(sparse.indices.numpy(), prepend=-1)
-            arrays[f"{key}/steps"] = steps.astype(np.min_scalar_type(int(steps.max())))
-            arrays[f"{key}/numel"] = np.array(sparse.numel)
-            if density == DENSITIES[1]:
-                arrays[f"{key}/bf16"] = sparse.values.bfloat16().view(torch.int16).numpy()
-            print(f"{key}: {sparse.kept} of {sparse.numel}, loss {loss:.3f}", flush=True)
-    with zipfile.ZipFile(arguments.out, "w", zipfile.ZIP_LZMA) as archive:
-        for key, array in arrays.items():
-            entry = zipfile.ZipInfo(f"{key}.npy", date_time=(2026, 11, 24, 0, 0, 0))  # no clock in the bytes
+def arrays_of(name: str, density: float, steps: int) -> dict[str, np.ndarray]:
+    """Train once and return what is kept of it."""
+    sparse, loss = train(name, density, steps)
+    print(f"{name}/{density:g}: {sparse.kept} of {sparse.numel}, loss {loss:.3f}", flush=True)
+    gaps = np.diff(sparse.indices.numpy(), prepend=-1)
+    kept = {"steps": gaps.astype(np.min_scalar_type(int(gaps.max()))), "numel": np.array(sparse.numel)}
+    if density == DENSITIES[1]:
+        kept["bf16"] = sparse.values.bfloat16().view(torch.int16).numpy()
+    return {f"{name}/{density:g}/{key}": array for key, array in kept.items()}
+
+
+def save(arrays: dict[str, np.ndarray], out: Path) -> None:
+    """Write an npz file without a clock in its bytes."""
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_LZMA) as archive:
+        for key, array in sorted(arrays.items()):
+            entry = zipfile.ZipInfo(f"{key}.npy", date_time=(2026, 11, 24, 0, 0, 0))
             entry.compress_type = zipfile.ZIP_LZMA
             with archive.open(entry, "w") as file:
                 np.lib.format.write_array(file, np.ascontiguousarray(array))
-    print(f"{arguments.out}: {arguments.out.stat().st_size:,} bytes")
+    print(f"{out}: {out.stat().st_size:,} bytes")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=OUT, help="file to write; what it holds of other models stays")
+    parser.add_argument("--steps", type=int, default=100, help="steps of each run")
+    parser.add_argument("--models", default=",".join(RUNS), help="by comma")
+    arguments = parser.parse_args()
+    torch.set_num_threads(
+        1
+    )  # the order of sums, and with it the selection, then does not depend on the machine's cores
+    arrays = dict(np.load(arguments.out)) if arguments.out.is_file() else {}
+    for name in arguments.models.split(","):
+        for density in RUNS[name].densities:
+            arrays |= arrays_of(name, density, arguments.steps)
+    save(arrays, arguments.out)
 
 
 if __name__ == "__main__":
