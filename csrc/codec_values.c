@@ -9,9 +9,6 @@
 
 enum { BLOCK = 64, LEAST = -126, BROKEN = -128, NAN_SCALE = 0x7FC0 };
 
-static const int8_t MAGNITUDES[8] = {0, 1, 2, 3, 4, 6, 8, 12};
-static const uint8_t NUMBERS[13] = {0, 1, 2, 3, 4, 5, 5, 6, 6, 7, 7, 7, 7};
-
 static inline int in_block(int64_t count, int64_t start)
 {
     int64_t left = count - start;
@@ -48,20 +45,6 @@ static int exponent_of(float largest, int top)
     return largest == 0 || exponent < LEAST ? LEAST : exponent;
 }
 
-static inline unsigned level_code(int level, int bits)
-{
-    if (bits == 8)
-        return (unsigned)level & 255;
-    return NUMBERS[level < 0 ? -level : level] | (level < 0 ? 8u : 0u);
-}
-
-static inline int code_level(unsigned code, int bits)
-{
-    if (bits == 8)
-        return (int8_t)code;
-    return code & 8 ? -MAGNITUDES[code & 7] : MAGNITUDES[code & 7];
-}
-
 static inline void power_encode(const float *values, int64_t count, int64_t slots, uint8_t *out, int bits, int top)
 {
     uint8_t *scales = out + level_bytes(slots, bits);
@@ -84,7 +67,7 @@ static inline void power_encode(const float *values, int64_t count, int64_t slot
                 level = isnan(own[i]) ? 2 : own[i] >= 1 ? 1 : own[i] <= -1 ? -1 : 0;
             else
                 level = (int)(own[i] * inverse);
-            put(out, start + i, bits, level_code(level, bits));
+            put(out, start + i, bits, (unsigned)level & ((1u << bits) - 1));
         }
         scales[start / BLOCK] = (uint8_t)(broken ? BROKEN : exponent);
     }
@@ -97,7 +80,7 @@ static inline void power_decode(const uint8_t *in, int64_t count, int64_t slots,
         int n = in_block(count, start), exponent = (int8_t)scales[start / BLOCK];
         double scale = power_of_two(exponent);
         for (int i = 0; i < n; i++) {
-            int level = code_level(get(in, start + i, bits), bits);
+            int code = (int)get(in, start + i, bits), level = code - (code >> (bits - 1) << bits);
             float signal = level == 0 ? 0 : level == 1 ? INFINITY : level == -1 ? -INFINITY : NAN;
             out[start + i] = exponent == BROKEN ? signal : (float)(level * scale);
         }
@@ -107,31 +90,37 @@ static inline void power_decode(const uint8_t *in, int64_t count, int64_t slots,
 /* To the nearest integer, ties to even, for |x| < 2**51. */
 static inline double nearest(double x) { return x + 0x1.8p52 - 0x1.8p52; }
 
-static inline double nearest_level(double x, int bits)
+/* Round a block to levels at one exponent, and tell the sum of squared errors. */
+static inline double round_at(const float *values, int n, float *out, int exponent, int top)
 {
-    double magnitude = fabs(x), spacing = bits == 8 || magnitude < 4 ? 1 : magnitude < 8 ? 2 : 4;
-    return nearest(x * (1 / spacing)) * spacing;
+    double scale = power_of_two(exponent), inverse = power_of_two(-exponent), squares = 0;
+    for (int i = 0; i < n; i++) {
+        double level = nearest(values[i] * inverse);
+        level = level > top ? top : level < -top ? -top : level;
+        double rounded = level * scale + 0.0, error = rounded - values[i];
+        squares += error * error;
+        out[i] = (float)rounded;
+    }
+    return squares;
 }
 
 static inline void power_round(const float *values, int64_t count, float *out, int bits, int top)
 {
-    float most = (float)(top * power_of_two(bits == 8 ? 121 : 124)); /* so that no level overflows */
+    float most = (float)(top * power_of_two(bits == 8 ? 121 : 125)); /* so that no level overflows */
     for (int64_t start = 0; start < count; start += BLOCK) {
         const float *own = values + start;
         int n = in_block(count, start), broken = 0;
-        float largest = 0;
+        float held[BLOCK], finer[BLOCK], largest = 0;
         for (int i = 0; i < n; i++) {
-            float magnitude = fabsf(own[i]);
-            int finite = magnitude < INFINITY;
+            int finite = fabsf(own[i]) < INFINITY;
             broken |= !finite;
-            largest = finite && magnitude > largest ? magnitude : largest;
+            held[i] = !finite ? 0 : own[i] > most ? most : own[i] < -most ? -most : own[i];
+            largest = fabsf(held[i]) > largest ? fabsf(held[i]) : largest;
         }
-        int exponent = exponent_of(largest < most ? largest : most, top);
-        double scale = power_of_two(exponent), inverse = power_of_two(-exponent);
-        for (int i = 0; i < n; i++) {
-            float value = own[i] > most ? most : own[i] < -most ? -most : own[i];
-            out[start + i] = (float)(nearest_level(value * inverse, bits) * scale + 0.0);
-        }
+        int exponent = exponent_of(largest, top);
+        double squares = round_at(held, n, out + start, exponent, top);
+        if (exponent > LEAST && round_at(held, n, finer, exponent - 1, top) < squares)
+            memcpy(out + start, finer, (size_t)n * sizeof *finer);
         for (int i = 0; broken && i < n; i++)
             out[start + i] = isnan(own[i]) ? NAN : isinf(own[i]) ? own[i] : 0;
     }
@@ -247,7 +236,7 @@ static inline void scaled_round(const float *values, int64_t count, float *out, 
 
 VALUE_CODE(8bit, power_round(values, count, out, 8, 127), power_encode(values, count, slots, out, 8, 127),
            power_decode(in, count, slots, out, 8))
-VALUE_CODE(4bit, power_round(values, count, out, 4, 12), power_encode(values, count, slots, out, 4, 12),
+VALUE_CODE(4bit, power_round(values, count, out, 4, 7), power_encode(values, count, slots, out, 4, 7),
            power_decode(in, count, slots, out, 4))
 VALUE_CODE(2bit, scaled_round(values, count, out, 2), scaled_encode(values, count, slots, out, 2),
            scaled_decode(in, count, slots, out, 2))

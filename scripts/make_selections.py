@@ -161,7 +161,7 @@ def save(arrays: dict[str, np.ndarray], out: Path) -> None:
             entry = zipfile.ZipInfo(f"{key}.npy", date_time=(2026, 11, 24, 0, 0, 0))
             entry.compress_type = zipfile.ZIP_LZMA
             with archive.open(entry, "w") as file:
-                np.lib.format.write_array(file, np.ascontiguousarray(array))
+                np.lib.format.write_array(file, np.atleast_1d(array))
     print(f"{out}: {out.stat().st_size:,} bytes")
 
 

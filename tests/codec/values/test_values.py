@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from gaussiank.codec.values import VALUE_CODES, ValueCode
-from gaussiank.codec.values.bits4 import MAGNITUDES
 
 CODES = list(VALUE_CODES)
 LOSSY = [name for name, code in VALUE_CODES.items() if not code.exact]
@@ -112,7 +111,7 @@ def test_infinities_and_nan_stay_visible(name: str, bad: float, backend: str, rn
 
 
 @pytest.mark.parametrize(
-    ("name", "relative"), [("bf16", 2**-8), ("fp16", 2**-11), ("8bit", 2**-6), ("4bit", 0.2), ("2bit", 0.5)]
+    ("name", "relative"), [("bf16", 2**-8), ("fp16", 2**-11), ("8bit", 2**-6), ("4bit", 0.25), ("2bit", 0.5)]
 )
 def test_error_is_as_small_as_it_says(name: str, relative: float, backend: str, rng: torch.Generator) -> None:
     # magnitudes of one binade, so that none is below the levels of its block
@@ -126,9 +125,9 @@ def test_error_is_as_small_as_it_says(name: str, relative: float, backend: str, 
     [
         ("bf16", [1.00390625, 1.01171875, 3.3961775e38], [1.0, 1.015625, 3.3895314e38]),
         ("fp16", [65519.0, -7e4, 1e-9], [65504.0, -70016.0, 0.0]),
-        ("8bit", [127.4, 1.5, 2.5, -0.5], [128.0, 2.0, 2.0, 0.0]),
+        ("8bit", [128.0, 1.5, 2.5, -0.5], [128.0, 2.0, 2.0, 0.0]),
         ("8bit", [127.0, 1.5, 2.5, -0.5], [127.0, 2.0, 2.0, 0.0]),
-        ("4bit", [12.0, 5.0, 7.0, 10.0, -0.5, 0.6, -3.4], [12.0, 4.0, 8.0, 8.0, 0.0, 1.0, -3.0]),
+        ("4bit", [7.0, 5.4, 2.5, 3.5, -0.5, 0.6, -3.4], [7.0, 5.0, 2.0, 4.0, 0.0, 1.0, -3.0]),
         ("2bit", [1.0, -1.0, 2.0], [1.0, -1.0, 2.0]),
         ("2bit", [3.0, -3.0, 3.0], [3.0, -3.0, 3.0]),
         ("sign", [1.0, -3.0, 0.0], [1.3359375, -1.3359375, 1.3359375]),
@@ -138,11 +137,19 @@ def test_rounds_as_written_down(name: str, values: list[float], want: list[float
     assert torch.equal(VALUE_CODES[name].round(torch.tensor(values)), torch.tensor(want))
 
 
-def test_magnitudes_of_4_bits_are_all_reached(backend: str) -> None:
+def test_levels_of_4_bits_are_all_reached(backend: str) -> None:
     code = VALUE_CODES["4bit"]
-    levels = torch.tensor([*MAGNITUDES, *(-m for m in MAGNITUDES[1:])], dtype=torch.float32) / 16
+    levels = torch.arange(-7.0, 8.0) / 16
     assert torch.equal(code.round(levels), levels)
-    assert sorted(set(code.encode(levels, 16)[:8].tolist())) == sorted({16, 50, 84, 118, 169, 203, 237, 15})
+    assert code.encode(levels, 16).tolist() == [0xA9, 0xCB, 0xED, 0x0F, 0x21, 0x43, 0x65, 0x07, 256 - 4]
+
+
+def test_a_finer_grid_is_taken_where_it_loses_less(backend: str) -> None:
+    code = VALUE_CODES["4bit"]
+    many = torch.tensor([8.0, *[3.25] * 20])  # 8 fits with a step of 2 alone, where 3.25 becomes 4
+    assert torch.equal(code.round(many), torch.tensor([7.0, *[3.0] * 20]))
+    few = torch.tensor([14.0, 3.25])
+    assert torch.equal(code.round(few), torch.tensor([14.0, 4.0]))
 
 
 @pytest.mark.parametrize("name", [name for name in CODES if VALUE_CODES[name].stochastic])

@@ -30,7 +30,8 @@ class BF16(ValueCode):
         """Round to 8 bits of significand; finite values stay finite."""
         if rounding == "stochastic":
             exponents = values.double().frexp().exponent.clamp(min=-125)  # denormals share one spacing
-            values = to_grid(values.double(), power_of_two(exponents - 8), rounding, generator).to(values.dtype)
+            spacing = power_of_two(exponents - 8)
+            values = (to_grid(values.double() / spacing, rounding, generator) * spacing).to(values.dtype)
         return saturate(values, LARGEST).bfloat16().to(values.dtype)
 
     def encode(self, values: Tensor, slots: int) -> Tensor:

@@ -23,7 +23,6 @@ class Bits2(ScaledBlocks):
     name: ClassVar[str] = "2bit"
     number: ClassVar[int] = 6
     bits: ClassVar[int] = 2
-    far: ClassVar[float] = 2.0
 
     def scale_of(self, magnitudes: Tensor, weights: Tensor) -> Tensor:
         """Fit the scale: sum(magnitude * multiple) / sum(multiple**2), twice."""
@@ -35,7 +34,7 @@ class Bits2(ScaledBlocks):
 
     def multiples(self, magnitudes: Tensor, scale: Tensor) -> Tensor:
         """Two from one and a half scales on."""
-        return torch.where(magnitudes >= (1 + self.far) / 2 * scale, self.far, 1.0).double()
+        return torch.where(magnitudes >= 1.5 * scale, 2.0, 1.0).double()
 
     def signals(self, blocks: Tensor) -> Tensor:
         """Infinities and NaN stay."""
@@ -49,6 +48,6 @@ class Bits2(ScaledBlocks):
 
     def to_values(self, codes: Tensor, scale: Tensor) -> Tensor:
         """Read the bits."""
-        values = torch.where(codes & 1 == 1, -scale, scale) * torch.where(codes >= 2, self.far, 1.0) + 0.0
+        values = torch.where(codes & 1 == 1, -scale, scale) * torch.where(codes >= 2, 2.0, 1.0) + 0.0
         signals = torch.tensor([0.0, torch.inf, -torch.inf, torch.nan], device=codes.device)
         return torch.where(scale.isnan(), signals[codes], values)

@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from .blocks import PowerBlocks
 
 
@@ -19,15 +16,3 @@ class Bits8(PowerBlocks):
     number: ClassVar[int] = 4
     bits: ClassVar[int] = 8
     top: ClassVar[int] = 127
-
-    def spacing(self, magnitudes: Tensor) -> Tensor | float:
-        """Levels are even."""
-        return 1.0
-
-    def to_codes(self, levels: Tensor) -> Tensor:
-        """Two's complement."""
-        return levels
-
-    def to_levels(self, codes: Tensor) -> Tensor:
-        """Two's complement."""
-        return codes.to(torch.uint8).view(torch.int8).long()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,9 +19,11 @@ BROKEN = -128  # in the place of an exponent: levels 1 and -1 are infinities, 0 
 
 @dataclass(frozen=True)
 class PowerBlocks(LevelCode):
-    """Write each value as ``level * 2**e``, e for each block of 64, the least that lets the largest magnitude fit.
+    """Write each value as ``level * 2**e``: an even level in [-top, top], and e for each block of 64.
 
-    Multiplying by a power of two is exact, and so is the rounding error: the law of the residual holds bit for bit.
+    ``round`` takes the least e that lets the largest magnitude fit, or one less where that, with the largest ones cut
+    off, has the smaller squared error: with few levels a finer grid for the many is worth it. Multiplying by a power of
+    two is exact, and so is the rounding error: the law of the residual holds bit for bit.
     A block with an infinity or NaN carries those alone; its finite values round to zero and stay in the residual.
 
     Attributes:
@@ -37,29 +38,25 @@ class PowerBlocks(LevelCode):
         """Return ``bits`` a value, and a byte a block."""
         return level_bytes(slots, self.bits) - (-slots // BLOCK)
 
-    @abstractmethod
-    def spacing(self, magnitudes: Tensor) -> Tensor | float:
-        """Return the distance of levels around float64 magnitudes in [0, top]."""
-
-    @abstractmethod
-    def to_codes(self, levels: Tensor) -> Tensor:
-        """Turn int64 levels in [-top, top] into int64 codes of ``bits`` bits."""
-
-    @abstractmethod
-    def to_levels(self, codes: Tensor) -> Tensor:
-        """Turn codes back into levels."""
-
     def round_reference(self, values: Tensor, rounding: Rounding, generator: torch.Generator | None) -> Tensor:
         """Round to the levels of each block."""
         largest = self.top * 2.0 ** (128 - self.top.bit_length())
         blocks = in_blocks(saturate(values.double(), largest), BLOCK)
         broken, exponents = self._exponents(blocks)
-        scale = power_of_two(exponents)
-        scaled = torch.where(blocks.isfinite(), blocks, 0.0) / scale
-        levels = to_grid(scaled, self.spacing(scaled.abs()), rounding, generator)
+        finite = torch.where(blocks.isfinite(), blocks, 0.0)
+        rounded = self._round_at(finite, exponents, rounding, generator)
+        if rounding == "nearest":
+            finer = self._round_at(finite, (exponents - 1).clamp(min=LEAST), rounding, generator)
+            better = _squares(finer - finite) < _squares(rounded - finite)
+            rounded = torch.where(better, finer, rounded)
         signals = torch.where(blocks.isnan(), torch.nan, torch.where(blocks.isinf(), blocks, 0.0))
-        rounded = torch.where(broken, signals, levels * scale + 0.0)  # + 0.0: no negative zeros
-        return rounded.flatten()[: values.numel()].to(values.dtype)
+        return torch.where(broken, signals, rounded).flatten()[: values.numel()].to(values.dtype)
+
+    def _round_at(
+        self, values: Tensor, exponents: Tensor, rounding: Rounding, generator: torch.Generator | None
+    ) -> Tensor:
+        scale = power_of_two(exponents)
+        return to_grid(values / scale, rounding, generator).clamp(-self.top, self.top) * scale + 0.0  # no -0.0
 
     def encode_reference(self, values: Tensor, slots: int) -> Tensor:
         """Write the levels, then the exponents."""
@@ -68,12 +65,12 @@ class PowerBlocks(LevelCode):
         signals = torch.where(blocks.isnan(), 2.0, blocks.clamp(-1, 1).trunc())
         levels = torch.where(broken, signals, blocks / power_of_two(exponents)).long()
         scales = torch.where(broken, BROKEN, exponents).to(torch.int8).view(torch.uint8).flatten()
-        codes = self.to_codes(levels).flatten()[:slots]
-        return torch.cat([pack_levels(codes, self.bits), scales])
+        return torch.cat([pack_levels(levels.flatten()[:slots], self.bits), scales])
 
     def decode_reference(self, section: Tensor, count: int, slots: int) -> Tensor:
         """Multiply each level by its scale."""
-        levels = self.to_levels(unpack_levels(section, count, self.bits))
+        codes = unpack_levels(section, count, self.bits)
+        levels = codes - ((codes >> (self.bits - 1)) << self.bits)  # two's complement
         scales = section[level_bytes(slots, self.bits) :].clone().view(torch.int8)
         exponents = scales.long().repeat_interleave(BLOCK)[:count]
         finite = levels.double() * power_of_two(exponents)
@@ -88,6 +85,10 @@ class PowerBlocks(LevelCode):
         exponents = exponent - (mantissa == 0.5).int()  # of a power of two itself
         exponents = torch.where(largest == 0, LEAST, exponents.clamp(min=LEAST))
         return ~blocks.isfinite().all(1, keepdim=True), exponents
+
+
+def _squares(blocks: Tensor) -> Tensor:
+    return blocks.square().sum(1, keepdim=True)
 
 
 def in_blocks(values: Tensor, block: int) -> Tensor:

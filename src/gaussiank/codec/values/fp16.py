@@ -41,7 +41,7 @@ class FP16(ValueCode):
         scaled = wide / scale
         if rounding == "stochastic":
             spacing = power_of_two((scaled.frexp().exponent - 11).clamp(min=-24))
-            scaled = to_grid(scaled, spacing, rounding, generator)
+            scaled = to_grid(scaled / spacing, rounding, generator) * spacing
         return (scaled.half().double() * scale).to(values.dtype)
 
     def encode(self, values: Tensor, slots: int) -> Tensor:

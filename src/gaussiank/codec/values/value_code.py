@@ -104,15 +104,13 @@ def power_of_two(exponents: Tensor) -> Tensor:
     return ((exponents.long() + 1023) << 52).view(torch.float64)
 
 
-def to_grid(values: Tensor, spacing: Tensor | float, rounding: Rounding, generator: torch.Generator | None) -> Tensor:
-    """Round float64 values to multiples of ``spacing``: to the nearest, ties to even, or at random without bias.
+def to_grid(values: Tensor, rounding: Rounding, generator: torch.Generator | None) -> Tensor:
+    """Round float64 values to integers: to the nearest, ties to even, or up or down at random without bias.
 
     Example:
-        >>> to_grid(torch.tensor([0.6, 2.5], dtype=torch.float64), 1.0, "nearest", None).tolist()
+        >>> to_grid(torch.tensor([0.6, 2.5], dtype=torch.float64), "nearest", None).tolist()
         [1.0, 2.0]
     """
-    steps = values / spacing
-    if rounding == "stochastic":
-        noise = torch.rand(steps.shape, dtype=steps.dtype, device=steps.device, generator=generator)
-        return (steps + noise).floor() * spacing
-    return steps.round() * spacing
+    if rounding == "nearest":
+        return values.round()
+    return (values + torch.rand(values.shape, dtype=values.dtype, device=values.device, generator=generator)).floor()
