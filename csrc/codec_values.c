@@ -17,10 +17,16 @@ static inline int in_block(int64_t count, int64_t start)
 
 static inline int64_t level_bytes(int64_t slots, int bits) { return bytes_of((uint64_t)slots * (unsigned)bits); }
 
-/* Set a code of `bits` bits in a zeroed buffer. */
-static inline void put(uint8_t *out, int64_t i, int bits, unsigned code)
+/* Write the codes of a block, `n` of `bits` bits; those past n are zero. A block begins at a whole byte. */
+static inline void pack(uint8_t *out, const uint8_t *codes, int n, int bits)
 {
-    out[i * bits >> 3] |= (uint8_t)(code << (i * bits & 7));
+    int each = 8 / bits, bytes = (int)bytes_of((uint64_t)n * (unsigned)bits);
+    for (int byte = 0; byte < bytes; byte++) {
+        unsigned packed = 0;
+        for (int i = 0; i < each; i++)
+            packed |= (unsigned)codes[byte * each + i] << (i * bits);
+        out[byte] = (uint8_t)packed;
+    }
 }
 
 static inline unsigned get(const uint8_t *in, int64_t i, int bits)
@@ -48,10 +54,10 @@ static int exponent_of(float largest, int top)
 static inline void power_encode(const float *values, int64_t count, int64_t slots, uint8_t *out, int bits, int top)
 {
     uint8_t *scales = out + level_bytes(slots, bits);
-    memset(out, 0, (size_t)(scales - out));
     for (int64_t start = 0; start < slots; start += BLOCK) {
         const float *own = values + start;
         int n = in_block(count, start), broken = 0;
+        uint8_t codes[BLOCK] = {0};
         float largest = 0;
         for (int i = 0; i < n; i++) {
             float magnitude = fabsf(own[i]);
@@ -67,8 +73,9 @@ static inline void power_encode(const float *values, int64_t count, int64_t slot
                 level = isnan(own[i]) ? 2 : own[i] >= 1 ? 1 : own[i] <= -1 ? -1 : 0;
             else
                 level = (int)(own[i] * inverse);
-            put(out, start + i, bits, (unsigned)level & ((1u << bits) - 1));
+            codes[i] = (uint8_t)(level & ((1 << bits) - 1));
         }
+        pack(out + level_bytes(start, bits), codes, in_block(slots, start), bits);
         scales[start / BLOCK] = (uint8_t)(broken ? BROKEN : exponent);
     }
 }
@@ -135,10 +142,10 @@ static inline float load_scale(const uint8_t *at)
 static inline void scaled_encode(const float *values, int64_t count, int64_t slots, uint8_t *out, int bits)
 {
     uint8_t *scales = out + level_bytes(slots, bits);
-    memset(out, 0, (size_t)(scales - out));
     for (int64_t start = 0; start < slots; start += BLOCK) {
         const float *own = values + start;
         int n = in_block(count, start), broken = 0;
+        uint8_t codes[BLOCK] = {0};
         union { float value; uint32_t bits; } least = {.value = INFINITY};
         for (int i = 0; i < n; i++) {
             float magnitude = fabsf(own[i]);
@@ -149,15 +156,13 @@ static inline void scaled_encode(const float *values, int64_t count, int64_t slo
             least.value = 0;
         for (int i = 0; i < n; i++) {
             float value = own[i];
-            unsigned code = value < 0;
-            if (bits == 1 && broken)
-                code = isnan(value);
-            else if (bits == 2 && broken)
-                code = isnan(value) ? 3 : isinf(value) ? (value > 0 ? 1 : 2) : 0;
-            else if (bits == 2)
-                code |= (unsigned)(fabsf(value) > least.value) << 1;
-            put(out, start + i, bits, code);
+            codes[i] = (uint8_t)((value < 0) | (bits == 2 && fabsf(value) > least.value) << 1);
         }
+        for (int i = 0; broken && i < n; i++) {
+            unsigned infinite = bits == 1 || !isinf(own[i]) ? 0 : own[i] > 0 ? 1 : 2;
+            codes[i] = (uint8_t)(isnan(own[i]) ? (bits == 1 ? 1 : 3) : infinite);
+        }
+        pack(out + level_bytes(start, bits), codes, in_block(slots, start), bits);
         store16(scales + 2 * (start / BLOCK), broken ? NAN_SCALE : (uint16_t)(least.bits >> 16));
     }
 }
@@ -169,11 +174,10 @@ static inline void scaled_decode(const uint8_t *in, int64_t count, int64_t slots
     for (int64_t start = 0; start < count; start += BLOCK) {
         int n = in_block(count, start);
         float scale = load_scale(scales + 2 * (start / BLOCK));
-        for (int i = 0; i < n; i++) {
-            unsigned code = get(in, start + i, bits);
-            float value = (code & 1 ? -scale : scale) * (code & 2 ? 2.0f : 1.0f) + 0.0f;
-            out[start + i] = isnan(scale) ? signals[bits - 1][code] : value;
-        }
+        float levels[4] = {scale + 0.0f, -scale + 0.0f, 2 * scale + 0.0f, -2 * scale + 0.0f};
+        const float *meant = isnan(scale) ? signals[bits - 1] : levels;
+        for (int i = 0; i < n; i++)
+            out[start + i] = meant[get(in, start + i, bits)];
     }
 }
 
@@ -188,7 +192,7 @@ static inline double bf16_of(double x)
 
 static inline double far_or_near(double magnitude, double scale, int bits)
 {
-    return bits == 2 && magnitude >= 1.5 * scale ? 2 : 1;
+    return 1 + (bits == 2 && magnitude >= 1.5 * scale); /* no branch: it would be mispredicted */
 }
 
 static inline void scaled_round(const float *values, int64_t count, float *out, int bits)
