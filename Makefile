@@ -2,6 +2,7 @@
 # make test   lint, types and the whole test suite
 # make setup  only the set-up that both do first
 # make fuzz   feed the codec's C decoders with damaged bytes for a minute, guided by coverage; needs a C compiler
+# make sanitize  the tests of the kernels, with every access to memory and every shift checked (needs gcc)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -20,7 +21,7 @@ STAMP = $(VENV)/.gaussiank-ready
 SITE = $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit bench fuzz clean
+.PHONY: help setup demo test lint types unit bench sanitize fuzz clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -51,8 +52,20 @@ types: $(STAMP)
 unit: $(STAMP)
 	$(PY) -m pytest
 
-clean:
-	rm -rf $(VENV) build *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+# Each library is asked for by its whole path, so that Python starts with both. Leaks are Python's own.
+SANITIZED = build/sanitize/_kernels.so
+SANITIZE = -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
+
+$(SANITIZED): $(wildcard csrc/*)
+	@mkdir -p $(@D)
+	gcc -shared -fPIC -std=gnu11 -Wall -Wextra -Werror -ffp-contract=off -fno-math-errno -fvisibility=hidden $(SANITIZE) \
+	  -o $@ csrc/*.c
+
+sanitize: $(STAMP) $(SANITIZED)
+	GAUSSIANK_NATIVE_LIBRARY=$(abspath $(SANITIZED)) ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	  $(PY) -m pytest -q -s -p no:cacheprovider tests/ops/test_native.py tests/ops/test_scatter.py tests/ops/test_threshold.py \
+	  tests/codec/indices tests/codec/values tests/codec/test_payload.py
 
 # Needs gcc or clang with their sanitizers; nothing else here does.
 fuzz:
@@ -62,3 +75,6 @@ fuzz:
 	@$(CC) -std=gnu11 -O2 -c tests/codec/fuzz/driver.c -o build/fuzz/driver.o
 	@$(CC) $(FUZZ_FLAGS) build/fuzz/*.o -o build/fuzz/fuzz
 	build/fuzz/fuzz $(FUZZ_SECONDS)
+
+clean:
+	rm -rf $(VENV) build *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -49,8 +49,8 @@ static GK_INLINE int gk_group_any(const gk_job *job, int64_t group, int kind, in
     return !_mm256_testz_si256(hit, hit);
 }
 
-static GK_INLINE int64_t gk_pick(const gk_job *job, int64_t group, int32_t *index, float *value, int64_t found,
-                                 int kind, int mode)
+static GK_INLINE int64_t gk_pick_group(const gk_job *job, int64_t group, int32_t *index, float *value, int64_t found,
+                                       int kind, int mode)
 {
     gk_job stored = {.residual = job->out};
     const gk_job *source = mode == GK_STORE ? &stored : job;
@@ -70,6 +70,14 @@ static GK_INLINE int64_t gk_pick(const gk_job *job, int64_t group, int32_t *inde
         if (mode == GK_STORE)
             job->out[group + at] = (gk_bits(entry) & GK_MAGNITUDE) > job->clear ? 0.0f : entry;
     }
+    return found;
+}
+
+static GK_INLINE int64_t gk_pick(const gk_job *job, int64_t tile, const int32_t *list, int hits, int32_t *index,
+                                 float *value, int64_t found, int kind, int mode)
+{
+    for (int hit = 0; hit < hits; hit++)
+        found = gk_pick_group(job, tile + list[hit], index, value, found, kind, mode);
     return found;
 }
 
@@ -108,19 +116,16 @@ static GK_INLINE void gk_lanes(const gk_job *job, int64_t begin, int64_t end, gk
         sums->max_bits = keys[lane] > sums->max_bits ? keys[lane] : sums->max_bits;
 }
 
-static int64_t GK_NAME(filter)(const int32_t *keys, int64_t count, int32_t low, int32_t *out)
+static int64_t GK_NAME(band)(const int32_t *bits, int64_t count, int32_t low, int32_t high, int32_t *out,
+                             int64_t *above)
 {
-    int64_t found = 0, i = 0;
-    __m256i limit = _mm256_set1_epi32(low);
-    for (; i + 8 <= count; i += 8) {
-        __m256i hit = _mm256_cmpgt_epi32(_mm256_loadu_si256((const __m256i *)(keys + i)), limit);
-        for (int mask = _mm256_movemask_ps(_mm256_castsi256_ps(hit)); mask; mask &= mask - 1)
-            out[found++] = keys[i + __builtin_ctz((unsigned)mask)];
-    }
-    for (; i < count; i++)
-        if (keys[i] > low)
-            out[found++] = keys[i];
-    return found;
+    return gk_band_tail(bits, 0, count, low, high, out, 0, 0, above);
+}
+
+static int64_t GK_NAME(choose)(const gk_choice *choice, int64_t begin, int64_t end, int64_t taken, int32_t *wrong,
+                               int64_t *wrongs)
+{
+    return gk_choose_tail(choice, begin, end, taken, wrong, wrongs);
 }
 
 #include "sweep.inc"

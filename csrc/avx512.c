@@ -13,6 +13,8 @@
 #define GK_NAME(name) gk_avx512##name
 #define GK_LABEL "avx512"
 
+static GK_INLINE float gk_sum(const gk_job *job, int64_t i, int kind);
+
 static GK_INLINE __m512 gk_load(const gk_job *job, int64_t i, int kind)
 {
     __m512 residual = _mm512_loadu_ps(job->residual + i);
@@ -48,25 +50,40 @@ static GK_INLINE int gk_group_any(const gk_job *job, int64_t group, int kind, in
     return _mm512_cmpgt_epi32_mask(most, _mm512_set1_epi32(job->low)) != 0;
 }
 
-/* Compress in a register and store all of it: vpcompressd to memory is 18 times slower on Zen 4 (2026-11). */
-static GK_INLINE int64_t gk_pick(const gk_job *job, int64_t group, int32_t *index, float *value, int64_t found,
-                                 int kind, int mode)
+/* First which lines of the noted groups hold a hit, again without a branch; then their hits. A line seldom has more
+   than one, and a loop over its bits beats two compressed stores of 64 bytes, most of which would cross a cache line
+   (1.4 times at one hit in a thousand, Zen 4, 2026-11). Memory would be idle meanwhile: one of the two inputs of the
+   next tile is asked for (1.2 times at one in a hundred; asking for both is slower than for none). */
+static GK_INLINE int64_t gk_pick(const gk_job *job, int64_t tile, const int32_t *list, int hits, int32_t *index,
+                                 float *value, int64_t found, int kind, int mode)
 {
-    const __m512i iota = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    gk_job stored = {.residual = job->out};
-    const gk_job *source = mode == GK_STORE ? &stored : job;
+    const gk_job stored = {.residual = job->out}, *source = mode == GK_STORE ? &stored : job;
+    const int read = mode == GK_STORE ? GK_NONE : kind;
+    int32_t lines[GK_TILE / GK_LINE + 4];
+    uint16_t masks[GK_TILE / GK_LINE + 4];
+    int count = 0;
+    for (int hit = 0; hit < hits; hit++) {
+        int64_t ahead = tile + GK_TILE + hit * GK_GROUP;
 #pragma GCC unroll 4
-    for (int i = 0; i < GK_GROUP; i += 16) {
-        __m512 entries = gk_load(source, group + i, mode == GK_STORE ? GK_NONE : kind);
-        __m512i keys = gk_magnitude(entries);
-        __mmask16 hit = _mm512_cmpgt_epi32_mask(keys, _mm512_set1_epi32(job->low));
-        __m512i places = _mm512_add_epi32(_mm512_set1_epi32((int32_t)(group + i)), iota);
-        _mm512_storeu_si512(index + found, _mm512_maskz_compress_epi32(hit, places));
-        _mm512_storeu_ps(value + found, _mm512_maskz_compress_ps(hit, entries));
-        found += __builtin_popcount(hit);
-        if (mode == GK_STORE)
-            _mm512_mask_storeu_ps(job->out + group + i, _mm512_cmpgt_epi32_mask(keys, _mm512_set1_epi32(job->clear)),
-                                  _mm512_setzero_ps());
+        for (int i = 0; i < GK_GROUP; i += GK_LINE) {
+            __builtin_prefetch((kind == GK_F32 ? (const float *)job->grad : job->residual) + ahead + i);
+            __m512i keys = gk_magnitude(gk_load(source, tile + list[hit] + i, read));
+            __mmask16 mask = _mm512_cmpgt_epi32_mask(keys, _mm512_set1_epi32(job->low));
+            lines[count] = list[hit] + i;
+            masks[count] = mask;
+            count += mask != 0;
+        }
+    }
+    for (int line = 0; line < count; line++) {
+        unsigned mask = masks[line];
+        do {
+            int64_t at = tile + lines[line] + __builtin_ctz(mask);
+            float entry = read == GK_NONE ? source->residual[at] : gk_sum(job, at, kind);
+            index[found] = (int32_t)at;
+            value[found++] = entry;
+            if (mode == GK_STORE)
+                job->out[at] = (gk_bits(entry) & GK_MAGNITUDE) > job->clear ? 0.0f : entry;
+        } while (mask &= mask - 1);
     }
     return found;
 }
@@ -102,20 +119,44 @@ static GK_INLINE void gk_lanes(const gk_job *job, int64_t begin, int64_t end, gk
     sums->max_bits = largest > sums->max_bits ? largest : sums->max_bits;
 }
 
-static int64_t GK_NAME(filter)(const int32_t *keys, int64_t count, int32_t low, int32_t *out)
+static int64_t GK_NAME(band)(const int32_t *bits, int64_t count, int32_t low, int32_t high, int32_t *out,
+                             int64_t *above)
 {
-    int64_t found = 0, i = 0;
-    __m512i limit = _mm512_set1_epi32(low);
-    for (; i + 16 <= count; i += 16) {
-        __m512i line = _mm512_loadu_si512(keys + i);
-        __mmask16 hit = _mm512_cmpgt_epi32_mask(line, limit);
-        _mm512_storeu_si512(out + found, _mm512_maskz_compress_epi32(hit, line));
-        found += __builtin_popcount(hit);
+    int64_t found = 0, i = 0, over = 0;
+    for (; i + GK_LINE <= count; i += GK_LINE) {
+        __m512i keys = gk_magnitude(_mm512_castsi512_ps(_mm512_loadu_si512(bits + i)));
+        __mmask16 larger = _mm512_cmpgt_epi32_mask(keys, _mm512_set1_epi32(high));
+        __mmask16 inside = _mm512_cmpgt_epi32_mask(keys, _mm512_set1_epi32(low)) & ~larger;
+        _mm512_storeu_si512(out + found, _mm512_maskz_compress_epi32(inside, keys));
+        found += __builtin_popcount(inside);
+        over += __builtin_popcount(larger);
     }
-    for (; i < count; i++)
-        if (keys[i] > low)
-            out[found++] = keys[i];
-    return found;
+    return gk_band_tail(bits, i, count, low, high, out, found, over, above);
+}
+
+/* Compress in a register and store all of it: vpcompressd to memory is 18 times slower on Zen 4 (2026-11). */
+static int64_t GK_NAME(choose)(const gk_choice *choice, int64_t begin, int64_t end, int64_t taken, int32_t *wrong,
+                               int64_t *wrongs)
+{
+    const __m512i iota = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    int64_t at = begin, bad = *wrongs;
+    for (; at + GK_LINE <= end && taken + GK_LINE <= choice->k; at += GK_LINE) {
+        __m512 entries = _mm512_loadu_ps(choice->value + at);
+        __m512i keys = gk_magnitude(entries);
+        __mmask16 take = _mm512_cmpgt_epi32_mask(keys, _mm512_set1_epi32(choice->floor));
+        __mmask16 mend = take ^ _mm512_cmpgt_epi32_mask(keys, _mm512_set1_epi32(choice->clear));
+        _mm512_storeu_si512(choice->index_out + taken,
+                            _mm512_maskz_compress_epi32(take, _mm512_loadu_si512(choice->index + at)));
+        _mm512_storeu_ps(choice->value_out + taken, _mm512_maskz_compress_ps(take, entries));
+        taken += __builtin_popcount(take);
+        if (mend) {
+            __m512i places = _mm512_add_epi32(_mm512_set1_epi32((int32_t)at), iota);
+            _mm512_storeu_si512(wrong + bad, _mm512_maskz_compress_epi32(mend, places));
+            bad += __builtin_popcount(mend);
+        }
+    }
+    *wrongs = bad;
+    return gk_choose_tail(choice, at, end, taken, wrong, wrongs);
 }
 
 #include "sweep.inc"

@@ -75,14 +75,64 @@ typedef struct {
     int32_t low, clear;
 } gk_job;
 
+/* Candidates, and which of them to take: keys > floor, at most k. Those with keys > clear are zero in out by now. */
+typedef struct {
+    const int32_t *index;
+    const float *value;
+    int32_t floor, clear;
+    int64_t k;
+    int32_t *index_out;
+    float *value_out;
+} gk_choice;
+
+/* Collect the keys in (low, high] and count those above; from entry i on, where whole lines end. */
+static inline __attribute__((always_inline)) int64_t gk_band_tail(const int32_t *bits, int64_t i, int64_t count,
+                                                                  int32_t low, int32_t high, int32_t *out,
+                                                                  int64_t found, int64_t over, int64_t *above)
+{
+    for (; i < count; i++) {
+        int32_t key = bits[i] & GK_MAGNITUDE;
+        out[found] = key;
+        found += key > low && key <= high;
+        over += key > high;
+    }
+    *above = over;
+    return found;
+}
+
+/* Take candidates [at, end), and list those whose place holds the wrong thing: taken and not cleared, or cleared and
+   not taken. Returns how many are taken by now. */
+static inline __attribute__((always_inline)) int64_t gk_choose_tail(const gk_choice *choice, int64_t at, int64_t end,
+                                                                    int64_t taken, int32_t *wrong, int64_t *wrongs)
+{
+    int64_t bad = *wrongs;
+    for (; at < end; at++) {
+        int32_t key = gk_bits(choice->value[at]) & GK_MAGNITUDE;
+        int take = key > choice->floor && taken < choice->k;
+        if (taken < choice->k) {
+            choice->index_out[taken] = choice->index[at];
+            choice->value_out[taken] = choice->value[at];
+        }
+        taken += take;
+        wrong[bad] = (int32_t)at;
+        bad += take != (key > choice->clear);
+    }
+    *wrongs = bad;
+    return taken;
+}
+
 /* Inner loops for one instruction set. Each works on [begin, end), which starts at a multiple of 64. */
 typedef struct {
     const char *name;
     int64_t (*sweep[GK_KINDS][3])(const gk_job *, int64_t begin, int64_t end, int32_t *index, float *value,
                                   gk_sums *sums);
     void (*measure)(const float *vector, int64_t begin, int64_t end, gk_sums *sums);
-    int64_t (*filter)(const int32_t *keys, int64_t count, int32_t low, int32_t *out);
+    int64_t (*band)(const int32_t *bits, int64_t count, int32_t low, int32_t high, int32_t *out, int64_t *above);
+    int64_t (*choose)(const gk_choice *choice, int64_t begin, int64_t end, int64_t taken, int32_t *wrong,
+                      int64_t *wrongs);
     int64_t (*count_above)(const float *vector, int64_t count, float threshold);
+    void (*scale)(float *vector, int64_t count, float factor);
+    void (*divide)(float *vector, int64_t count, float divisor);
 } gk_isa;
 
 extern const gk_isa gk_portable;
@@ -141,7 +191,7 @@ void gk_restore(const gk_pass *pass);
 /* Run body(data) on `threads` threads of the process's OpenMP runtime; on this one when there is none. */
 void gk_parallel(void (*body)(void *), void *data, int32_t threads);
 
-/* The k-th largest key of `count` value bits; tmp holds count entries. Tells how many keys are above it. */
-int32_t gk_kth(const int32_t *bits, int64_t count, int64_t k, int32_t *tmp, int64_t *above);
+/* The k-th largest key of `count` value bits; tmp holds count entries. Tells how many keys are above and equal. */
+int32_t gk_kth(const int32_t *bits, int64_t count, int64_t k, int32_t *tmp, int64_t *above, int64_t *equal);
 
 #endif

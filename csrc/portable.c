@@ -32,8 +32,8 @@ static GK_INLINE int gk_group_any(const gk_job *job, int64_t group, int kind, in
     return any < 0;
 }
 
-static GK_INLINE int64_t gk_pick(const gk_job *job, int64_t group, int32_t *index, float *value, int64_t found,
-                                 int kind, int mode)
+static GK_INLINE int64_t gk_pick_group(const gk_job *job, int64_t group, int32_t *index, float *value, int64_t found,
+                                       int kind, int mode)
 {
     const float *sums = mode == GK_READ ? job->residual : job->out;
     (void)kind;
@@ -47,6 +47,14 @@ static GK_INLINE int64_t gk_pick(const gk_job *job, int64_t group, int32_t *inde
                 job->out[i] = 0.0f;
         }
     }
+    return found;
+}
+
+static GK_INLINE int64_t gk_pick(const gk_job *job, int64_t tile, const int32_t *list, int hits, int32_t *index,
+                                 float *value, int64_t found, int kind, int mode)
+{
+    for (int hit = 0; hit < hits; hit++)
+        found = gk_pick_group(job, tile + list[hit], index, value, found, kind, mode);
     return found;
 }
 
@@ -65,14 +73,16 @@ static GK_INLINE void gk_lanes(const gk_job *job, int64_t begin, int64_t end, gk
         }
 }
 
-static int64_t GK_NAME(filter)(const int32_t *keys, int64_t count, int32_t low, int32_t *out)
+static int64_t GK_NAME(band)(const int32_t *bits, int64_t count, int32_t low, int32_t high, int32_t *out,
+                             int64_t *above)
 {
-    int64_t found = 0;
-    for (int64_t i = 0; i < count; i++) {
-        out[found] = keys[i];
-        found += keys[i] > low;
-    }
-    return found;
+    return gk_band_tail(bits, 0, count, low, high, out, 0, 0, above);
+}
+
+static int64_t GK_NAME(choose)(const gk_choice *choice, int64_t begin, int64_t end, int64_t taken, int32_t *wrong,
+                               int64_t *wrongs)
+{
+    return gk_choose_tail(choice, begin, end, taken, wrong, wrongs);
 }
 
 #include "sweep.inc"

@@ -8,7 +8,7 @@
 
 #include <string.h>
 
-enum { SMALL = 4096, EXPECTED = 32, MAX_SAMPLE = 1 << 20 };
+enum { SMALL = 4096, EXPECTED = 32, MAX_SAMPLE = 1 << 20, RANK_ALL = 1024 };
 
 typedef enum { FROM_HINT, FROM_SAMPLE, FROM_COUNTS } gk_stage;
 
@@ -27,6 +27,8 @@ typedef struct {
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+static int64_t root(int64_t of) { return (int64_t)__builtin_sqrt((double)of) + 1; }
 
 static int64_t room_for(int64_t numel, int64_t k)
 {
@@ -97,26 +99,24 @@ static void sample_limits(gk_topk *run)
 {
     gk_job *job = &run->pass.job;
     read_sample(run);
-    int64_t above, count = run->sampled;
-    int64_t rank = most(1, count * run->k / run->pass.numel), spread = 1;
-    while (spread * spread < rank)
-        spread++;
-    int64_t low_rank = least(count, rank + least(rank, 10 * spread) + 16);
+    int64_t above, equal, count = run->sampled;
+    int64_t rank = most(1, count * run->k / run->pass.numel);
+    int64_t low_rank = least(count, rank + least(rank, 10 * root(rank)) + 16);
     const int32_t *keys = run->sample;
     if (count >= 2048) {
         int64_t coarse = count / 16;
         for (int64_t i = 0; i < coarse; i++)
             run->tmp[i] = run->sample[i * 16 + (i & 15)];
         int64_t coarse_rank = least(coarse, low_rank * coarse / count * 2 + 16);
-        int32_t limit = gk_kth(run->tmp, coarse, coarse_rank, run->more, &above) - 1;
-        int64_t sieved = run->pass.isa->filter(run->sample, count, limit, run->sieved);
+        int32_t limit = gk_kth(run->tmp, coarse, coarse_rank, run->more, &above, &equal) - 1;
+        int64_t sieved = run->pass.isa->band(run->sample, count, limit, GK_INFINITE, run->sieved, &above);
         if (sieved >= low_rank) {
             keys = run->sieved;
             count = sieved;
         }
     }
-    job->clear = gk_kth(keys, count, rank, run->tmp, &above);
-    job->low = gk_kth(keys, count, low_rank, run->tmp, &above) - 1;
+    job->clear = gk_kth(keys, count, rank, run->tmp, &above, &equal);
+    job->low = gk_kth(keys, count, low_rank, run->tmp, &above, &equal) - 1;
     job->low = (int32_t)least(job->low, GK_INFINITE - 1); /* infinities and NaN are equals */
     job->low = (int32_t)most(job->low, 0);
     job->clear = (int32_t)most(job->clear, job->low);
@@ -185,32 +185,77 @@ static void mend(gk_topk *run, const int32_t *list, int64_t count)
     }
 }
 
-static void emit(gk_topk *run, int32_t limit, int64_t ties)
+/* The k-th largest of the candidates. A sample of them says where it is, give or take four standard deviations of its
+   rank: only the candidates in between are ranked. */
+static int32_t candidate_limit(gk_topk *run, int64_t found, int64_t *ties, int64_t *equal)
+{
+    const int32_t *bits = (const int32_t *)run->pass.value;
+    int64_t above = 0, inside = 0, above_inside, unused, sampled = least(most(found / 16, 256), 4096);
+    if (found > RANK_ALL) {
+        int64_t step = found / sampled, rank = most(1, run->k * sampled / found), doubt = 4 * root(rank) + 4;
+        for (int64_t i = 0; i < sampled; i++)
+            run->more[i] = bits[i * step];
+        int32_t low = gk_kth(run->more, sampled, least(sampled, rank + doubt), run->tmp, &unused, equal);
+        int32_t high = rank > doubt ? gk_kth(run->more, sampled, rank - doubt, run->tmp, &unused, equal) : GK_INFINITE;
+        low = rank + doubt < sampled ? low : 0;
+        if (high < GK_INFINITE)
+            inside = run->pass.isa->band(bits, found, low - 1, high, run->tmp, &above);
+    }
+    if (above >= run->k || above + inside < run->k) {
+        inside = found;
+        above = 0;
+    } else {
+        bits = run->tmp;
+    }
+    int32_t limit = gk_kth(bits, inside, run->k - above, run->tmp, &above_inside, equal);
+    *ties = run->k - above - above_inside;
+    return limit;
+}
+
+/* In the chunk where the ties run out, only the first of the candidates equal to the limit are taken. */
+static int64_t choose_ties(const gk_choice *choice, const gk_part *part, int32_t limit, int64_t taken, int64_t *ties,
+                           int32_t *wrong, int64_t *wrongs)
+{
+    for (int64_t at = part->offset; at < part->offset + part->count; at++) {
+        int32_t bits = gk_bits(choice->value[at]) & GK_MAGNITUDE, key = gk_key(bits);
+        int tie = key == limit && *ties > 0, take = (key > limit || tie) && taken < choice->k;
+        *ties -= tie;
+        if (take) {
+            choice->index_out[taken] = choice->index[at];
+            choice->value_out[taken++] = choice->value[at];
+        }
+        wrong[*wrongs] = (int32_t)at;
+        *wrongs += take != (bits > choice->clear);
+    }
+    return taken;
+}
+
+static void emit(gk_topk *run, int32_t limit, int64_t ties, int64_t equal)
 {
     const gk_pass *pass = &run->pass;
-    int32_t clear = pass->mode == GK_READ ? GK_MAGNITUDE : pass->job.clear;
-    int64_t n = 0, wrong = 0, k = run->k;
+    gk_choice choice = {.index = pass->index, .value = pass->value, .floor = limit - 1, .k = run->k,
+                        .clear = pass->mode == GK_READ ? GK_MAGNITUDE : pass->job.clear,
+                        .index_out = run->index_out, .value_out = run->value_out};
+    int64_t taken = 0, wrongs = 0, over;
+    int32_t top = limit == GK_INFINITE ? GK_MAGNITUDE : limit; /* a NaN is a tie of infinity */
     for (int64_t c = 0; c < pass->chunks; c++) {
         const gk_part *part = pass->parts + c;
-        int64_t at = part->offset, end = part->offset + part->count;
-        for (; at < end && n < k; at++) {
-            int32_t bits = gk_bits(pass->value[at]) & GK_MAGNITUDE, key = gk_key(bits);
-            int tie = key == limit && ties > 0;
-            int taken = key > limit || tie;
-            ties -= tie;
-            run->index_out[n] = pass->index[at];
-            run->value_out[n] = pass->value[at];
-            n += taken;
-            run->more[wrong] = (int32_t)at;
-            wrong += taken != (bits > clear);
+        if (ties < equal) { /* not all of them are taken */
+            int64_t here = pass->isa->band((const int32_t *)pass->value + part->offset, part->count, limit - 1, top, run->tmp,
+                                           &over);
+            if (ties > 0 && ties < here) {
+                taken = choose_ties(&choice, part, limit, taken, &ties, run->more, &wrongs);
+                equal -= here;
+                continue;
+            }
+            choice.floor = ties ? limit - 1 : top;
+            ties -= ties ? here : 0;
+            equal -= here;
         }
-        for (; at < end; at++) {
-            run->more[wrong] = (int32_t)at;
-            wrong += (gk_bits(pass->value[at]) & GK_MAGNITUDE) > clear;
-        }
+        taken = pass->isa->choose(&choice, part->offset, part->offset + part->count, taken, run->more, &wrongs);
     }
     if (run->target)
-        mend(run, run->more, wrong);
+        mend(run, run->more, wrongs);
 }
 
 static int64_t emit_ties(gk_topk *run, int32_t limit, int64_t from, int64_t to, int64_t n, int64_t *ties)
@@ -296,13 +341,13 @@ static int32_t search(gk_topk *run, const float *hint, int64_t *report)
     for (;; stage++) {
         int32_t limit = next_limits(run, &stage, hint);
         gk_run(pass);
-        int64_t found = gk_found(pass), above;
+        int64_t found = gk_found(pass), ties, equal;
         report[0]++;
         report[1] = found;
         report[2] = stage;
         if (!pass->full && found >= run->k) {
-            limit = gk_kth((const int32_t *)pass->value, found, run->k, run->tmp, &above);
-            emit(run, limit, run->k - above);
+            limit = candidate_limit(run, found, &ties, &equal);
+            emit(run, limit, ties, equal);
             return limit;
         }
         if (!pass->full && (stage == FROM_COUNTS || pass->job.low == 0)) {

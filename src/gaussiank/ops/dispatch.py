@@ -134,9 +134,10 @@ def _readable(vector: Tensor) -> bool:
 def scatter_mean(parts: Sequence[SparseGradient], out: Tensor) -> Tensor:
     """Run the reference or a kernel."""
     require_mean_of(parts, out)
-    if _for(out) is None:
+    backend = _for(out)
+    if backend is None:
         return reference.scatter_mean(parts, out)
-    return native.scatter_mean(parts, out)
+    return native.scatter_mean(backend, parts, out)
 
 
 @_specified_by(reference.union)

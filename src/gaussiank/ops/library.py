@@ -12,7 +12,7 @@ import torch  # noqa: F401  first, so that the OpenMP runtime whose threads the 
 
 ABI = 1
 LIBRARY = "GAUSSIANK_NATIVE_LIBRARY"
-"""Environment variable with the path of another build of the kernels, for example one with a sanitizer."""
+"""Environment variable with the path of another build of the kernels, one with a sanitizer say; empty for none."""
 
 _TYPES = {"i": c_int32, "l": c_int64, "f": c_float, "p": c_void_p, "s": ctypes.c_char_p, "": None}
 _SIGNATURES = {  # name: result and arguments, one letter each, in the order of csrc/*.c
@@ -26,7 +26,7 @@ _SIGNATURES = {  # name: result and arguments, one letter each, in the order of 
     "gk_moments": ("i", "iplppli"),
     "gk_count_above": ("l", "iplfi"),
     "gk_scatter_bytes": ("l", "lli"),
-    "gk_scatter_mean": ("i", "ppplplipli"),
+    "gk_scatter_mean": ("i", "ippplplpli"),
     "gk_union": ("i", "pppllppppli"),
 }
 
@@ -38,14 +38,13 @@ def library() -> ctypes.CDLL | None:
     Raises:
         RuntimeError: the library belongs to another version of the package.
     """
-    paths = [Path(os.environ[LIBRARY])] if LIBRARY in os.environ else sorted(Path(__file__).parent.glob("_kernels*.so"))
-    if not paths:
+    built = sorted(str(path) for path in Path(__file__).parent.glob("_kernels*.so"))
+    path = os.environ.get(LIBRARY, built[0] if built else "")
+    if not path:
         return None
-    lib = ctypes.CDLL(str(paths[0]))
+    lib = ctypes.CDLL(path)
     if lib.gk_abi() != ABI:
-        raise RuntimeError(
-            f"{paths[0]} must have ABI {ABI}, got {lib.gk_abi()}. Install gaussiank again to rebuild it."
-        )
+        raise RuntimeError(f"{path} must have ABI {ABI}, got {lib.gk_abi()}. Install gaussiank again to rebuild it.")
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(lib, name)
         function.restype, function.argtypes = _TYPES[result], [_TYPES[letter] for letter in arguments]

@@ -22,7 +22,7 @@ KINDS = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 ONE_THREAD_BELOW = 256 * 1024
 """Entries below which one thread is faster than waking another."""
 
-STREAM_FROM = 4 * 1024 * 1024
+STREAM_FROM = 2 * 1024 * 1024
 """Entries from which a separate output is written past the cache, because it would not stay in it anyway."""
 
 _MAX_THREADS = 256
@@ -220,20 +220,20 @@ class _Parts:
         self.scratch = _scratch.at_least(self.room)
 
 
-def scatter_mean(parts: Sequence[SparseGradient], out: Tensor) -> Tensor:
+def scatter_mean(backend: int, parts: Sequence[SparseGradient], out: Tensor) -> Tensor:
     """Run ``reference.scatter_mean``."""
     numel = out.numel()
     threads = _threads(numel)
     read = _Parts(parts, threads)
     _require(
         _lib().gk_scatter_mean(
+            backend,
             read.indices,
             read.values,
             read.kept,
             len(parts),
             out.data_ptr(),
             numel,
-            numel >= STREAM_FROM,
             read.scratch,
             read.room,
             threads,

@@ -212,7 +212,7 @@ def moments(accumulated: Tensor) -> Moments:
         return Moments(accumulated[0].clone(), zero, magnitude, magnitude, finite)
     std, mean = torch.std_mean(accumulated)
     low, high = torch.aminmax(accumulated)  # both carry a NaN on
-    max_abs = torch.maximum(-low, high)
+    max_abs = torch.maximum(-low, high).abs()  # no negative zero
     return Moments(mean, std, accumulated.abs().mean(), max_abs, torch.isfinite(max_abs))
 
 
