@@ -1,6 +1,7 @@
 # make demo   train a real model on four local workers and show what sparsification does
 # make test   lint, types and the whole test suite
 # make setup  only the set-up that both do first
+# make fuzz   feed the codec's C decoders with damaged bytes for a minute, guided by coverage; needs a C compiler
 # make sanitize  the tests of the kernels, with every access to memory and every shift checked (needs gcc)
 
 PYTHON ?= python3
@@ -11,13 +12,16 @@ TORCH ?= torch==2.13.0
 # for a CPU-sized one give the CPU index that pytorch.org's "Get Started" page names.
 TORCH_INDEX ?=
 
+FUZZ_SECONDS ?= 60
+FUZZ_FLAGS = -std=gnu11 -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
+
 PY = $(VENV)/bin/python
 STAMP = $(VENV)/.gaussiank-ready
 # A python that already has torch (a cluster image) lends it to the virtual environment.
 SITE = $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit bench sanitize clean
+.PHONY: help setup demo test lint types unit bench sanitize fuzz clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -60,7 +64,17 @@ $(SANITIZED): $(wildcard csrc/*)
 sanitize: $(STAMP) $(SANITIZED)
 	GAUSSIANK_NATIVE_LIBRARY=$(abspath $(SANITIZED)) ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	  $(PY) -m pytest -q -s -p no:cacheprovider tests/ops/test_native.py tests/ops/test_scatter.py tests/ops/test_threshold.py
+	  $(PY) -m pytest -q -s -p no:cacheprovider tests/ops/test_native.py tests/ops/test_scatter.py tests/ops/test_threshold.py \
+	  tests/codec/indices tests/codec/values tests/codec/test_payload.py
+
+# Needs gcc or clang with their sanitizers; nothing else here does.
+fuzz:
+	@rm -rf build/fuzz && mkdir -p build/fuzz
+	@for file in csrc/codec_*.c tests/codec/fuzz/fuzz_codec.c; do \
+	  $(CC) $(FUZZ_FLAGS) -fsanitize-coverage=trace-pc -c $$file -o build/fuzz/$$(basename $$file .c).o || exit 1; done
+	@$(CC) -std=gnu11 -O2 -c tests/codec/fuzz/driver.c -o build/fuzz/driver.o
+	@$(CC) $(FUZZ_FLAGS) build/fuzz/*.o -o build/fuzz/fuzz
+	build/fuzz/fuzz $(FUZZ_SECONDS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,5 +1,23 @@
-"""SparseGradient <-> one uint8 payload, exact and versioned; everything lossy has happened before."""
+"""SparseGradient <-> one uint8 payload, exact and versioned; everything lossy has happened before.
 
-from .raw import HEADER_BYTES, decode, encode, entries_within, payload_bytes
+``Wire`` is the compact form. ``encode`` writes format 1, of entries as they are; ``decode`` reads every format.
+"""
 
-__all__ = ["HEADER_BYTES", "decode", "encode", "entries_within", "payload_bytes"]
+from .indices import INDEX_CODES, SharedDraw
+from .raw import HEADER_BYTES, encode, entries_within, payload_bytes
+from .reading import decode
+from .values import VALUE_CODES, Rounding
+from .wire import Wire
+
+__all__ = [
+    "HEADER_BYTES",
+    "INDEX_CODES",
+    "VALUE_CODES",
+    "Rounding",
+    "SharedDraw",
+    "Wire",
+    "decode",
+    "encode",
+    "entries_within",
+    "payload_bytes",
+]

@@ -1,0 +1,199 @@
+"""Wire format 2: a header of 20 bytes, a section of indices, a section of values. Specified in docs/wire.md."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gaussiank.sparse import MAX_NUMEL, SparseGradient
+
+from .faults import Fault, error
+from .indices import INDEX_CODES, DeviceCode, IndexCode, Seed, SharedDraw
+from .values import VALUE_CODES, ValueCode
+
+VERSION = 2
+HEADER_BYTES = 20
+MAX_INDEX_BYTES = 2**32 - 1
+_MAGIC = b"KG"
+_FIELDS = struct.Struct("<B2sBIII")  # version, magic, codes, numel, count, index bytes; the checksum follows
+_UNCHECKED = 0x80  # in codes: written on an accelerator, without a checksum
+_INDEX_NUMBERS = {code.number: code for code in INDEX_CODES.values()}
+_VALUE_NUMBERS = {code.number: code for code in VALUE_CODES.values()}
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The two codes of a payload."""
+
+    index: IndexCode
+    values: ValueCode
+
+    @property
+    def text(self) -> str:
+        """``index+values``, as ``Wire.parse`` reads it."""
+        return f"{self.index.name}+{self.values.name}"
+
+    def with_draw(self, shared: SharedDraw | None) -> Codes:
+        """Return the codes with the draw that the index code ``seed`` needs."""
+        return Codes(Seed(shared), self.values) if isinstance(self.index, Seed) else self
+
+
+@dataclass(frozen=True)
+class Header:
+    """What stands in front of the sections."""
+
+    codes: Codes
+    numel: int
+    count: int
+    index_bytes: int
+    checked: bool = True
+
+    def pack(self) -> bytes:
+        """Write all but the checksum."""
+        numbers = self.codes.index.number | self.codes.values.number << 3 | (0 if self.checked else _UNCHECKED)
+        return _FIELDS.pack(VERSION, _MAGIC, numbers, self.numel, self.count, self.index_bytes)
+
+
+def write(sparse: SparseGradient, codes: Codes, slots: int) -> Tensor:
+    """Write entries whose values are rounded; on the CPU everything is checked and a checksum written.
+
+    Args:
+        sparse: what to send, on a device that the index code runs on.
+        codes: index and value code.
+        slots: entries to have room for, if the index code is a ``DeviceCode``.
+
+    Returns:
+        uint8 ``[bytes]`` on the device of ``sparse``, without unused bytes at the end.
+
+    Raises:
+        ValueError: indices out of order, or values that are not rounded.
+    """
+    slots = slots if isinstance(codes.index, DeviceCode) else sparse.kept
+    on_cpu = sparse.indices.device.type == "cpu"
+    indices = codes.index.encode(sparse.indices, sparse.numel, slots)
+    values = codes.values.encode(sparse.values, slots)
+    if on_cpu and not codes.values.exact:
+        require_same_bits(codes.values.decode(values, sparse.kept, slots).to(sparse.values.dtype), sparse.values)
+    if indices.numel() > MAX_INDEX_BYTES:
+        raise ValueError(f"sparse must take at most {MAX_INDEX_BYTES} bytes of indices, got more. Send it in parts.")
+    head = Header(codes, sparse.numel, sparse.kept, indices.numel(), checked=on_cpu).pack()
+    checksum = 0
+    if on_cpu:
+        checksum = zlib.crc32(_view(values), zlib.crc32(_view(indices), zlib.crc32(head)))
+    whole = torch.frombuffer(bytearray(head + struct.pack("<I", checksum)), dtype=torch.uint8)
+    return torch.cat([whole.to(indices.device, non_blocking=True), indices, values])
+
+
+def require_same_bits(back: Tensor, values: Tensor) -> None:
+    """Raise ``ValueError`` unless values came back as they were: the same bits, and NaN for NaN."""
+    bits = torch.int64 if values.dtype == torch.float64 else torch.int32
+    same = (back.view(bits) == values.view(bits)) | (back.isnan() & values.isnan())
+    if not bool(same.all()):
+        raise error(Fault.VALUES)
+
+
+def read(
+    payload: Tensor,
+    numel: int | None = None,
+    expected: Collection[str] | None = None,
+    shared: SharedDraw | None = None,
+) -> SparseGradient:
+    """Read an untrusted payload on the CPU; bytes behind its sections are ignored.
+
+    Nothing is allocated before the payload was found long enough for the entries that it names: at most 64 times its
+    size is used.
+
+    Args:
+        payload: uint8 ``[bytes]`` on the CPU.
+        numel: length that is expected; None takes the header's word.
+        expected: texts of the codes that are expected; None takes the header's word.
+        shared: how indices are drawn, if they are not sent.
+
+    Raises:
+        ValueError: foreign, truncated or damaged, or not what was expected.
+    """
+    body = payload.contiguous()
+    header = _read_header(bytes(_view(body[:HEADER_BYTES])), numel)
+    if expected is not None and header.codes.text not in expected:
+        raise ValueError(
+            f"payload must be coded as {' or '.join(expected)}, got {header.codes.text}. "
+            "Use the same wire on all workers."
+        )
+    codes = header.codes.with_draw(shared)
+    room = body.numel() - HEADER_BYTES
+    if header.index_bytes > room or codes.index.least_bytes(header.count, header.numel) > header.index_bytes:
+        raise error(Fault.TRUNCATED)
+    slots = codes.index.slots(header.index_bytes, header.count, header.numel)
+    end = header.index_bytes + codes.values.bytes_for(slots)
+    if end > room:
+        raise error(Fault.TRUNCATED)
+    if header.checked:
+        seen = _view(body)
+        checksum = zlib.crc32(seen[HEADER_BYTES : HEADER_BYTES + end], zlib.crc32(seen[: HEADER_BYTES - 4]))
+        if struct.pack("<I", checksum) != seen[HEADER_BYTES - 4 : HEADER_BYTES]:
+            raise ValueError("payload must match its checksum, got another. It is damaged: drop it, or have it resent.")
+    sections = body[HEADER_BYTES : HEADER_BYTES + end]
+    indices = codes.index.decode(sections[: header.index_bytes], header.count, header.numel)
+    values = codes.values.decode(sections[header.index_bytes :], header.count, slots)
+    return SparseGradient(indices, values, header.numel)
+
+
+def read_unchecked(payload: Tensor, codes: Codes, slots: int, numel: int) -> SparseGradient:
+    """Read a payload with room for ``slots`` entries on its device, without waiting for it and without a check.
+
+    Unused slots come back as zeros at the last index: they add nothing.
+    """
+    assert isinstance(codes.index, DeviceCode)
+    start = HEADER_BYTES + codes.index.max_bytes(slots, numel)
+    count = payload[8:12].clone().view(torch.int32)  # stays on the device
+    used = torch.arange(slots, device=payload.device) < count
+    indices = codes.index.decode_unchecked(payload[HEADER_BYTES:start], slots, numel)
+    values = codes.values.decode(payload[start : start + codes.values.bytes_for(slots)], slots, slots)
+    return SparseGradient(torch.where(used, indices, numel - 1), torch.where(used, values, 0.0), numel)
+
+
+def _view(section: Tensor) -> memoryview:
+    """Return the bytes of a contiguous uint8 tensor on the CPU, without a copy."""
+    array: NDArray[np.uint8] = section.numpy()
+    return array.data
+
+
+def is_ours(payload: Tensor) -> bool:
+    """Tell whether a uint8 payload on the CPU begins as ours do, of whatever version."""
+    return bytes(payload[1:3].tolist()) == _MAGIC
+
+
+def _read_header(head: bytes, expected_numel: int | None) -> Header:
+    if len(head) < HEADER_BYTES:
+        raise ValueError(f"payload must have a header of {HEADER_BYTES} bytes, got {len(head)} bytes. Pass it whole.")
+    version, magic, numbers, numel, count, index_bytes = _FIELDS.unpack(head[:-4])
+    if magic != _MAGIC:
+        raise ValueError(f"payload must begin with the gaussiank magic number, got {head[:4].hex()}. It is not ours.")
+    if version != VERSION:
+        raise ValueError(
+            f"payload must have wire version 1 or {VERSION}, got {version}. Use one gaussiank on all workers."
+        )
+    index, values = _INDEX_NUMBERS.get(numbers & 7), _VALUE_NUMBERS.get(numbers >> 3 & 15)
+    if index is None or values is None:
+        raise ValueError(
+            f"payload must have known codes, got index code {numbers & 7} and value code {numbers >> 3 & 15}. "
+            "Use one gaussiank on all workers."
+        )
+    if not 1 <= numel <= MAX_NUMEL or count > numel:
+        raise ValueError(
+            f"payload must name a numel in [1, {MAX_NUMEL}] and no more entries, got numel {numel} and {count} "
+            "entries. It is damaged: drop it, or have it resent."
+        )
+    if expected_numel is not None and numel != expected_numel:
+        raise ValueError(
+            f"payload must be of a vector of {expected_numel} entries, got one of {numel}. "
+            "Workers disagree on the model."
+        )
+    return Header(Codes(index, values), numel, count, index_bytes, not numbers & _UNCHECKED)

@@ -1,0 +1,69 @@
+"""float16 with one power of two for the whole payload, so that gradients of any size fit its narrow range."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from gaussiank.codec.bits import pad
+
+from .value_code import Rounding, ValueCode, power_of_two, saturate, to_grid
+
+LARGEST = 2047 * 2.0**117  # the largest finite float32 with 11 bits of significand
+TOP = 15  # the largest magnitude becomes 2**14 to 2**15
+LEAST = -125  # with it, the smallest float16 still is a float32
+
+
+@dataclass(frozen=True)
+class FP16(ValueCode):
+    """Write 16 bits a value, 11 of significand, down to 2**-29 of the largest one; 2 more bytes for the exponent.
+
+    Plain float16 ends at 65504 and, worse for gradients, begins to lose bits below 6e-5. Divided by a power of two
+    that moves the largest magnitude to 2**14 or more, nothing overflows and little is lost.
+    """
+
+    name: ClassVar[str] = "fp16"
+    number: ClassVar[int] = 3
+
+    def bytes_for(self, slots: int) -> int:
+        """Return 2 bytes a value, and 2."""
+        return 2 * slots + 2 if slots else 0
+
+    def round(self, values: Tensor, rounding: Rounding = "nearest", generator: torch.Generator | None = None) -> Tensor:
+        """Round to 11 bits of significand, fewer for values 2**29 times smaller than the largest."""
+        if values.numel() == 0:
+            return values.clone()
+        wide = saturate(values.double(), LARGEST)
+        scale = power_of_two(_exponent(wide))
+        scaled = wide / scale
+        if rounding == "stochastic":
+            spacing = power_of_two((scaled.frexp().exponent - 11).clamp(min=-24))
+            scaled = to_grid(scaled / spacing, rounding, generator) * spacing
+        return (scaled.half().double() * scale).to(values.dtype)
+
+    def encode(self, values: Tensor, slots: int) -> Tensor:
+        """Write the scaled halves, then the exponent."""
+        if slots == 0:
+            return torch.empty(0, dtype=torch.uint8, device=values.device)
+        exponent = _exponent(values.double())
+        halves = pad((values.double() / power_of_two(exponent)).half(), slots)
+        return torch.cat([halves.view(torch.uint8), exponent.short().view(1).view(torch.uint8)])
+
+    def decode(self, section: Tensor, count: int, slots: int) -> Tensor:
+        """Multiply the halves by the power of two."""
+        halves = section[: 2 * count].clone().view(torch.float16)
+        exponent = section[2 * slots : 2 * slots + 2].clone().view(torch.int16)
+        return (halves.double() * power_of_two(exponent.clamp(-1022, 1023))).float()
+
+
+def _exponent(values: Tensor) -> Tensor:
+    """Return the 0-d exponent that moves the largest finite magnitude, once rounded to 11 bits, below 2**15."""
+    if values.numel() == 0:
+        return torch.full((), LEAST, device=values.device)
+    largest = values.abs().nan_to_num(nan=0.0, posinf=0.0).amax()
+    mantissa, exponent = largest.frexp()
+    carried = (mantissa * 2048).round() == 2048
+    return (exponent + carried - TOP).clamp(min=LEAST)

@@ -1,0 +1,116 @@
+"""What every value code is: a rounding, done in ``take``, and an exact way to bytes and back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from gaussiank.codec import native
+
+Rounding = Literal["nearest", "stochastic"]
+
+
+class ValueCode(ABC):
+    """Round values to what the code can write, write them to bytes, and read them back. Frozen; one file each.
+
+    ``decode(encode(round(x))) == round(x)`` bit for bit, and infinities and NaN stay what they are, or become NaN:
+    every worker must see them. All of it is plain torch on any device, without a host synchronisation.
+
+    Attributes:
+        name: its key in ``VALUE_CODES``, and its word in ``Wire.parse``.
+        number: its number on the wire, for ever.
+        dtype: dtype of decoded values.
+        exact: whether ``round`` changes nothing.
+        stochastic: whether it can round at random.
+    """
+
+    name: ClassVar[str]
+    number: ClassVar[int]
+    dtype: ClassVar[torch.dtype] = torch.float32
+    exact: ClassVar[bool] = False
+    stochastic: ClassVar[bool] = True
+
+    @abstractmethod
+    def bytes_for(self, slots: int) -> int:
+        """Return the size of a section of ``slots`` values."""
+
+    @abstractmethod
+    def round(self, values: Tensor, rounding: Rounding = "nearest", generator: torch.Generator | None = None) -> Tensor:
+        """Round float32 or float64 ``[kept]`` values to what ``encode`` can write; a new tensor of the same dtype."""
+
+    @abstractmethod
+    def encode(self, values: Tensor, slots: int) -> Tensor:
+        """Encode rounded ``[kept]`` values to uint8 ``[bytes_for(slots)]``; unused slots are zero."""
+
+    @abstractmethod
+    def decode(self, section: Tensor, count: int, slots: int) -> Tensor:
+        """Decode the first ``count`` values of a section of ``slots``; any bytes give some values."""
+
+
+class LevelCode(ValueCode):
+    """A value code of a few bits with a scale for each block; C code runs in its place where it is built."""
+
+    def round(self, values: Tensor, rounding: Rounding = "nearest", generator: torch.Generator | None = None) -> Tensor:
+        """Round; the C code takes float32 values and rounds to the nearest."""
+        if native.runs_on(values) and values.dtype == torch.float32 and rounding == "nearest":
+            return native.round_values(self.name, values)
+        return self.round_reference(values, rounding, generator)
+
+    def encode(self, values: Tensor, slots: int) -> Tensor:
+        """Encode; rounded values are float32 values, whatever their dtype."""
+        if native.runs_on(values):
+            return native.encode_values(self.name, values.float(), slots, self.bytes_for(slots))
+        return self.encode_reference(values, slots)
+
+    def decode(self, section: Tensor, count: int, slots: int) -> Tensor:
+        """Decode."""
+        if native.runs_on(section):
+            return native.decode_values(self.name, section, count, slots)
+        return self.decode_reference(section, count, slots)
+
+    @abstractmethod
+    def round_reference(self, values: Tensor, rounding: Rounding, generator: torch.Generator | None) -> Tensor:
+        """Round with plain torch, on any device."""
+
+    @abstractmethod
+    def encode_reference(self, values: Tensor, slots: int) -> Tensor:
+        """Encode with plain torch, on any device; the specification of the bytes."""
+
+    @abstractmethod
+    def decode_reference(self, section: Tensor, count: int, slots: int) -> Tensor:
+        """Decode with plain torch, on any device."""
+
+
+def saturate(values: Tensor, largest: float) -> Tensor:
+    """Limit finite values to ``+-largest``, so that none becomes infinite by rounding; infinities and NaN pass.
+
+    Example:
+        >>> saturate(torch.tensor([1e9, -torch.inf, 3.0]), 65504.0).tolist()
+        [65504.0, -inf, 3.0]
+    """
+    return torch.where(values.isinf(), values, values.clamp(-largest, largest))
+
+
+def power_of_two(exponents: Tensor) -> Tensor:
+    """Return ``2.0 ** exponents`` as float64, exactly, for integers in [-1022, 1023].
+
+    Example:
+        >>> power_of_two(torch.tensor([-1, 10])).tolist()
+        [0.5, 1024.0]
+    """
+    return ((exponents.long() + 1023) << 52).view(torch.float64)
+
+
+def to_grid(values: Tensor, rounding: Rounding, generator: torch.Generator | None) -> Tensor:
+    """Round float64 values to integers: to the nearest, ties to even, or up or down at random without bias.
+
+    Example:
+        >>> to_grid(torch.tensor([0.6, 2.5], dtype=torch.float64), "nearest", None).tolist()
+        [1.0, 2.0]
+    """
+    if rounding == "nearest":
+        return values.round()
+    return (values + torch.rand(values.shape, dtype=values.dtype, device=values.device, generator=generator)).floor()

@@ -1,0 +1,230 @@
+"""Settings of the wire: which index code, which value code; round, encode, decode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from gaussiank.sparse import SparseGradient
+
+from .indices import INDEX_CODES, DeviceCode, SharedDraw
+from .payload import HEADER_BYTES, Codes, read, read_unchecked, write
+from .values import VALUE_CODES, Rounding
+
+WIDE = "fp64"
+"""Value code that the exact one becomes for float64 gradients."""
+
+
+@dataclass(frozen=True)
+class Wire:
+    """Choose how entries travel. Exact: whatever is lost is lost in ``round``, whose error stays in the residual.
+
+    Args:
+        index: ``rice`` is the smallest on real selections; ``eliasfano`` has a size that count and numel decide;
+            ``chunks`` and ``raw`` run on accelerators; ``seed`` sends none, for draws that all workers share.
+        values: ``fp32`` (for float64 gradients ``fp64``), ``bf16``, ``fp16``, ``8bit``, ``4bit``, ``2bit`` or ``sign``.
+        rounding: ``nearest``, or ``stochastic``: without bias, with up to twice the error. With error feedback
+            nearest is better.
+
+    Raises:
+        ValueError: an unknown name, or a code that cannot round at random.
+
+    Example:
+        >>> wire = Wire.parse("rice+bf16")
+        >>> values = wire.round(torch.tensor([0.1, -2.0]))
+        >>> sparse = SparseGradient(torch.tensor([3, 900], dtype=torch.int32), values, numel=1000)
+        >>> payload = wire.encode(sparse)
+        >>> payload.numel() - HEADER_BYTES, wire.decode(payload).values.tolist()
+        (8, [0.10009765625, -2.0])
+    """
+
+    index: str = "rice"
+    values: str = "bf16"
+    rounding: Rounding = "nearest"
+
+    def __post_init__(self) -> None:
+        if self.index not in INDEX_CODES:
+            raise ValueError(f"index must be one of {', '.join(INDEX_CODES)}, got {self.index!r}. Correct it.")
+        if self.values not in VALUE_CODES:
+            raise ValueError(f"values must be one of {', '.join(VALUE_CODES)}, got {self.values!r}. Correct it.")
+        if self.rounding not in get_args(Rounding):
+            raise ValueError(f"rounding must be nearest or stochastic, got {self.rounding!r}. Correct it.")
+        if self.rounding == "stochastic" and not VALUE_CODES[self.values].stochastic:
+            raise ValueError(f"rounding must be nearest for {self.values} values, got 'stochastic'. Leave it out.")
+
+    @classmethod
+    def parse(cls, text: str) -> Wire:
+        """Make a wire from ``index+values`` or ``index+values+rounding``.
+
+        Raises:
+            ValueError: another form, or an unknown name.
+
+        Example:
+            >>> Wire.parse("chunks+8bit+stochastic")
+            Wire(index='chunks', values='8bit', rounding='stochastic')
+            >>> str(Wire.parse("rice+fp32"))
+            'rice+fp32'
+        """
+        words = text.strip().split("+")
+        if len(words) not in (2, 3):
+            raise ValueError(f"wire must be index+values or index+values+rounding, got {text!r}. See 'rice+bf16'.")
+        return cls(*words)  # type: ignore[arg-type]  # __post_init__ checks the names
+
+    def __str__(self) -> str:
+        return f"{self.index}+{self.values}" + ("" if self.rounding == "nearest" else f"+{self.rounding}")
+
+    def round(self, values: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Round float32 or float64 ``[kept]`` values to what the wire can carry; a new tensor of the same dtype.
+
+        Finite values stay finite; infinities and NaN stay visible. ``values - round(values)`` belongs to the residual.
+
+        Args:
+            values: entries as they were selected. Not modified.
+            generator: source of stochastic rounding; torch's own when None.
+        """
+        return self._codes(values.dtype).values.round(values, self.rounding, generator)
+
+    def encode(
+        self, sparse: SparseGradient, *, capacity: int | None = None, shared: SharedDraw | None = None
+    ) -> Tensor:
+        """Write one payload.
+
+        Args:
+            sparse: entries whose values are rounded.
+            capacity: entries that the payload has room for; then its size is ``max_bytes(capacity, numel)`` whatever
+                it holds. None: as short as it can be.
+            shared: how indices are drawn, for the index code ``seed``.
+
+        Returns:
+            uint8 ``[bytes]`` on the device of ``sparse``. On an accelerator, index codes other than ``chunks``, ``raw``
+            and ``seed`` wait for the device and encode on the CPU.
+
+        Raises:
+            ValueError: more entries than ``capacity``, indices out of order, or values that are not rounded; on an
+                accelerator only the first is checked.
+
+        Example:
+            >>> sparse = SparseGradient(torch.tensor([7], dtype=torch.int32), torch.tensor([0.5]), numel=1000)
+            >>> Wire().encode(sparse).numel(), Wire().encode(sparse, capacity=10).numel() == Wire().max_bytes(10, 1000)
+            (25, True)
+        """
+        if capacity is not None and sparse.kept > capacity:
+            raise ValueError(f"capacity must be at least the {sparse.kept} entries kept, got {capacity}. Cap them.")
+        capacity = None if capacity is None else min(capacity, sparse.numel)
+        codes = self._codes(sparse.values.dtype).with_draw(shared)
+        device = sparse.indices.device
+        if not isinstance(codes.index, DeviceCode):
+            sparse = SparseGradient(sparse.indices.cpu(), sparse.values.cpu(), sparse.numel)
+        payload = write(sparse, codes, sparse.kept if capacity is None else capacity).to(device)
+        if capacity is None:
+            return payload
+        unused = self.max_bytes(capacity, sparse.numel, sparse.values.dtype) - payload.numel()
+        return torch.cat([payload, payload.new_zeros(unused)]) if unused else payload
+
+    def decode(
+        self,
+        payload: Tensor,
+        numel: int | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        capacity: int | None = None,
+        shared: SharedDraw | None = None,
+    ) -> SparseGradient:
+        """Read one payload that this wire wrote; bytes behind it are ignored.
+
+        On the CPU the payload is untrusted and all of it is checked. On an accelerator, with ``capacity`` given and an
+        index code that can, nothing waits for the device and nothing is checked: unused room comes back as zeros at the
+        last index. Otherwise the payload is moved to the CPU first.
+
+        Args:
+            payload: uint8 ``[bytes]``.
+            numel: length that is expected; None takes the header's word.
+            dtype: float32 or float64, of the values; None: float32, float64 for ``fp64``.
+            capacity: what ``encode`` was given.
+            shared: how indices are drawn, for the index code ``seed``.
+
+        Raises:
+            ValueError: foreign, truncated or damaged, of another wire, or not what was expected.
+        """
+        codes = self._codes(dtype or torch.float32).with_draw(shared)
+        require_payload(payload)
+        if payload.device.type != "cpu" and capacity is not None and isinstance(codes.index, DeviceCode):
+            if numel is None:
+                raise ValueError("numel must be given for a payload on an accelerator, got None. Pass the length.")
+            return with_dtype(read_unchecked(payload, codes, min(capacity, numel), numel), dtype)
+        sparse = with_dtype(read(payload.cpu(), numel, self._accepted(dtype), shared), dtype)
+        if payload.device.type == "cpu":
+            return sparse
+        return SparseGradient(sparse.indices.to(payload.device), sparse.values.to(payload.device), sparse.numel)
+
+    def max_bytes(self, k: int, numel: int, dtype: torch.dtype = torch.float32) -> int:
+        """Return the most bytes that a payload of ``k`` entries, or fewer, can take.
+
+        Args:
+            k: entries; more than ``numel`` count as ``numel``.
+            numel: length of the dense vector.
+            dtype: dtype of the values that are encoded.
+
+        Example:
+            >>> Wire.parse("rice+bf16").max_bytes(1000, 10**6), Wire.parse("raw+fp32").max_bytes(1000, 10**6)
+            (3525, 8020)
+        """
+        codes = self._codes(dtype)
+        k = min(k, numel)
+        index_bytes = codes.index.max_bytes(k, numel) if k or isinstance(codes.index, DeviceCode) else 0
+        return HEADER_BYTES + index_bytes + codes.values.bytes_for(k)
+
+    def entries_within(self, max_bytes: int, numel: int, dtype: torch.dtype = torch.float32) -> int:
+        """Return how many entries fit into ``max_bytes``, wherever they lie.
+
+        Raises:
+            ValueError: not even one fits.
+
+        Example:
+            >>> Wire.parse("rice+bf16").entries_within(3525, 10**6)
+            1000
+        """
+        least = self.max_bytes(1, numel, dtype)
+        if max_bytes < least:
+            raise ValueError(f"max_bytes must be at least {least}, a header and one entry, got {max_bytes}. Raise it.")
+        low, high = 1, numel
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.max_bytes(middle, numel, dtype) <= max_bytes else (low, middle - 1)
+        return low
+
+    def _codes(self, dtype: torch.dtype) -> Codes:
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"values must be float32 or float64, got {dtype}. Convert them.")
+        wide = self.values == "fp32" and dtype == torch.float64
+        return Codes(INDEX_CODES[self.index], VALUE_CODES[WIDE if wide else self.values])
+
+    def _accepted(self, dtype: torch.dtype | None) -> tuple[str, ...]:
+        """Return the texts of the codes that a payload may have: exact ones have their width when no dtype is given."""
+        dtypes = (torch.float32, torch.float64) if dtype is None else (dtype,)
+        return tuple(dict.fromkeys(self._codes(wanted).text for wanted in dtypes))
+
+
+def require_payload(payload: Tensor) -> None:
+    """Raise ``ValueError`` unless ``payload`` is a flat uint8 tensor."""
+    if payload.dtype != torch.uint8 or payload.dim() != 1:
+        raise ValueError(
+            f"payload must be a flat uint8 tensor, got {payload.dtype} of shape {tuple(payload.shape)}. "
+            "Pass it as sent."
+        )
+
+
+def with_dtype(sparse: SparseGradient, dtype: torch.dtype | None) -> SparseGradient:
+    """Widen the values to ``dtype``; None leaves them.
+
+    Raises:
+        ValueError: they would be narrowed.
+    """
+    if dtype is None or sparse.values.dtype == dtype:
+        return sparse
+    if dtype != torch.float64:
+        raise ValueError(f"dtype must hold the payload's {sparse.values.dtype}, got {dtype}. Workers disagree on it.")
+    return SparseGradient(sparse.indices, sparse.values.to(dtype), sparse.numel)

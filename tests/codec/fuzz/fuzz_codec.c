@@ -1,0 +1,116 @@
+/* Feed bytes to every decoder of the codec, and check what comes out. Built and run by `make fuzz`.
+ *
+ * Input: a byte that chooses the decoder, four of numel, four of count, then the section. Buffers have the exact size
+ * that a decoder is promised, so that the address sanitizer sees every step past one.
+ */
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef int64_t index_decoder(const uint8_t *, int64_t, int64_t, int64_t, int32_t *);
+typedef int64_t index_encoder(const int32_t *, int64_t, int64_t, uint8_t *, int64_t);
+typedef void value_decoder(const uint8_t *, int64_t, int64_t, float *);
+typedef void value_encoder(const float *, int64_t, int64_t, uint8_t *);
+
+index_decoder gk_codec_rice_decode, gk_codec_eliasfano_decode, gk_codec_chunks_decode;
+index_encoder gk_codec_rice_encode, gk_codec_eliasfano_encode, gk_codec_chunks_encode;
+value_decoder gk_codec_8bit_decode, gk_codec_4bit_decode, gk_codec_2bit_decode, gk_codec_sign_decode;
+value_encoder gk_codec_8bit_encode, gk_codec_4bit_encode, gk_codec_2bit_encode, gk_codec_sign_encode;
+
+static index_decoder *const index_decoders[] = {gk_codec_rice_decode, gk_codec_eliasfano_decode,
+                                                gk_codec_chunks_decode};
+static index_encoder *const index_encoders[] = {gk_codec_rice_encode, gk_codec_eliasfano_encode,
+                                                gk_codec_chunks_encode};
+static value_decoder *const value_decoders[] = {gk_codec_8bit_decode, gk_codec_4bit_decode, gk_codec_2bit_decode,
+                                                gk_codec_sign_decode};
+static value_encoder *const value_encoders[] = {gk_codec_8bit_encode, gk_codec_4bit_encode, gk_codec_2bit_encode,
+                                                gk_codec_sign_encode};
+static const int level_bits[] = {8, 4, 2, 1}, scale_bytes[] = {1, 1, 2, 2};
+
+enum { HEAD = 9, SLACK = 8, BLOCK = 64 };
+
+static void fail(const char *what)
+{
+    fprintf(stderr, "fuzz: %s\n", what);
+    abort();
+}
+
+static uint32_t number(const uint8_t *at)
+{
+    return at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16 | (uint32_t)at[3] << 24;
+}
+
+static void *exactly(size_t size)
+{
+    void *block = malloc(size ? size : 1);
+    if (block == NULL)
+        fail("out of memory");
+    return block;
+}
+
+/* What decodes must ascend in [0, numel), and encode and decode to itself. */
+static void check_indices(int which, const uint8_t *section, int64_t size, int64_t count, int64_t numel)
+{
+    int32_t *indices = exactly(4 * (size_t)count), *again = exactly(4 * (size_t)count);
+    int64_t used = index_decoders[which](section, size, count, numel, indices);
+    if (used >= 0) {
+        if (used > size)
+            fail("read more than there is");
+        for (int64_t i = 0; i < count; i++)
+            if (indices[i] < 0 || indices[i] >= numel || (i && indices[i] <= indices[i - 1]))
+                fail("indices do not ascend");
+        int64_t room = size + count / 8 + 2 * (numel >> 16) + 64; /* Rice may choose other parameters, never worse */
+        uint8_t *out = exactly((size_t)room);
+        int64_t written = index_encoders[which](indices, count, numel, out, room);
+        if (written >= 0) {
+            if (written > room - SLACK)
+                fail("wrote more than there is room for");
+            if (index_decoders[which](out, written, count, numel, again) < 0 ||
+                memcmp(indices, again, 4 * (size_t)count) != 0)
+                fail("indices did not come back");
+        }
+        free(out);
+    }
+    free(indices);
+    free(again);
+}
+
+static void check_values(int which, const uint8_t *section, int64_t size, int64_t count)
+{
+    int64_t slots = count, bytes = (slots * level_bits[which] + 7) / 8 + scale_bytes[which] * ((slots + 63) / BLOCK);
+    if (bytes > size)
+        return;
+    uint8_t *own = exactly((size_t)bytes), *out = exactly((size_t)bytes);
+    float *values = exactly(4 * (size_t)count);
+    memcpy(own, section, (size_t)bytes);
+    value_decoders[which](own, count, slots, values);
+    value_encoders[which](values, count, slots, out);
+    value_decoders[which](out, count, slots, values);
+    free(own);
+    free(out);
+    free(values);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    if (size < HEAD)
+        return 0;
+    int64_t left = (int64_t)size - HEAD, numel = number(data + 1) & 0x7fffffff, count = number(data + 5);
+    if (numel < 1)
+        numel = 1;
+    count %= 8 * left + 1; /* as the header's check allows: a bit for each entry */
+    if (count > numel)
+        count = numel;
+    uint8_t *section = exactly((size_t)left);
+    memcpy(section, data + HEAD, (size_t)left);
+    int which = data[0] % 7;
+    if (which < 3)
+        check_indices(which, section, left, count, numel);
+    else
+        check_values(which - 3, section, left, count);
+    free(section);
+    return 0;
+}
