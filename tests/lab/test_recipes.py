@@ -26,7 +26,7 @@ def test_the_papers_settings(model: str) -> None:
     config = TrainConfig(**paper(model))
     assert (config.dataset, config.batch_size, config.lr, config.clip_grad) == PAPER[model]
     assert (config.model, config.density, config.scope, config.optimizer) == (model, 0.001, "model", "sgd")
-    assert config.momentum == (0.0 if model == "lstm-ptb" else 0.9)
+    assert config.momentum == 0.9
 
 
 def test_the_paper_knows_its_own_models_only() -> None:
@@ -58,6 +58,13 @@ def test_what_is_given_wins() -> None:
 def test_epochs_take_the_place_of_steps_that_were_not_given() -> None:
     assert resolve(None, {"steps": 600}, {"epochs": 2}) == {"steps": None, "epochs": 2}
     assert resolve(None, {"steps": 600}, {"epochs": 2, "steps": 5}) == {"steps": 5, "epochs": 2}
+
+
+def test_a_zero_takes_away_what_may_be_absent() -> None:
+    fields = resolve("paper", None, {"model": "lstm-ptb", "clip_grad": 0.0, "eval_steps": 0})
+    assert (fields["clip_grad"], fields["eval_steps"]) == (None, None)
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        TrainConfig(**resolve(None, None, {"steps": 0}))
 
 
 def test_recipe_and_file_exclude_each_other() -> None:

@@ -72,7 +72,7 @@ def train(
     momentum: Annotated[float | None, typer.Option(help="Momentum, of the optimizer or of the correction.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Weight decay.")] = None,
     clip_grad: Annotated[
-        float | None, typer.Option(help="Largest norm of a worker's gradient, before the exchange.")
+        float | None, typer.Option(help="Largest norm of a worker's gradient, before the exchange; 0 for none.")
     ] = None,
     warmup: Annotated[str | None, typer.Option(help="Start of the density: none, dense, dgc or published.")] = None,
     warmup_steps: Annotated[
