@@ -19,6 +19,7 @@ from gaussiank.hook import Compression, compress
 from gaussiank.lab.config import TrainConfig
 from gaussiank.lab.data import Batches, ImageSet
 from gaussiank.lab.models import MODELS, ModelSpec
+from gaussiank.observer import Observer
 
 FLUSH_STEPS = 10
 """Steps whose measurements are averaged over workers and written together, so that measuring costs little."""
@@ -46,9 +47,17 @@ class Training:
         method: which of its methods.
         data: training and test set.
         report: takes each record, on every worker; the caller decides which worker keeps them.
+        recorder: watches the gradients, or None.
     """
 
-    def __init__(self, config: TrainConfig, method: str, data: tuple[ImageSet, ImageSet], report: Report) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        method: str,
+        data: tuple[ImageSet, ImageSet],
+        report: Report,
+        recorder: Observer | None = None,
+    ) -> None:
         self._config = config
         self._method = method
         self._report = report
@@ -70,6 +79,7 @@ class Training:
             scope=config.scope,
             momentum=correction,
             max_bytes=None if compressor.sends_all else config.max_bytes,
+            recorder=recorder,
         )
         self._optimizer = torch.optim.SGD(
             self._model.parameters(),
