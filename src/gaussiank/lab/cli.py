@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 import gaussiank
-from gaussiank.lab import study_cli
+from gaussiank.lab import reproduce_cli, study_cli
 
 app = typer.Typer(
     name="gaussiank",
@@ -68,6 +68,9 @@ def train(
     max_bytes: Annotated[int | None, typer.Option(help="Largest payload of a message in bytes.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of initialisation and data order.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    record: Annotated[
+        int | None, typer.Option(help="Record the gradients of each method every so many steps, for analyze.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Directory of the run; a new one below runs/ if not given.")] = None,
 ) -> None:
     """Train one model with several methods, same seeds and data order, and compare them.
@@ -88,7 +91,8 @@ def train(
     if (run_dir / "records.jsonl").exists():
         raise FileExistsError(f"out must be a directory without records, got {run_dir}. Choose another one.")
     require_startable(config)
-    launch(run, config.workers, config, run_dir, "gaussiank " + shlex.join(sys.argv[1:]))
+    options = None if record is None else {"every": record}
+    launch(run, config.workers, config, run_dir, "gaussiank " + shlex.join(sys.argv[1:]), options)
 
 
 @app.command()
@@ -107,6 +111,7 @@ def report(
 
 app.command()(study_cli.analyze)
 app.command()(study_cli.replay)
+app.command()(reproduce_cli.reproduce)
 
 
 def main() -> None:
