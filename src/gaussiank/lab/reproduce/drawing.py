@@ -19,7 +19,13 @@ Curve = tuple[Floats, Sequence[Floats]]
 
 @_plain()
 def band_figure(
-    curves: Mapping[str, Curve], xlabel: str, ylabel: str, *, log_x: str | None = None, log_y: bool = False
+    curves: Mapping[str, Curve],
+    xlabel: str,
+    ylabel: str,
+    *,
+    log_x: str | None = None,
+    log_y: bool = False,
+    falling_x: bool = False,
 ) -> Figure:
     """Draw the mean over seeds of each curve, and a band from the lowest to the highest seed.
 
@@ -29,6 +35,7 @@ def band_figure(
         ylabel: with unit.
         log_x: unit of a logarithmic x axis (empty for a plain number), or None for a linear one.
         log_y: whether the y axis is logarithmic; what is not above 0 is left out.
+        falling_x: whether x falls to the right, so that curves that meet at large x end apart.
     """
     figure, axes = _canvas(xlabel, ylabel)
     ends = []
@@ -56,4 +63,6 @@ def band_figure(
     if ends and log_y:
         low, high = axes.dataLim.intervaly
         _log_axis(axes, "y", low, high, plain)
+    if falling_x:
+        axes.invert_xaxis()
     return name_curves(figure, axes, ends)

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from gaussiank.lab.reproduce.drawing import band_figure
+from gaussiank.lab.reproduce.drawing import Curve, band_figure
 from gaussiank.lab.reproduce.recipe import Drawing, Outcome, Recipe, Scale, Verdict
 from gaussiank.lab.reproduce.settings import standins
 from gaussiank.lab.reproduce.training import study_jobs
 from gaussiank.lab.study.shape_plots import energy_against_density
-from gaussiank.lab.study.summary import layer_vectors, shapes, tallies, whole_vectors
+from gaussiank.lab.study.summary import law_name, layer_vectors, shapes, tallies, whole_vectors
 from gaussiank.lab.study.time_plots import energy_over_steps
 from gaussiank.theory import BOUNDS, CUBED, LAWS, LINEAR, SQUARED
 from gaussiank.theory.bounds import energy_blocks, tail_share
 
-_DENSITY = np.geomspace(1e-4, 0.999, 120)
+_DENSITY = np.geomspace(0.999, 1e-4, 120)
 _TABLE = (0.001, 0.01, 0.1)
 
 
 def conclude_synthetic(out: Path, scale: Scale) -> Outcome:
     """Compare exact contractions of laws with the bounds, and show a vector that breaks one."""
-    curves = {name: (_DENSITY, [np.array([law().delta(float(at)) for at in _DENSITY])]) for name, law in LAWS.items()}
-    curves |= {
-        f"bound: {name}": (_DENSITY, [np.array([bound.delta(float(at)) for at in _DENSITY])])
-        for name, bound in BOUNDS.items()
-    }
+    curves = {f"{name} bound": _over_linear(bound.delta) for name, bound in BOUNDS.items()}
+    curves |= {law_name(name): _over_linear(law().delta) for name, law in LAWS.items()}
     rows = [
         (name.replace("_", " "), *(f"{LAWS[name]().contraction(density):.6f}" for density in _TABLE)) for name in LAWS
     ]
@@ -47,10 +45,16 @@ def conclude_synthetic(out: Path, scale: Scale) -> Outcome:
         "leaves "
         f"{left:.2f} at k = 2, where the bound promises {promised:.2f}. It must also reach zero."
     )
-    figure = band_figure(curves, "density k / d", "share of energy sent", log_x="", log_y=True)
-    drawing = Drawing("laws", figure, "Energy share that Top_k sends of each law, and what each bound promises.")
+    label = "share of energy sent / density"
+    figure = band_figure(curves, "density k / d", label, log_x="", log_y=True, falling_x=True)
+    caption = "Energy share that Top_k sends of each law, and that each bound promises, in units of the linear bound."
+    drawing = Drawing("laws", figure, caption)
     header = ("contraction at density", *(f"{density:g}" for density in _TABLE))
     return Outcome(verdict, because, header, tuple(rows), (drawing,))
+
+
+def _over_linear(delta: Callable[[float], float]) -> Curve:
+    return _DENSITY, [np.array([delta(float(at)) / at for at in _DENSITY])]
 
 
 def conclude_real(out: Path, scale: Scale) -> Outcome:

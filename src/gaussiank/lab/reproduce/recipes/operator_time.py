@@ -35,8 +35,8 @@ def conclude(out: Path, scale: Scale) -> Outcome:
         for name, seconds in found.items():
             times[name].append(seconds[1:])
     sizes = np.array(SIZES[scale], dtype=float)
-    curves = {name: (sizes, [1e3 * np.array(row) for row in zip(*rows, strict=True)]) for name, rows in times.items()}
     medians = {name: [float(np.median(row)) for row in rows] for name, rows in times.items()}
+    curves = {name: (sizes, [1e3 * np.array(row)]) for name, row in medians.items()}
     rows = [(name, *(f"{1e3 * seconds:.3g}" for seconds in row)) for name, row in medians.items()]
     largest = {name: row[-1] for name, row in medians.items()}
     faster = largest[TORCH] / largest[PUBLISHED]
@@ -49,9 +49,7 @@ def conclude(out: Path, scale: Scale) -> Outcome:
         f"{largest['topk'] / largest[PUBLISHED]:.2f} times the time of the published Gaussian_k."
     )
     figure = band_figure(curves, "entries d", "time of a selection (ms)", log_x="", log_y=True)
-    drawing = Drawing(
-        "time", figure, f"Time of one selection at density {DENSITY:g}, mean and range of {REPEATS[scale]} runs."
-    )
+    drawing = Drawing("time", figure, f"Time of one selection at density {DENSITY:g}, median of {REPEATS[scale]} runs.")
     header = ("median time, ms", *(f"{size:,} entries" for size in SIZES[scale]))
     standin = "" if device.type == "cuda" else "Measured on the CPU; the paper measures a GPU."
     return Outcome(verdict, because, header, tuple(rows), (drawing,), standin)
