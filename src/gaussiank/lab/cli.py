@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 import gaussiank
-from gaussiank.lab import study_cli
+from gaussiank.lab import reproduce_cli, study_cli
 from gaussiank.lab.bench.cli import bench
 
 app = typer.Typer(
@@ -93,6 +93,9 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of initialisation and data order.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    record: Annotated[
+        int | None, typer.Option(help="Record the gradients of each method every so many steps, for analyze.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Directory of the run; a new one below runs/ if not given.")] = None,
 ) -> None:
     """Train one model with several methods, same seeds and data order, and compare them.
@@ -118,7 +121,8 @@ def train(
     if (run_dir / "records.jsonl").exists():
         raise FileExistsError(f"out must be a directory without records, got {run_dir}. Choose another one.")
     require_startable(settings)
-    launch(run, settings.workers, settings, run_dir, "gaussiank " + shlex.join(sys.argv[1:]))
+    options = None if record is None else {"every": record}
+    launch(run, settings.workers, settings, run_dir, "gaussiank " + shlex.join(sys.argv[1:]), options)
 
 
 @app.command()
@@ -154,6 +158,7 @@ def report(
 
 app.command()(study_cli.analyze)
 app.command()(study_cli.replay)
+app.command()(reproduce_cli.reproduce)
 
 
 def main() -> None:

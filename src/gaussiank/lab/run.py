@@ -6,6 +6,8 @@ import contextlib
 import datetime
 import os
 import platform
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from gaussiank.lab.data import Batches, Data
 from gaussiank.lab.progress import LiveProgress
 from gaussiank.lab.records import RecordWriter, read_records
 from gaussiank.lab.report import write_report
+from gaussiank.lab.study.recorder import Recorder
 from gaussiank.lab.summary import summary_table
 from gaussiank.lab.train import Training
 
@@ -38,13 +41,14 @@ def require_startable(config: TrainConfig) -> None:
     Batches(train, config.batch_size, rank=0, world_size=config.workers, seed=config.seed)
 
 
-def run(config: TrainConfig, run_dir: Path, command: str) -> None:
+def run(config: TrainConfig, run_dir: Path, command: str, record: Mapping[str, Any] | None = None) -> None:
     """Train with every method of ``config`` and write the run's directory; within a process group.
 
     Args:
         config: settings, the same on every worker.
         run_dir: where rank 0 writes ``records.jsonl``, ``config.json`` and ``report.html``.
         command: command line that was given, for the records.
+        record: options of a ``Recorder`` for each method, which writes to ``study_dir``; None records no gradients.
 
     Raises:
         ValueError: workers differ in their settings.
@@ -67,13 +71,26 @@ def run(config: TrainConfig, run_dir: Path, command: str) -> None:
                 progress.show(record)
 
         for method in config.methods:
-            training = Training(config, method, data, report)
+            recorder = None if record is None else Recorder(study_dir(run_dir, method), **record)
+            training = Training(config, method, data, report, recorder)
             if progress:
                 progress.begin(method, training.steps)
             training.run()
+            if recorder:
+                recorder.close()
     if dist.get_rank() == 0:
         console.print(summary_table(read_records(run_dir)))
         console.print(f"Report: {write_report(run_dir)}", soft_wrap=True, highlight=False)
+
+
+def study_dir(run_dir: Path, method: str) -> Path:
+    """Return where the gradients of one method are recorded.
+
+    Example:
+        >>> study_dir(Path("runs/one"), "gaussiank:mode=published").as_posix()
+        'runs/one/gaussiank-mode=published'
+    """
+    return run_dir / re.sub(r"[^A-Za-z0-9=._]+", "-", method)
 
 
 def _opening(config: TrainConfig, data: Data, command: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from gaussiank.lab.config import TrainConfig
 from gaussiank.lab.data import Batch, Batches, Data
 from gaussiank.lab.evaluation import evaluate
 from gaussiank.lab.learning_rate import learning_rate
+from gaussiank.observer import Observer
 
 FLUSH_STEPS = 10
 """Steps whose measurements are averaged over workers and written together, so that measuring costs little."""
@@ -48,9 +49,12 @@ class Training:
         method: which of its methods.
         data: training and test set, loaded for the model.
         report: takes each record, on every worker; the caller decides which worker keeps them.
+        recorder: watches the gradients, or None.
     """
 
-    def __init__(self, config: TrainConfig, method: str, data: Data, report: Report) -> None:
+    def __init__(
+        self, config: TrainConfig, method: str, data: Data, report: Report, recorder: Observer | None = None
+    ) -> None:
         self._config = config
         self._method = method
         self._report = report
@@ -80,6 +84,7 @@ class Training:
             momentum=correction,
             max_bytes=None if compressor.sends_all else config.max_bytes,
             collective=config.collective,
+            recorder=recorder,
         )
         self._optimizer = self._make_optimizer(momentum=0.0 if correction else config.momentum)
         self._rows = _Rows()

@@ -37,7 +37,7 @@ class Shape:
     Attributes:
         contraction: of Top_k at the density asked for.
         verdicts: bound -> verdict.
-        dip: share of the entries that would have to move to make ``|u|`` a bell (``bell_dip``).
+        dip: distance of ``|u|`` from a bell, as a share of the entries (``bell_dip``).
         bell: whether both signs are bells with the mode at zero, to ``BELL_TOLERANCE``.
         below_line: whether ``pi^2`` lies under ``1 - i/d``.
         convex: whether ``pi^2`` is convex and reaches zero.
@@ -108,8 +108,8 @@ def premise_blocks(sketch: Sketch, density: float) -> tuple[Floats, Floats]:
 def bell_dip(counts: Counts, sketch: Sketch) -> float:
     """Return how far magnitudes are from having a density that never increases: 0 for a bell.
 
-    A density falls when its distribution function is concave, so the distance is the largest gap between the function
-    and its least concave majorant (Grenander's estimate); half of it would have to move.
+    A density falls when its distribution function is concave. The concave function nearest to it, by the largest gap,
+    is its least concave majorant (Grenander's estimate) lowered by half of their largest gap, which is the distance.
 
     Args:
         counts: ``[bins]``, entries of one sign or both by magnitude.
@@ -128,7 +128,7 @@ def bell_dip(counts: Counts, sketch: Sketch) -> float:
     if x[1] == 0:  # zeros: a jump at the start, as a bell may have
         x, y = x[1:], y[1:]
     hull = _concave_majorant(x, y)
-    return float(np.max(np.interp(x, x[hull], y[hull]) - y))
+    return float(np.max(np.interp(x, x[hull], y[hull]) - y)) / 2
 
 
 def _concave_majorant(x: Floats, y: Floats) -> list[int]:

@@ -1,0 +1,71 @@
+"""Pages in Markdown: one for each recipe, with claim, command, verdict, figure and table, and an index."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gaussiank.lab.files import write_whole
+from gaussiank.lab.reproduce.recipe import Recipe
+from gaussiank.lab.reproduce.runner import read_outcome
+
+NOT_RUN = "not run yet"
+
+_INTRODUCTION = """# The paper, reproduced
+
+Each page holds one claim of S. Shi, X. Chu, K. C. Cheung and S. See, "Understanding Top-k Sparsification in Distributed
+Deep Learning" (2019), or about it: the command that tests it, the criterion, which was fixed before the results were
+seen, and the verdict. The command writes these pages:
+
+    gaussiank reproduce all --scale small --pages docs/reproduction
+
+"""
+
+
+def write_pages(recipes: Sequence[Recipe], out: Path, pages: Path) -> Path:
+    """Write a page for every recipe, and the index; those without an outcome in ``out`` say so.
+
+    Args:
+        recipes: all of them.
+        out: directory of the results.
+        pages: directory to write to.
+
+    Returns:
+        The index.
+    """
+    rows = ["| claim | verdict | scale |", "|---|---|---|"]
+    for recipe in recipes:
+        outcome = read_outcome(out, recipe.name)
+        if outcome:
+            for name, _ in outcome["drawings"]:
+                place = pages / recipe.name
+                place.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(out / "recipes" / recipe.name / f"{name}.svg", place / f"{name}.svg")
+        write_whole(pages / f"{recipe.name}.md", page(recipe, outcome).encode())
+        verdict = outcome["verdict"] if outcome else NOT_RUN
+        rows.append(f"| [{recipe.title}]({recipe.name}.md) | {verdict} | {outcome['scale'] if outcome else '–'} |")
+    return write_whole(pages / "index.md", (_INTRODUCTION + "\n".join(rows) + "\n").encode())
+
+
+def page(recipe: Recipe, outcome: dict[str, Any] | None) -> str:
+    """Return the page of one recipe."""
+    scale = outcome["scale"] if outcome else "small"
+    parts = [
+        f"# {recipe.title}",
+        f"**Claim.** {recipe.claim}",
+        f"**Command.** `gaussiank reproduce {recipe.name} --scale {scale}`",
+        f"**Criterion.** {recipe.criterion}",
+    ]
+    if outcome is None:
+        return "\n\n".join([*parts, f"**Verdict: {NOT_RUN}.**"]) + "\n"
+    parts.append(f"**Verdict: {outcome['verdict']}.** {outcome['because']}")
+    parts += [f"![{caption}]({recipe.name}/{name}.svg)\n\n*{caption}*" for name, caption in outcome["drawings"]]
+    if outcome["rows"]:
+        lines = [outcome["header"], ["---"] * len(outcome["header"]), *outcome["rows"]]
+        parts.append("\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines))
+    if outcome["standins"]:
+        parts.append(f"**Stand-ins.** {outcome['standins']}")
+    origin = f"Scale {outcome['scale']}, {outcome['date']}, gaussiank {outcome['gaussiank']}, {outcome['machine']}."
+    return "\n\n".join([*parts, origin]) + "\n"
