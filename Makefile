@@ -1,5 +1,6 @@
 # make demo   train a real model on four local workers and show what sparsification does
 # make test   lint, types and the whole test suite
+# make kills  kill a short run 100 times at random moments (COUNT=100), resume it, and compare the bits
 # make setup  only the set-up that both do first
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ STAMP = $(VENV)/.gaussiank-ready
 SITE = $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit bench clean
+.PHONY: help setup demo test lint types unit bench kills clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -46,6 +47,10 @@ types: $(STAMP)
 
 unit: $(STAMP)
 	$(PY) -m pytest
+
+COUNT ?= 100
+kills: $(STAMP)
+	$(PY) scripts/kill_and_resume.py --count $(COUNT)
 
 clean:
 	rm -rf $(VENV) build *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
