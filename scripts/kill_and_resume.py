@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -24,10 +25,10 @@ import time
 from pathlib import Path
 
 GAUSSIANK = [sys.executable, "-m", "gaussiank", "train"]
-SETTINGS = (
+SETTINGS = shlex.split(
     "--model fnn3 --workers 2 --steps 24 --eval-steps 8 --batch-size 16 --density 0.01 --momentum-correction "
     "--methods topk,gaussiank --precision bf16 --ema 0.9 --checkpoint-every 3 --keep 2 --timeout-s 60"
-).split()
+)
 LIMIT_S = 300
 
 

@@ -29,6 +29,7 @@ class HashingFile:
         self.path = path
         self.size_bytes = 0
         self._digest = hashlib.sha256()
+        self._failed: OSError | None = None
 
     @property
     def sha256(self) -> str:
@@ -43,14 +44,24 @@ class HashingFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._file:
+            if self._failed is not None:  # torch's zip writer swallows it and complains of a wrong position instead
+                raise self._failed
             if error is None:
                 self.flush()
                 os.fsync(self._file.fileno())
 
     def write(self, data: bytes) -> int:
-        """Append bytes."""
+        """Append bytes.
+
+        Raises:
+            OSError: they could not be written, for want of room or permission; again when the file is left.
+        """
         self._digest.update(data)
-        written = self._file.write(data)
+        try:
+            written = self._file.write(data)
+        except OSError as error:
+            self._failed = error
+            raise
         self.size_bytes += written
         return written
 

@@ -33,8 +33,6 @@ from gaussiank.lab.data import Batches, Data
 from gaussiank.lab.launch import restarts
 from gaussiank.lab.progress import LiveProgress
 from gaussiank.lab.records import RECORDS_NAME, RecordWriter, read_records
-from gaussiank.lab.report import write_report
-from gaussiank.lab.summary import summary_table
 from gaussiank.lab.train import Training
 
 
@@ -78,29 +76,44 @@ def run(
     data = config.load_data()
     if restarts() and plan is not None:
         resume = last_usable(plan.folder) or resume
-    run = _Run(config, run_dir, data, plan, resume)
+    parameters = _parameters(config, data)
+    if resume is not None:
+        resume.require_model(parameters, data.digest)
+    run = _Run(config, run_dir, data, parameters, plan, resume)
     with run.opened(command):
         for method in run.methods:
             run.train(method)
     if dist.get_rank() == 0:
-        console = Console()
-        console.print(summary_table(read_records(run_dir)))
-        console.print(f"Report: {write_report(run_dir)}", soft_wrap=True, highlight=False)
+        _conclude(run_dir)
+
+
+def _conclude(run_dir: Path) -> None:
+    from gaussiank.lab.report import write_report  # the other workers need no figures, and start faster without
+    from gaussiank.lab.summary import summary_table
+
+    console = Console()
+    console.print(summary_table(read_records(run_dir)))
+    console.print(f"Report: {write_report(run_dir)}", soft_wrap=True, highlight=False)
 
 
 class _Run:
     """What all methods of a run share on this worker."""
 
     def __init__(
-        self, config: TrainConfig, run_dir: Path, data: Data, plan: CheckpointPlan | None, resume: Resume | None
+        self,
+        config: TrainConfig,
+        run_dir: Path,
+        data: Data,
+        parameters: dict[str, list[int]],
+        plan: CheckpointPlan | None,
+        resume: Resume | None,
     ) -> None:
-        self._config, self._run_dir, self._data = config, run_dir, data
+        self._config, self._run_dir, self._data, self._parameters = config, run_dir, data, parameters
         self._plan, self._resume = plan, resume
         self._leads = dist.get_rank() == 0
         self._console = Console()
         self._writer: RecordWriter | None = None
         self._progress: LiveProgress | None = None
-        self._parameters: dict[str, list[int]] = {}
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -139,10 +152,8 @@ class _Run:
         """Train with one method to its end."""
         saver = None if self._plan is None else Saver(self._plan, self._describe)
         training = Training(self._config, method, self._data, self.report, saver)
-        self._parameters = {name: list(parameter.shape) for name, parameter in training.model.named_parameters()}
         resume, self._resume = self._resume, None  # the methods after it begin at their beginning
         if resume is not None:
-            resume.require_model(self._parameters, self._data.digest)
             state = load_worker(resume)
             training.restore(state)
             self._say_resumed(resume, state)
@@ -155,6 +166,9 @@ class _Run:
         record = {"kind": "resume", "method": manifest.method, "step": manifest.step, "checkpoint": str(resume.path)}
         self.report({**record, "workers": workers, "mass_change": state.mass_change})
         if self._progress:
+            changed = [name for name, value in _versions().items() if value != manifest.versions.get(name)]
+            if changed:
+                self._progress.say(f"Saved with another {', '.join(changed)}: the last bits may differ.")
             self._progress.say(f"Resumed {manifest.method} after step {manifest.step}: {resume.path}")
             if state.mass_change is not None:
                 self._progress.say(
@@ -180,7 +194,7 @@ class _Run:
             records_crc32=crc32,
             every=self._plan.every,
             keep=self._plan.keep,
-            versions={"gaussiank": gaussiank.__version__, "torch": str(torch.__version__)},
+            versions=_versions(),
         )
 
 
@@ -201,6 +215,22 @@ def records_of(resume: Resume) -> bytes:
             "Restore the file, or move it away and give --out to go on without its records."
         )
     return data
+
+
+def _parameters(config: TrainConfig, data: Data) -> dict[str, list[int]]:
+    with torch.device("meta"):
+        model = config.spec.build(data.outputs)
+    return {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def _versions() -> dict[str, str]:
+    """Name what the bits of a training depend on beside its settings."""
+    return {
+        "gaussiank": gaussiank.__version__,
+        "torch": str(torch.__version__),
+        "processor": _cpu_name(),
+        "number of threads": str(torch.get_num_threads()),
+    }
 
 
 def _opening(config: TrainConfig, data: Data, command: str) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Manifest:
         records_crc32: of those bytes.
         every: steps between checkpoints.
         keep: how many are kept.
-        versions: of gaussiank and torch.
+        versions: what the bits depend on beside the settings, such as torch's version.
         parts: the files.
     """
 
