@@ -1,5 +1,6 @@
 # make demo   train a real model on four local workers and show what sparsification does
 # make test   lint, types and the whole test suite
+# make kills  kill a short run 100 times at random moments (COUNT=100), resume it, and compare the bits
 # make setup  only the set-up that both do first
 # make fuzz   feed the codec's C decoders with damaged bytes for a minute, guided by coverage; needs a C compiler
 # make sanitize  the tests of the kernels, with every access to memory and every shift checked (needs gcc)
@@ -21,7 +22,7 @@ STAMP = $(VENV)/.gaussiank-ready
 SITE = $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit bench sanitize fuzz clean
+.PHONY: help setup demo test lint types unit bench sanitize fuzz kills clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -75,6 +76,10 @@ fuzz:
 	@$(CC) -std=gnu11 -O2 -c tests/codec/fuzz/driver.c -o build/fuzz/driver.o
 	@$(CC) $(FUZZ_FLAGS) build/fuzz/*.o -o build/fuzz/fuzz
 	build/fuzz/fuzz $(FUZZ_SECONDS)
+
+COUNT ?= 100
+kills: $(STAMP)
+	$(PY) scripts/kill_and_resume.py --count $(COUNT)
 
 clean:
 	rm -rf $(VENV) build *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -15,7 +15,7 @@ LEVELS = [
     {"ops"},
     {"mean", "momentum", "observer"},
     {"compressors", "codec", "feedback", "reshard"},
-    {"selector", "collectives"},
+    {"selector", "collectives", "checkpoint"},
     {"journey"},
     {"hook", "integrations"},
     {"lab"},

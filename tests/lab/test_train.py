@@ -76,7 +76,7 @@ def test_small_image_models_train(model: str) -> None:
 
 def test_vgg16_takes_a_step() -> None:
     records, training = train(model="vgg16", steps=1, batch_size=2, data=few_images("vgg16", 4))
-    assert sum(parameter.numel() for parameter in training._model.parameters()) == 14_728_266
+    assert sum(parameter.numel() for parameter in training.model.parameters()) == 14_728_266
     assert of_kind(records, "method")[0]["digest"]
 
 
@@ -124,8 +124,8 @@ def test_learning_rate_follows_its_schedule(monkeypatch: pytest.MonkeyPatch) -> 
 def test_adamw_is_taken_when_asked_for() -> None:
     sgd, _ = train("dense", model="fnn3", steps=3, batch_size=8)
     adam, training = train("dense", model="fnn3", steps=3, batch_size=8, optimizer="adamw", lr=0.001, momentum=0.8)
-    assert isinstance(training._optimizer, torch.optim.AdamW)
-    assert training._optimizer.param_groups[0]["betas"] == (0.8, 0.999)
+    assert isinstance(training._stepper._optimizer, torch.optim.AdamW)
+    assert training._stepper._optimizer.param_groups[0]["betas"] == (0.8, 0.999)
     assert of_kind(sgd, "method")[0]["digest"] != of_kind(adam, "method")[0]["digest"]
 
 
@@ -140,7 +140,7 @@ def test_augmentation_changes_the_training_and_nothing_else() -> None:
 def test_clipping_bounds_what_is_exchanged() -> None:
     _, training = train("dense", model="fnn3", steps=1, batch_size=8, clip_grad=0.001, momentum=0.0)
     grads = torch.cat(
-        [parameter.grad.flatten() for parameter in training._model.parameters() if parameter.grad is not None]
+        [parameter.grad.flatten() for parameter in training.model.parameters() if parameter.grad is not None]
     )
     assert float(grads.norm()) == pytest.approx(0.001, rel=1e-3)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,6 +72,14 @@ def train(
     clip_grad: Annotated[
         float | None, typer.Option(help="Largest norm of a worker's gradient, before the exchange; 0 for none.")
     ] = None,
+    clip_mean: Annotated[
+        float | None, typer.Option(help="Largest norm of the mean gradient, after the exchange.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, or bf16 or fp16 under autocast.")] = None,
+    accumulate: Annotated[int | None, typer.Option(help="Batches whose gradients are exchanged at once (1).")] = None,
+    ema: Annotated[
+        float | None, typer.Option(help="Decay of an average of the weights, evaluated beside them.")
+    ] = None,
     warmup: Annotated[str | None, typer.Option(help="Start of the density: none, dense, dgc or published.")] = None,
     warmup_steps: Annotated[
         int | None, typer.Option(help="Length of the warm-up in steps; one epoch a stage if not given.")
@@ -97,6 +103,21 @@ def train(
         int | None, typer.Option(help="Record the gradients of each method every so many steps, for analyze.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Directory of the run; a new one below runs/ if not given.")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints; none without it.")] = None,
+    checkpoint_dir: Annotated[
+        Path | None, typer.Option(help="Directory of the checkpoints; checkpoints/ in the run's if not given.")
+    ] = None,
+    keep: Annotated[int | None, typer.Option(help="Checkpoints to keep, the last ones (3).")] = None,
+    checkpoint_form: Annotated[
+        str | None, typer.Option(help="plain (torch.save) or dcp (torch.distributed.checkpoint).")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Checkpoint, folder of them, or run to go on with, its settings included.")
+    ] = None,
+    max_restarts: Annotated[int, typer.Option(help="Times that failed workers are started again.")] = 0,
+    timeout_s: Annotated[
+        float | None, typer.Option(help="Seconds after which a worker that does not answer ends the run (120).")
+    ] = None,
 ) -> None:
     """Train one model with several methods, same seeds and data order, and compare them.
 
@@ -105,24 +126,13 @@ def train(
     """
     given: dict[str, Any] = dict(locals())
     from gaussiank.lab.config import TrainConfig
-    from gaussiank.lab.config_file import read_config
-    from gaussiank.lab.launch import launch, world_size
-    from gaussiank.lab.recipes import resolve
-    from gaussiank.lab.run import require_startable, run
+    from gaussiank.lab.train_command import Options, start
 
-    given = {name: given[name] for name in TrainConfig.__dataclass_fields__ if given.get(name) is not None}
+    options = Options(**{name: given[name] for name in Options.__dataclass_fields__})
+    settings = {name: given[name] for name in TrainConfig.__dataclass_fields__ if given.get(name) is not None}
     if methods is not None:
-        given["methods"] = tuple(method.strip() for method in methods.split(",") if method.strip())
-    fields = resolve(recipe, None if config is None else read_config(config), given)
-    fields["workers"] = world_size(workers, fields.get("workers"))
-    settings = TrainConfig(**fields)
-    started = datetime.datetime.now(datetime.timezone.utc)
-    run_dir = out or Path("runs") / f"{settings.model.replace(':', '-')}-{started:%Y%m%d-%H%M%S}"
-    if (run_dir / "records.jsonl").exists():
-        raise FileExistsError(f"out must be a directory without records, got {run_dir}. Choose another one.")
-    require_startable(settings)
-    options = None if record is None else {"every": record}
-    launch(run, settings.workers, settings, run_dir, "gaussiank " + shlex.join(sys.argv[1:]), options)
+        settings["methods"] = tuple(method.strip() for method in methods.split(",") if method.strip())
+    start(options, settings)
 
 
 @app.command()

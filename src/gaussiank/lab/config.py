@@ -13,12 +13,20 @@ from gaussiank.journey import require_feedback
 from gaussiank.lab.data import DATASETS, Data, Wanted
 from gaussiank.lab.learning_rate import LRSchedule
 from gaussiank.lab.models import ModelSpec, find_model
+from gaussiank.lab.precision import PrecisionName
 from gaussiank.momentum import MomentumCorrection
 from gaussiank.schedule import Constant, DenseStart, Schedule, Warmup, require_density
 from gaussiank.selector import Scope, require_scope
 
 WarmupName = Literal["none", "dense", "dgc", "published"]
 OptimizerName = Literal["sgd", "adamw"]
+
+_ABOVE_ZERO = {
+    "lr": "0.02 suits LeNet-5.",
+    "clip_grad": "Leave it out to clip nothing.",
+    "clip_mean": "Leave it out to clip nothing.",
+    "timeout_s": "120 waits for two minutes.",
+}
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,10 @@ class TrainConfig:
         momentum: of SGD, or of the momentum correction when that is on; Adam's first beta.
         weight_decay: of the optimizer.
         clip_grad: largest norm of a worker's whole gradient, before the exchange; None clips nothing.
+        clip_mean: largest norm of the mean gradient, after the exchange; None clips nothing.
+        precision: ``fp32``, or ``bf16`` or ``fp16`` under autocast, float16 with a ``GradScaler``.
+        accumulate: batches a worker and step; their mean gradient is exchanged once.
+        ema: decay of a moving average of the weights, which is evaluated beside them; None keeps none.
         warmup: how the density starts: ``none``, ``dense`` (everything), ``dgc`` or ``published`` (ladders).
         warmup_steps: length of the warm-up in steps, all its stages together; None takes one epoch a stage.
         momentum_correction: accumulate velocity instead of gradient (DGC), in methods with feedback.
@@ -54,6 +66,7 @@ class TrainConfig:
         collective: how workers agree on the mean, ``name`` or ``name:field=value``.
         seed: of initialisation and data order, the same for every method.
         device: ``cpu`` or ``cuda``.
+        timeout_s: seconds after which a worker that does not answer ends the run.
 
     Raises:
         ValueError: a setting out of its range, or two that exclude each other.
@@ -78,6 +91,10 @@ class TrainConfig:
     momentum: float = 0.9
     weight_decay: float = 0.0
     clip_grad: float | None = None
+    clip_mean: float | None = None
+    precision: PrecisionName = "fp32"
+    accumulate: int = 1
+    ema: float | None = None
     warmup: WarmupName = "none"
     warmup_steps: int | None = None
     momentum_correction: bool = False
@@ -87,6 +104,7 @@ class TrainConfig:
     collective: str = "allgather"
     seed: int = 0
     device: str = "cpu"
+    timeout_s: float = 120.0
 
     def __post_init__(self) -> None:
         spec = find_model(self.model)
@@ -105,7 +123,12 @@ class TrainConfig:
             require_feedback(parse_collective(self.collective), parse_compressor(method))
         require_density(self.density)
         require_scope(self.scope)
-        choices = {"warmup": WarmupName, "optimizer": OptimizerName, "lr_schedule": LRSchedule}
+        choices = {
+            "warmup": WarmupName,
+            "optimizer": OptimizerName,
+            "lr_schedule": LRSchedule,
+            "precision": PrecisionName,
+        }
         for argument, known in choices.items():
             value, names = getattr(self, argument), get_args(known)
             if value not in names:
@@ -116,16 +139,21 @@ class TrainConfig:
 
     def _check_numbers(self) -> None:
         least = {"workers": 1, "batch_size": 1, "epochs": 1, "steps": 1, "warmup_steps": 1, "context": 1}
-        for argument, smallest in {**least, "eval_steps": 1, "lr_warmup_steps": 0}.items():
+        for argument, smallest in {**least, "accumulate": 1, "eval_steps": 1, "lr_warmup_steps": 0}.items():
             value = getattr(self, argument)
             if value is not None and value < smallest:
                 raise ValueError(f"{argument} must be at least {smallest}, got {value}. Raise it.")
-        if not self.lr > 0:
-            raise ValueError(f"lr must be above 0, got {self.lr}. 0.02 suits LeNet-5.")
+        for argument in ("lr", "clip_grad", "clip_mean", "timeout_s"):
+            value = getattr(self, argument)
+            if value is not None and not value > 0:
+                raise ValueError(f"{argument} must be above 0, got {value}. {_ABOVE_ZERO[argument]}")
         if not self.weight_decay >= 0:
             raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}. 0 switches it off.")
-        if self.clip_grad is not None and not self.clip_grad > 0:
-            raise ValueError(f"clip_grad must be above 0, got {self.clip_grad}. Leave it out to clip nothing.")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema must be in (0, 1), got {self.ema}. 0.999 is usual; leave it out to keep no average.")
+        self._check_momentum()
+
+    def _check_momentum(self) -> None:
         MomentumCorrection(self.momentum, clip_norm=self.clip_norm)  # checks both
         if self.momentum_correction and self.optimizer != "sgd":
             raise ValueError(
@@ -154,6 +182,19 @@ class TrainConfig:
         if place is not None and not place.exists():
             raise FileNotFoundError(f"data_dir must exist, got {place}. Give a folder of data sets.")
         return DATASETS[self.dataset].load(Wanted(place, self.spec.image, self.context))
+
+    def epoch_steps(self, batches: int) -> int:
+        """Return the optimizer steps in an epoch of as many batches; those that fill no step are left out.
+
+        Raises:
+            ValueError: they do not fill one.
+        """
+        if self.accumulate > batches:
+            raise ValueError(
+                f"accumulate must be in [1, {batches}] where an epoch has {batches} batches, got {self.accumulate}. "
+                "Lower it."
+            )
+        return batches // self.accumulate
 
     def schedule(self, epoch_steps: int) -> Schedule:
         """Return the density over steps; a warm-up stage lasts ``epoch_steps`` unless ``warmup_steps`` is set."""

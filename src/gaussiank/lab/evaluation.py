@@ -7,10 +7,13 @@ import torch.distributed as dist
 from torch import nn
 
 from gaussiank.lab.data import Data
+from gaussiank.lab.precision import Precision
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, data: Data, batch_size: int, device: torch.device) -> dict[str, float]:
+def evaluate(
+    model: nn.Module, data: Data, batch_size: int, device: torch.device, precision: Precision
+) -> dict[str, float]:
     """Return loss and metric over the whole test set, the same on every worker; within a process group.
 
     Args:
@@ -18,6 +21,7 @@ def evaluate(model: nn.Module, data: Data, batch_size: int, device: torch.device
         data: whose test set is taken.
         batch_size: examples that the model is given at once.
         device: of the model.
+        precision: that the model computes in.
     """
     for buffer in model.buffers():
         dist.broadcast(buffer, src=0)  # running statistics differ between workers
@@ -26,7 +30,7 @@ def evaluate(model: nn.Module, data: Data, batch_size: int, device: torch.device
     for start in range(dist.get_rank() * batch_size, len(data.test), batch_size * dist.get_world_size()):
         chosen = torch.arange(start, min(start + batch_size, len(data.test)))
         batch = data.test.batch(chosen).to(device)
-        sums += data.task.score(model(*data.test.prepare(batch.inputs)), batch.targets)
+        sums += data.task.score(precision.run(model, data.test.prepare(batch.inputs)), batch.targets)
     dist.all_reduce(sums)
     model.train()
     return data.task.evaluation(sums)

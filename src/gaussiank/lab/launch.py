@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import os
+import signal
+import sys
+import traceback
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 
-GROUP_TIMEOUT_S = 120
+from gaussiank.lab.pulse import LostContactError, Pulse
+
+TIMEOUT_S = 120.0
 """A collective that hangs longer ends the run; torch's own default is 30 minutes."""
 
 
@@ -20,23 +26,40 @@ def under_torchrun() -> bool:
     return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
 
 
-def launch(work: Callable[..., None], workers: int, *arguments: Any) -> None:
+def restarts() -> int:
+    """Return how often the launcher has started the workers again after one of them failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def launch(
+    work: Callable[..., None],
+    workers: int,
+    *arguments: Any,
+    timeout_s: float = TIMEOUT_S,
+    max_restarts: int = 0,
+) -> None:
     """Run ``work(*arguments)`` on every worker, within a process group.
 
     Args:
         work: a module's own function, so that a new process can import it.
         workers: how many processes to start here; under torchrun this one joins instead.
         *arguments: passed on; must be picklable.
+        timeout_s: seconds after which a worker that does not answer ends all.
+        max_restarts: times that all workers are started again after one has failed.
 
     Raises:
         RuntimeError: a worker failed; names the rank and its error. The other workers have been ended.
     """
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
     if under_torchrun():
-        record(_within_group)(work, arguments)  # leaves the error where torchrun looks for it
+        _within_group(work, arguments, timeout_s, None)
         return
+
+    # Gloo's rendezvous after a restart finds what the first left in a shared store, and fails (pytorch issue 135712).
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    # A suspended worker hears no SIGTERM: torch kills it after this, or after 30 s in versions that do not know it.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "5")
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     config = LaunchConfig(
         min_nodes=1,
@@ -45,26 +68,65 @@ def launch(work: Callable[..., None], workers: int, *arguments: Any) -> None:
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
-        max_restarts=0,
+        max_restarts=max_restarts,
         monitor_interval=0.1,
     )
     try:
-        elastic_launch(config, _within_group)(work, arguments)
+        elastic_launch(config, _within_group)(work, arguments, timeout_s, os.getpid())
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         message: Any = failure.message  # torch annotates str, and gives a dict when the worker left its error behind
         text = message["message"] if isinstance(message, dict) else message
         last_line = str(text).strip().splitlines()[-1]
+        lost = f"{LostContactError.__name__}: "
+        if last_line.startswith(lost):  # who noticed is not who failed
+            raise RuntimeError(f"the workers were ended: {last_line.removeprefix(lost)}") from error
         raise RuntimeError(f"worker {rank} failed and the others were ended: {last_line}") from error
 
 
-def _within_group(work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _within_group(
+    work: Callable[..., None], arguments: tuple[Any, ...], timeout_s: float, launcher: int | None
+) -> None:
+    if launcher is not None:
+        _end_with(launcher)
     workers_here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers_here))
     backend = "cuda:nccl,cpu:gloo" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=GROUP_TIMEOUT_S))
-    work(*arguments)
-    dist.destroy_process_group()  # not after an error: peers would report the lost connection before its cause
+    try:
+        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        pulse = Pulse(host, port, restarts(), dist.get_rank(), dist.get_world_size())
+        with pulse.explaining():
+            work(*arguments)
+            dist.barrier()  # rank 0 may keep the store that the others still beat into
+        pulse.stop()
+    except Exception as error:  # noqa: BLE001  whatever it is, this worker must end, and say why
+        _fail(error)
+    dist.destroy_process_group()
+
+
+def _fail(error: Exception) -> NoReturn:
+    """Leave an error where the launcher looks for it, and end at once.
+
+    An ordinary exit would wait for messages that never come; and a group closed in order would let peers report the
+    lost connection before its cause.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    get_error_handler().record_exception(error)
+    traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _end_with(launcher: int) -> None:
+    """Let this worker be killed when its launcher ends in whatever way, so that no orphan writes on (Linux)."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() != launcher:  # it has ended already
+        os._exit(1)
 
 
 def world_size(wanted: int | None, usual: int | None = None) -> int:

@@ -45,10 +45,16 @@ class LiveProgress:
     ) -> None:
         self._progress.stop()
 
-    def begin(self, method: str, steps: int) -> None:
-        """Start the bar of a method."""
+    def begin(self, method: str, steps: int, done: int = 0) -> None:
+        """Start the bar of a method, of which some steps may be done."""
         self._judged = ""
-        self._task = self._progress.add_task(escape(method.split(":", maxsplit=1)[0]), total=steps, now="")
+        self._task = self._progress.add_task(
+            escape(method.split(":", maxsplit=1)[0]), total=steps, completed=done, now=""
+        )
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence above the bars."""
+        self._console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
     def show(self, record: dict[str, Any]) -> None:
         """Show a step, evaluation or closing record."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any, Literal, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from gaussiank.lab.durable import write_whole
 from gaussiank.lab.metric import Metric
 
 FORMAT = 1
@@ -28,6 +31,12 @@ class RecordWriter:
     Args:
         run_dir: Directory of the run; created when the writer is entered.
         name: Name of the file.
+        begin: What the file holds from then on, in place of what it held: records of a run that goes on. Without it,
+            there must be no file.
+
+    Attributes:
+        size_bytes: Of what is written.
+        crc32: Of those bytes.
 
     Example:
         >>> import tempfile
@@ -39,12 +48,20 @@ class RecordWriter:
         (array([1.]), array([nan]))
     """
 
-    def __init__(self, run_dir: str | Path, name: str = RECORDS_NAME) -> None:
+    def __init__(self, run_dir: str | Path, begin: bytes | None = None, name: str = RECORDS_NAME) -> None:
         self.path = Path(run_dir) / name
+        self._begin = begin
         self._file: TextIO | None = None
+        self.size_bytes = 0
+        self.crc32 = 0
 
     def __enter__(self) -> RecordWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self._begin is not None:
+            write_whole(self.path, self._begin)
+            self._file = self.path.open("a", encoding="utf-8", newline="\n")
+            self._note(self._begin)
+            return self
         try:
             self._file = self.path.open("x", encoding="utf-8", newline="\n")
         except FileExistsError:
@@ -72,8 +89,25 @@ class RecordWriter:
         """
         if self._file is None:
             raise RuntimeError("RecordWriter must be open to write, got a closed one. Write inside its with block.")
-        self._file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+        line = json.dumps(_finite(record), allow_nan=False) + "\n"
+        self._file.write(line)
         self._file.flush()
+        self._note(line.encode())
+
+    def sync(self) -> tuple[int, int]:
+        """Make sure that all records are on disk; returns their bytes and the CRC-32 of these.
+
+        Raises:
+            RuntimeError: The writer is not open.
+        """
+        if self._file is None:
+            raise RuntimeError("RecordWriter must be open to sync, got a closed one. Sync inside its with block.")
+        os.fsync(self._file.fileno())
+        return self.size_bytes, self.crc32
+
+    def _note(self, data: bytes) -> None:
+        self.size_bytes += len(data)
+        self.crc32 = zlib.crc32(data, self.crc32)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import datetime
 import os
 import platform
 import re
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,23 @@ from rich.console import Console
 
 import gaussiank
 from gaussiank.collectives import require_agreement
+from gaussiank.lab.checkpoint import (
+    CheckpointFolder,
+    CheckpointPlan,
+    Manifest,
+    Resume,
+    Saver,
+    WorkerState,
+    last_usable,
+    load_worker,
+)
 from gaussiank.lab.config import TrainConfig
 from gaussiank.lab.config_file import write_config
 from gaussiank.lab.data import Batches, Data
+from gaussiank.lab.launch import restarts
 from gaussiank.lab.progress import LiveProgress
-from gaussiank.lab.records import RecordWriter, read_records
-from gaussiank.lab.report import write_report
+from gaussiank.lab.records import RECORDS_NAME, RecordWriter, read_records
 from gaussiank.lab.study.recorder import Recorder
-from gaussiank.lab.summary import summary_table
 from gaussiank.lab.train import Training
 
 
@@ -38,49 +48,181 @@ def require_startable(config: TrainConfig) -> None:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device must be cpu where torch sees no CUDA, got {config.device!r}. Leave it out.")
     train = config.load_data().train
-    Batches(train, config.batch_size, rank=0, world_size=config.workers, seed=config.seed)
+    batches = Batches(train, config.batch_size, rank=0, world_size=config.workers, seed=config.seed)
+    config.epoch_steps(len(batches))
 
 
-def run(config: TrainConfig, run_dir: Path, command: str, record: Mapping[str, Any] | None = None) -> None:
+def run(
+    config: TrainConfig,
+    run_dir: Path,
+    command: str,
+    plan: CheckpointPlan | None = None,
+    resume: Resume | None = None,
+    record: Mapping[str, Any] | None = None,
+) -> None:
     """Train with every method of ``config`` and write the run's directory; within a process group.
+
+    A run that the launcher has started again goes on from its last checkpoint by itself.
 
     Args:
         config: settings, the same on every worker.
         run_dir: where rank 0 writes ``records.jsonl``, ``config.json`` and ``report.html``.
         command: command line that was given, for the records.
+        plan: where and when to write checkpoints, or None.
+        resume: checkpoint to go on from, or None.
         record: options of a ``Recorder`` for each method, which writes to ``study_dir``; None records no gradients.
 
     Raises:
-        ValueError: workers differ in their settings.
-        FileExistsError: the directory holds records already.
+        ValueError: workers differ in their settings, or the checkpoint is damaged or of something else.
+        FileExistsError: the directory holds records already, and nothing is resumed.
     """
     require_agreement(config.as_record())
     data = config.load_data()
-    console = Console()
-    with contextlib.ExitStack() as stack:
-        writer = progress = None
-        if dist.get_rank() == 0:
-            writer = stack.enter_context(RecordWriter(run_dir))
-            progress = stack.enter_context(LiveProgress(console, data.task.metric))
-            write_config(run_dir, config)
-            writer.write(_opening(config, data, command))
-
-        def report(record: dict[str, Any]) -> None:
-            if writer and progress:
-                writer.write(record)
-                progress.show(record)
-
-        for method in config.methods:
-            recorder = None if record is None else Recorder(study_dir(run_dir, method), **record)
-            training = Training(config, method, data, report, recorder)
-            if progress:
-                progress.begin(method, training.steps)
-            training.run()
-            if recorder:
-                recorder.close()
+    if restarts() and plan is not None:
+        resume = last_usable(plan.folder) or resume
+    parameters = _parameters(config, data)
+    if resume is not None:
+        resume.require_model(parameters, data.digest)
+    run = _Run(config, run_dir, data, parameters, plan, resume, record)
+    with run.opened(command):
+        for method in run.methods:
+            run.train(method)
     if dist.get_rank() == 0:
-        console.print(summary_table(read_records(run_dir)))
-        console.print(f"Report: {write_report(run_dir)}", soft_wrap=True, highlight=False)
+        _conclude(run_dir)
+
+
+def _conclude(run_dir: Path) -> None:
+    from gaussiank.lab.report import write_report  # the other workers need no figures, and start faster without
+    from gaussiank.lab.summary import summary_table
+
+    console = Console()
+    console.print(summary_table(read_records(run_dir)))
+    console.print(f"Report: {write_report(run_dir)}", soft_wrap=True, highlight=False)
+
+
+class _Run:
+    """What all methods of a run share on this worker."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        run_dir: Path,
+        data: Data,
+        parameters: dict[str, list[int]],
+        plan: CheckpointPlan | None,
+        resume: Resume | None,
+        record: Mapping[str, Any] | None,
+    ) -> None:
+        self._config, self._run_dir, self._data, self._parameters = config, run_dir, data, parameters
+        self._plan, self._resume, self._record = plan, resume, record
+        self._leads = dist.get_rank() == 0
+        self._console = Console()
+        self._writer: RecordWriter | None = None
+        self._progress: LiveProgress | None = None
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Methods that are not finished."""
+        methods = self._config.methods
+        return methods if self._resume is None else methods[methods.index(self._resume.manifest.method) :]
+
+    @contextlib.contextmanager
+    def opened(self, command: str) -> Iterator[None]:
+        """Open what rank 0 writes to."""
+        with contextlib.ExitStack() as stack:
+            if self._leads:
+                if self._plan is not None:
+                    stack.enter_context(CheckpointFolder(self._plan.folder).locked())
+                begin = self._kept_records()
+                self._writer = stack.enter_context(RecordWriter(self._run_dir, begin))
+                self._progress = stack.enter_context(LiveProgress(self._console, self._data.task.metric))
+                write_config(self._run_dir, self._config)
+                if not begin:
+                    self._writer.write(_opening(self._config, self._data, command))
+            yield
+
+    def _kept_records(self) -> bytes | None:
+        """Return the records that a resumed run goes on with; nothing where a failed attempt is replaced."""
+        if self._resume is not None:
+            return records_of(self._resume)
+        return b"" if restarts() else None
+
+    def report(self, record: dict[str, Any]) -> None:
+        """Keep a record and show it, on rank 0."""
+        if self._writer and self._progress:
+            self._writer.write(record)
+            self._progress.show(record)
+
+    def train(self, method: str) -> None:
+        """Train with one method to its end."""
+        saver = None if self._plan is None else Saver(self._plan, self._describe)
+        recorder = None if self._record is None else Recorder(study_dir(self._run_dir, method), **self._record)
+        training = Training(self._config, method, self._data, self.report, saver, recorder)
+        resume, self._resume = self._resume, None  # the methods after it begin at their beginning
+        if resume is not None:
+            state = load_worker(resume)
+            training.restore(state)
+            self._say_resumed(resume, state)
+        if self._progress:
+            self._progress.begin(method, training.steps, training.done)
+        training.run()
+        if recorder:
+            recorder.close()
+
+    def _say_resumed(self, resume: Resume, state: WorkerState) -> None:
+        manifest, workers = resume.manifest, dist.get_world_size()
+        record = {"kind": "resume", "method": manifest.method, "step": manifest.step, "checkpoint": str(resume.path)}
+        self.report({**record, "workers": workers, "mass_change": state.mass_change})
+        if self._progress:
+            changed = [name for name, value in _versions().items() if value != manifest.versions.get(name)]
+            if changed:
+                self._progress.say(f"Saved with another {', '.join(changed)}: the last bits may differ.")
+            self._progress.say(f"Resumed {manifest.method} after step {manifest.step}: {resume.path}")
+            if state.mass_change is not None:
+                self._progress.say(
+                    f"Residuals of {manifest.world_size} workers went to {workers}: the sum over workers of residual / "
+                    f"workers changed by {state.mass_change:.1e} of itself."
+                )
+
+    def _describe(self, method: str, step: int) -> Manifest:
+        """Describe a checkpoint that is being written; on rank 0."""
+        assert self._plan is not None  # there is a saver
+        assert self._writer is not None  # on rank 0
+        size_bytes, crc32 = self._writer.sync()
+        return Manifest(
+            form=self._plan.form,
+            world_size=dist.get_world_size(),
+            method=method,
+            step=step,
+            config=self._config.as_record(),
+            parameters=self._parameters,
+            data_digest=self._data.digest,
+            run_dir=os.path.relpath(self._run_dir.resolve(), self._plan.folder.resolve()),
+            records_bytes=size_bytes,
+            records_crc32=crc32,
+            every=self._plan.every,
+            keep=self._plan.keep,
+            versions=_versions(),
+        )
+
+
+def records_of(resume: Resume) -> bytes:
+    """Return the records that a run had written by its checkpoint; none when its directory is gone.
+
+    Raises:
+        ValueError: they are not what they were.
+    """
+    manifest, path = resume.manifest, resume.run_dir / RECORDS_NAME
+    if not path.is_file():
+        return b""
+    with path.open("rb") as file:
+        data = file.read(manifest.records_bytes)
+    if zlib.crc32(data) != manifest.records_crc32:
+        raise ValueError(
+            f"{path} must begin with the {manifest.records_bytes} bytes that it had at the checkpoint, got others. "
+            "Restore the file, or move it away and give --out to go on without its records."
+        )
+    return data
 
 
 def study_dir(run_dir: Path, method: str) -> Path:
@@ -91,6 +233,22 @@ def study_dir(run_dir: Path, method: str) -> Path:
         'runs/one/gaussiank-mode=published'
     """
     return run_dir / re.sub(r"[^A-Za-z0-9=._]+", "-", method)
+
+
+def _parameters(config: TrainConfig, data: Data) -> dict[str, list[int]]:
+    with torch.device("meta"):
+        model = config.spec.build(data.outputs)
+    return {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def _versions() -> dict[str, str]:
+    """Name what the bits of a training depend on beside its settings."""
+    return {
+        "gaussiank": gaussiank.__version__,
+        "torch": str(torch.__version__),
+        "processor": _cpu_name(),
+        "number of threads": str(torch.get_num_threads()),
+    }
 
 
 def _opening(config: TrainConfig, data: Data, command: str) -> dict[str, Any]:

@@ -58,11 +58,11 @@ class Batches:
         """Return the steps in an epoch."""
         return len(self._sampler) // self._batch_size
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield the batch of each step of an epoch."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch from number ``start`` on."""
         self._sampler.set_epoch(epoch)
         order = torch.tensor(list(self._sampler))
-        for step in range(len(self)):
+        for step in range(start, len(self)):
             chosen = order[step * self._batch_size : (step + 1) * self._batch_size]
             batch = self._data.batch(chosen)
             yield self._data.augment(batch, self._generator(epoch, step)) if self._augment else batch

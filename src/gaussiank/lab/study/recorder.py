@@ -223,7 +223,7 @@ class Recorder:
         }
         if self._rank:
             return
-        self._writer = RecordWriter(self._run_dir, STUDY_NAME).__enter__()
+        self._writer = RecordWriter(self._run_dir, name=STUDY_NAME).__enter__()
         self._writer.write(
             {
                 "kind": "study",

@@ -1,0 +1,197 @@
+"""Runs of real processes that are killed, suspended, broken or cut off, and go on from their last checkpoint."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from gaussiank.lab import run as lab_run
+from gaussiank.lab.checkpoint import CheckpointFolder, CheckpointPlan, find_resume
+from gaussiank.lab.config import TrainConfig
+from gaussiank.lab.launch import launch, restarts
+from gaussiank.lab.records import Records, read_records
+from gaussiank.lab.run import run
+from gaussiank.lab.stepper import Stepper
+
+CONFIG = TrainConfig(
+    model="fnn3",
+    methods=("topk", "gaussiank"),
+    workers=2,
+    steps=6,
+    eval_steps=3,
+    batch_size=8,
+    density=0.01,
+    momentum_correction=True,
+    timeout_s=60,
+)
+FAULTS = {
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "raise": lambda: (_ for _ in ()).throw(ValueError("shapes do not match")),
+    "full disk": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY)),
+}
+
+
+def quick_run(*arguments: Any) -> None:
+    """Train, but draw no figures at the end."""
+    lab_run._conclude = lambda run_dir: None
+    run(*arguments)
+
+
+def faulty_run(fault: str, number: int, *arguments: Any) -> None:
+    """Train, but let rank 1 meet a fault before its step of a number; after a restart it meets none."""
+    take = Stepper.take
+    taken = 0
+
+    def broken(self: Stepper, *given: Any) -> Any:
+        nonlocal taken
+        taken += 1
+        if taken == number and dist.get_rank() == 1 and not restarts():
+            FAULTS[fault]()
+        return take(self, *given)
+
+    Stepper.take = broken  # type: ignore[method-assign]  # this process is the test's own
+    quick_run(*arguments)
+
+
+def plan(run_dir: Path) -> CheckpointPlan:
+    return CheckpointPlan(run_dir / "checkpoints", every=2)
+
+
+def start(run_dir: Path, fault: str, number: int, *, config: TrainConfig = CONFIG, **options: Any) -> None:
+    launch(
+        faulty_run,
+        2,
+        fault,
+        number,
+        config,
+        run_dir,
+        "test",
+        plan(run_dir),
+        None,
+        **{"timeout_s": config.timeout_s, **options},
+    )
+
+
+def go_on(run_dir: Path, workers: int = 2) -> None:
+    config = TrainConfig(**{**vars(CONFIG), "workers": workers})
+    launch(quick_run, workers, config, run_dir, "test", plan(run_dir), find_resume(run_dir))
+
+
+def digests(run_dir: Path) -> dict[str, str]:
+    return {record["method"]: record["digest"] for record in read_records(run_dir).methods}
+
+
+def numbers(records: Records) -> list[dict[str, Any]]:
+    kept = [*records.steps, *records.evals, *records.methods]
+    return [{key: v for key, v in record.items() if key != "seconds" and not key.endswith("_s")} for record in kept]
+
+
+def require_whole(run_dir: Path, names: list[str]) -> None:
+    whole = CheckpointFolder(run_dir / "checkpoints").whole()
+    assert [path.name for path in whole.values()] == names
+    for path in whole.values():
+        find_resume(path).require_whole()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("runs") / "whole"
+    launch(quick_run, 2, CONFIG, run_dir, "test", plan(run_dir))
+    return run_dir
+
+
+def test_a_killed_worker_is_named_and_the_run_goes_on_in_the_middle_of_its_second_method(
+    whole: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    with pytest.raises(RuntimeError, match=r"^worker 1 failed and the others were ended: Signal 9 \(SIGKILL\)"):
+        start(run_dir, "kill", 6 + 4)
+    require_whole(run_dir, ["00-topk-step-00000004", "00-topk-step-00000006", "01-gaussiank-step-00000002"])
+    go_on(run_dir)
+    assert digests(run_dir) == digests(whole)
+    assert numbers(read_records(run_dir)) == numbers(read_records(whole))
+
+
+def test_a_suspended_worker_ends_the_run_in_time_and_is_named(tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"^the workers were ended: no sign of life from rank 1: it has ended or"):
+        start(tmp_path / "run", "stop", 4, timeout_s=3)
+    assert time.monotonic() - started < 90
+    require_whole(tmp_path / "run", ["00-topk-step-00000002"])
+
+
+def test_an_exception_in_the_model_is_passed_on(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"^worker 1 failed .*: ValueError: shapes do not match"):
+        start(tmp_path / "run", "raise", 4)
+    require_whole(tmp_path / "run", ["00-topk-step-00000002"])
+
+
+def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path: Path) -> None:
+    sentence = r"checkpoint of step 4 must be written by every worker, got an error on rank 1: \[Errno 27\] File too la"
+    with pytest.raises(RuntimeError, match=f"failed and the others were ended: RuntimeError: {sentence}"):
+        start(tmp_path / "run", "full disk", 3)
+    require_whole(tmp_path / "run", ["00-topk-step-00000002"])
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*-step-*"))
+
+
+def test_workers_are_started_again_and_go_on_by_themselves(whole: Path, tmp_path: Path) -> None:
+    start(tmp_path / "run", "kill", 4, max_restarts=1)
+    assert digests(tmp_path / "run") == digests(whole)
+
+
+def test_torchrun_starts_workers_again_and_they_go_on_by_themselves(whole: Path, tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import os, signal\n"
+        "from gaussiank.lab import run\n"
+        "from gaussiank.lab.cli import main\n"
+        "from gaussiank.lab.stepper import Stepper\n"
+        "take, taken = Stepper.take, []\n"
+        "def broken(self, *given):\n"
+        "    taken.append(1)\n"
+        "    if len(taken) == 4 and os.environ['RANK'] == '1' and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return take(self, *given)\n"
+        "Stepper.take = broken\n"
+        "run._conclude = lambda run_dir: None\n"
+        "main()\n"
+    )
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
+    options = ["--config", str(whole), "--checkpoint-every", "2", "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, *torchrun, str(script), "train", *options],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Resumed topk after step 2" in done.stdout
+    assert digests(tmp_path / "run") == digests(whole)
+
+
+def test_another_number_of_workers_keeps_the_residuals_mass(
+    whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run_dir, workers = tmp_path / "run", 3
+    resume = find_resume(whole / "checkpoints" / "01-gaussiank-step-00000004")
+    config = TrainConfig(**{**vars(CONFIG), "workers": workers})
+    launch(quick_run, workers, config, run_dir, "test", plan(run_dir), resume)
+    printed = capfd.readouterr().out
+    said = re.search(rf"Residuals of 2 workers went to {workers}: .* changed by (\S+) of itself\.", printed)
+    assert said is not None, printed
+    assert float(said[1]) < 1e-6
+    steps = [record["step"] for record in read_records(run_dir).steps if record["method"] == "gaussiank"]
+    assert steps == [1, 2, 3, 4, 5, 6]
