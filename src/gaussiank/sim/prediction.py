@@ -22,7 +22,7 @@ class Prediction:
         exposed_s: the rest: waiting for messages, for decoding and for slower workers.
         network_s: seconds that messages are under way, hidden behind backward or not.
         sent_bytes: that a worker sends in a step.
-        efficiency: seconds of one worker alone over ``step_s``.
+        efficiency: seconds of an average worker alone, with the same jitter, over ``step_s``.
         epoch_s: seconds of an epoch.
         worker_hours: of an epoch, over all workers.
     """
@@ -49,17 +49,18 @@ def summarise(timeline: Timeline) -> Prediction:
         ).prepare_s
         for numel in _vectors(timeline)
     )
+    alone_s = max(workload.input_s, workload.alone_s * timeline.pace)
     epoch_s = workload.epoch_steps(timeline.workers) * step_s
     return Prediction(
         timeline.method.name,
         timeline.workers,
         step_s,
-        compute_s=workload.alone_s,
+        compute_s=alone_s,
         select_s=select_s,
-        exposed_s=max(0.0, step_s - workload.alone_s - select_s),
+        exposed_s=max(0.0, step_s - alone_s - select_s),
         network_s=float((timeline.arrived - timeline.started).sum() / timeline.steps),
         sent_bytes=timeline.sent_bytes,
-        efficiency=workload.alone_s / step_s,
+        efficiency=alone_s / step_s,
         epoch_s=epoch_s,
         worker_hours=epoch_s * timeline.workers / 3600,
     )

@@ -60,6 +60,7 @@ class Timeline:
         ended: ``[S, W]`` the optimizer has stepped.
         closed: ``[S]`` the slowest of all workers has, traced or not.
         sent_bytes: that a worker sends in a step.
+        pace: drawn compute time of an average worker and step, over its mean.
     """
 
     scenario: Scenario
@@ -74,6 +75,7 @@ class Timeline:
     ended: Floats
     closed: Floats
     sent_bytes: float
+    pace: float
 
     @property
     def steps(self) -> int:
@@ -156,6 +158,7 @@ class _Run:
             began=self.began[:, : self.kept], filled=self.filled, prepared=self.prepared, started=self.started,
             arrived=self.arrived, decoded=self.decoded, ended=self.ended[:, : self.kept],
             closed=self.ended.max(axis=1), sent_bytes=sum(journey.sent_bytes for journey in self.journeys),
+            pace=float(self.compute.mean()),
         )  # fmt: skip
 
     def _backward(self, step: int, lane: Floats, factors: Floats) -> Floats:
