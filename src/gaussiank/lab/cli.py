@@ -107,6 +107,39 @@ def report(
         console.print(f"Figure: {path}", soft_wrap=True, highlight=False)
 
 
+@app.command()
+def simulate(
+    preset: Annotated[str | None, typer.Option(help="Cluster, such as 10gbe-16xV100; a wrong one lists them.")] = None,
+    probe: Annotated[Path | None, typer.Option(help="File that gaussiank probe has written.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model, such as resnet50; a probe has its own.")] = None,
+    workers: Annotated[str | None, typer.Option(help="Numbers of workers, by comma; 1 to 4096 if not given.")] = None,
+    density: Annotated[float, typer.Option(help="Share of entries to send, in (0, 1].")] = 0.001,
+    price: Annotated[float | None, typer.Option(help="Of a worker's hour: shows the cost of an epoch.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of jitter and stragglers.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    paper: Annotated[bool, typer.Option("--paper", help="Regenerate the paper's table instead.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Directory for figures and a Chrome trace of the timeline.")] = None,
+) -> None:
+    """Predict what every method does on a cluster: step time, scaling, bytes, cost of an epoch."""
+    from gaussiank.lab.cluster import simulate_command as command
+    from gaussiank.lab.cluster.setting import resolve
+
+    console = Console()
+    if paper:
+        command.show_paper(console)
+        return
+    counts = command.parse_counts(workers)
+    setting = resolve(preset, probe, model)
+    detailed = [setting.workers] if workers is None else list(counts[-3:])
+    predictions, fitting = command.run_simulation(setting, sorted({*counts, *detailed}), density, seed)
+    if as_json:
+        typer.echo(command.record_text(setting, predictions, density, seed))
+    else:
+        command.show_simulation(console, setting, predictions, [n for n in detailed if n in fitting], density, price)
+    for path in command.write_figures(out, setting, predictions, detailed[-1], density, seed) if out else ():
+        typer.echo(f"Written: {path}", err=as_json)
+
+
 def main() -> None:
     """Run the command line; a user's mistake ends it with one sentence and status 2."""
     try:
