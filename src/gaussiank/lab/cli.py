@@ -140,6 +140,37 @@ def simulate(
         typer.echo(f"Written: {path}", err=as_json)
 
 
+@app.command()
+def advise(
+    preset: Annotated[str | None, typer.Option(help="Cluster, such as 10gbe-16xV100; a wrong one lists them.")] = None,
+    probe: Annotated[Path | None, typer.Option(help="File that gaussiank probe has written.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model, such as resnet50; a probe has its own.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Number of workers; the preset's or the probe's if not given.")
+    ] = None,
+    density: Annotated[float | None, typer.Option(help="The only density to consider.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    apply: Annotated[Path | None, typer.Option(help="Write the settings to this file, for train --config.")] = None,
+) -> None:
+    """Say whether to compress on a cluster, with which method, density, codec and collective, and why."""
+    from gaussiank.lab.cluster import advise_command as command
+    from gaussiank.lab.cluster.advice import advise as consider
+    from gaussiank.lab.cluster.setting import resolve
+
+    setting = resolve(preset, probe, model)
+    count = setting.workers if workers is None else workers
+    advice = consider(setting, count, density)
+    if as_json:
+        typer.echo(command.advice_text(setting, count, advice))
+    else:
+        command.show_advice(Console(), setting, count, advice)
+    if apply is not None:
+        left_out = command.apply_advice(apply, setting, count, advice)
+        typer.echo(f"Written: {apply}", err=as_json)
+        if left_out:
+            typer.echo(f"This version's train has no setting for {', '.join(left_out)}.", err=True)
+
+
 def main() -> None:
     """Run the command line; a user's mistake ends it with one sentence and status 2."""
     try:

@@ -15,7 +15,7 @@ from gaussiank.sim import Prediction, chrome_trace_text, predict, simulate
 
 from .methods import DENSE, DENSE_16, all_methods, default_method
 from .setting import Setting
-from .tables import best_dense, detail_table, scaling_table
+from .tables import best_dense, count_text, detail_table, scaling_table
 
 FORMAT = 1
 COUNTS = tuple(2**e for e in range(13))
@@ -70,7 +70,7 @@ def show_simulation(
     model = setting.scenario.workload
     for count in detailed:
         rows = [row for row in predictions if row.workers == count]
-        title = f"{model.name}, {model.numel / 1e6:.3g}M, on {setting.label}, {count} workers, density {density:g}"
+        title = f"{model.name}, {count_text(model.numel)}, on {setting.label}, {count} workers, density {density:g}"
         console.print(detail_table(rows, title, price))
         console.print()
     counts = sorted({row.workers for row in predictions})

@@ -42,6 +42,42 @@ def bytes_text(size: float) -> str:
     return f"{size:.0f} B" if size else "0"
 
 
+def bits_text(rate: float) -> str:
+    """Return a bandwidth with three digits and its unit.
+
+    Example:
+        >>> bits_text(9.41e9), bits_text(1e8)
+        ('9.41 Gb/s', '100 Mb/s')
+    """
+    for unit, scale in (("Tb/s", 1e12), ("Gb/s", 1e9), ("Mb/s", 1e6)):
+        if rate >= 0.9995 * scale:
+            return f"{_digits(rate / scale)} {unit}"
+    return f"{_digits(rate / 1e3)} kb/s"
+
+
+def count_text(count: float) -> str:
+    """Return a number of parameters with three digits.
+
+    Example:
+        >>> count_text(61_706), count_text(25_557_032), count_text(1.31e9)
+        ('61.7k', '25.6M', '1.31B')
+    """
+    for unit, scale in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= 0.9995 * scale:
+            return f"{_digits(count / scale)}{unit}"
+    return f"{count:.0f}"
+
+
+def times_text(factor: float) -> str:
+    """Return a gain; two decimals where they matter.
+
+    Example:
+        >>> times_text(1.033), times_text(98.9)
+        ('1.03x', '98.9x')
+    """
+    return f"{factor:.2f}x" if factor < 9.995 else f"{_digits(factor)}x"
+
+
 def best_dense(predictions: Sequence[Prediction]) -> Prediction:
     """Return the faster of the dense methods among predictions for one number of workers."""
     return min((row for row in predictions if row.method in (DENSE.name, DENSE_16.name)), key=lambda row: row.step_s)
@@ -61,11 +97,9 @@ def detail_table(predictions: Sequence[Prediction], title: str, price: float | N
     baseline = best_dense(predictions)
     for row in predictions:
         money = row.worker_hours if price is None else row.worker_hours * price
-        table.add_row(
-            row.method, seconds_text(row.step_s), f"{baseline.step_s / row.step_s:.2f}x", f"{100 * row.efficiency:.0f}",
-            seconds_text(row.exposed_s), seconds_text(row.select_s), bytes_text(row.sent_bytes),
-            _digits(money),
-        )  # fmt: skip
+        gain, efficiency = times_text(baseline.step_s / row.step_s), f"{100 * row.efficiency:.0f}"
+        waits, selects, sent = seconds_text(row.exposed_s), seconds_text(row.select_s), bytes_text(row.sent_bytes)
+        table.add_row(row.method, seconds_text(row.step_s), gain, efficiency, waits, selects, sent, _digits(money))
     return table
 
 
