@@ -171,6 +171,30 @@ def advise(
             typer.echo(f"This version's train has no setting for {', '.join(left_out)}.", err=True)
 
 
+@app.command()
+def probe(
+    model: Annotated[str, typer.Option(help="Model to measure.")] = "lenet5",
+    batch_size: Annotated[int, typer.Option(help="Examples for each worker and step.")] = 32,
+    workers: Annotated[
+        int | None, typer.Option(help="Local processes to start (4); under torchrun, its number is taken.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer runs, smaller sizes: a first look.")] = False,
+    out: Annotated[Path, typer.Option(help="File to write.")] = Path("probe.json"),
+) -> None:
+    """Measure this machine or, under torchrun, this cluster: links, the model's buckets, selection, codec.
+
+    Takes about half a minute for a small model. The file is what simulate and advise take with --probe.
+    """
+    from gaussiank.lab.cluster.probe_command import require_measurable, run_probe
+    from gaussiank.lab.cluster.stopwatch import QUICK, Effort
+    from gaussiank.lab.launch import launch, world_size
+
+    count = world_size(workers)
+    require_measurable(model, batch_size, count, device)
+    launch(run_probe, count, model, batch_size, device, out, QUICK if quick else Effort())
+
+
 def main() -> None:
     """Run the command line; a user's mistake ends it with one sentence and status 2."""
     try:

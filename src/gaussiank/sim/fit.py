@@ -61,7 +61,7 @@ def fit_cluster(
         raise ValueError(f"links of {name} must be measured with at least 2 workers, got {workers}. Probe with more.")
     target = np.array(times)
     latency_s, byte_s = _fit(np.array(rows) / target[:, None])
-    link = Link("measured", 8 / byte_s, latency_s)
+    link = Link("the measured link", 8 / byte_s, latency_s)
     plain = Cluster(name, (Tier("rack", link),), algorithms)
     corrections = {
         operation: Curve.of((size, seconds / operation_s(plain, operation, workers, size)) for size, seconds in points)
