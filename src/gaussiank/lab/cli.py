@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 import gaussiank
-from gaussiank.lab import reproduce_cli, study_cli
+from gaussiank.lab import cluster_cli, reproduce_cli, study_cli
 from gaussiank.lab.bench.cli import bench
 
 app = typer.Typer(
@@ -169,6 +169,9 @@ def report(
 app.command()(study_cli.analyze)
 app.command()(study_cli.replay)
 app.command()(reproduce_cli.reproduce)
+app.command()(cluster_cli.simulate)
+app.command()(cluster_cli.advise)
+app.command()(cluster_cli.probe)
 
 
 def main() -> None:

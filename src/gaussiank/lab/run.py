@@ -259,7 +259,7 @@ def _opening(config: TrainConfig, data: Data, command: str) -> dict[str, Any]:
         "gaussiank": gaussiank.__version__,
         "torch": str(torch.__version__),
         "machine": {
-            "cpu": _cpu_name(),
+            "cpu": cpu_name(),
             "cores": os.cpu_count(),
             "threads_per_worker": torch.get_num_threads(),
             "python": platform.python_version(),
@@ -274,7 +274,8 @@ def _opening(config: TrainConfig, data: Data, command: str) -> dict[str, Any]:
     }
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Return the processor's name as the system gives it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

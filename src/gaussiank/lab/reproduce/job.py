@@ -71,7 +71,8 @@ class Job:
         if self.record_every is not None:
             record = {"every": self.record_every, "operators": self.operators, "dense_mean": True}
         try:
-            launch(run, self.config.workers, self.config, unfinished, f"gaussiank reproduce ({self.key})", record)
+            command = f"gaussiank reproduce ({self.key})"
+            launch(run, self.config.workers, self.config, unfinished, command, None, None, record)
             unfinished.rename(self.where(out))
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)

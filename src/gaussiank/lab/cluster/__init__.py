@@ -1,0 +1,1 @@
+"""The cost model's commands: probe a cluster, simulate it, advise. Only the probe needs torch."""

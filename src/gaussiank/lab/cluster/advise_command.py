@@ -1,0 +1,170 @@
+"""What ``gaussiank advise`` does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+import gaussiank
+from gaussiank.sim import Method
+
+from .advice import LEAST_GAIN, Advice, Candidate
+from .setting import Setting
+from .tables import bits_text, count_text, plain_table, seconds_text, times_text
+
+FORMAT = 1
+
+
+def show_advice(console: Console, setting: Setting, workers: int, advice: Advice) -> None:
+    """Print what to do, the predicted gain and its uncertainty, why, and the alternatives."""
+    model = setting.scenario.workload
+    console.print(
+        f"{model.name}, {count_text(model.numel)} parameters, on {setting.label}, {workers} workers\n", highlight=False
+    )
+    for line in (verdict(advice), gain_text(advice), *reasons(setting, workers, advice)):
+        console.print(line, highlight=False)
+    console.print()
+    console.print(_alternatives(advice))
+    console.print("\nTime only: a lower density, and every collective but allgather, delays part of the gradient.")
+    if setting.assumed:
+        console.print(f"Assumed: {'; '.join(setting.assumed)}.", highlight=False)
+
+
+def verdict(advice: Advice) -> str:
+    """Say in a sentence what to do."""
+    method, baseline = advice.best.method, advice.baseline.method.name
+    if advice.compress:
+        return (
+            f"Compress: {method.compressor}, density {method.density:g}, codec {method.wire.name}, "
+            f"collective {method.collective}, {_scope(method)}."
+        )
+    fastest = advice.baseline.step_s / advice.ranked[0].step_s
+    if fastest < 1:
+        return f"Do not compress: {baseline} is faster."
+    if fastest < LEAST_GAIN:
+        return f"Do not compress: no setting gains {100 * (LEAST_GAIN - 1):.0f} % over {baseline}."
+    return f"Do not compress: {baseline} may well be as fast. Measure this cluster with gaussiank probe to be sure."
+
+
+def gain_text(advice: Advice) -> str:
+    """Say what is predicted, and how sure it is."""
+    return (
+        f"Predicted step: {seconds_text(advice.baseline.step_s)} with {advice.baseline.method.name}, "
+        f"{seconds_text(advice.best.step_s)} compressed: {times_text(advice.gain)}, "
+        f"with 80 % probability {times_text(advice.low)} to {times_text(advice.high)}."
+    )
+
+
+def reasons(setting: Setting, workers: int, advice: Advice) -> list[str]:
+    """Say why: what dense waits for, what compressing costs, and at which bandwidth the answer turns."""
+    if workers == 1:
+        return ["Why: one worker sends nothing, so selection can only cost."]
+    link = setting.scenario.cluster.tiers[-1].link
+    waits, costs = (
+        seconds_text(seconds) if seconds > 0 else "nothing" for seconds in (advice.waits_s, advice.selects_s)
+    )
+    lines = [
+        f"Why: {advice.baseline.method.name} waits {waits} a step for messages that nothing hides; compressing costs "
+        f"{costs} instead, its own messages included."
+    ]
+    if advice.pays_below_bits_s == 0:
+        lines.append(f"It would not gain 5 % even if {link.name} carried a thousandth.")
+    elif math.isinf(advice.pays_below_bits_s):
+        lines.append(f"It would pay even if {link.name} carried a thousand times as much: latency alone decides.")
+    else:
+        lines.append(
+            f"It gains 5 % where {link.name} carries less than {bits_text(advice.pays_below_bits_s)}; "
+            f"here it is {bits_text(link.bandwidth_bits_s)}."
+        )
+    if not advice.compress and advice.baseline.method.value_bytes == 2:
+        lines.append("16-bit dense needs no gaussiank: register torch's bf16_compress_hook.")
+    return lines
+
+
+def advice_text(setting: Setting, workers: int, advice: Advice) -> str:
+    """Return everything as JSON text."""
+    return json.dumps(
+        {
+            "format": FORMAT,
+            "kind": "gaussiank advice",
+            "gaussiank": gaussiank.__version__,
+            "setting": setting.label,
+            "model": setting.scenario.workload.name,
+            "workers": workers,
+            "compress": advice.compress,
+            "verdict": verdict(advice),
+            "reasons": reasons(setting, workers, advice),
+            "gain": advice.gain,
+            "gain_low": advice.low,
+            "gain_high": advice.high,
+            "best": _record(advice.best),
+            "baseline": _record(advice.baseline),
+            "pays_below_bits_s": advice.pays_below_bits_s if math.isfinite(advice.pays_below_bits_s) else None,
+            "ranked": [_record(candidate) for candidate in advice.ranked],
+            "sources": list(setting.sources),
+            "assumed": list(setting.assumed),
+        },
+        indent=1,
+    )
+
+
+def apply_advice(path: Path, setting: Setting, workers: int, advice: Advice) -> list[str]:
+    """Write the settings as a configuration that ``train`` and the hook take.
+
+    Returns:
+        What was advised and the configuration has no field for, to be said to the user.
+    """
+    from gaussiank.lab.config import TrainConfig
+    from gaussiank.lab.models import MODELS
+
+    method = advice.best.method
+    model = setting.scenario.workload.name
+    wanted: dict[str, Any] = {"workers": workers, "methods": ["dense"]}
+    if advice.compress:
+        wanted |= {
+            "methods": [method.compressor],
+            "density": method.density,
+            "scope": method.scope,
+            "wire": method.wire.name,
+            "collective": method.collective,
+        }
+    if model in MODELS:
+        wanted["model"] = model
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({name: value for name, value in wanted.items() if name in known}, indent=2) + "\n"
+    path.write_text(text, encoding="utf-8", newline="\n")
+    return [f"{name}={value}" for name, value in wanted.items() if name not in known]
+
+
+def _record(candidate: Candidate) -> dict[str, Any]:
+    method = candidate.method
+    return {
+        "compressor": method.compressor,
+        "density": None if method.sends_all else method.density,
+        "codec": f"{8 * method.value_bytes} bits" if method.sends_all else method.wire.name,
+        "collective": "all-reduce" if method.sends_all else method.collective,
+        "scope": method.scope,
+        "step_s": candidate.step_s,
+    }
+
+
+def _alternatives(advice: Advice) -> Table:
+    headers = ("step", "gain", "density", "codec", "scope")
+    table = plain_table("Dense, and the fastest setting of each collective", ("method", *headers))
+    for row in sorted((*advice.dense, *advice.ranked), key=lambda candidate: candidate.step_s):
+        method, gain = row.method, times_text(advice.baseline.step_s / row.step_s)
+        sparse = (f"{method.density:g}", method.wire.name, method.scope)
+        name = method.name if method.sends_all else f"topk {method.collective}"
+        table.add_row(name, seconds_text(row.step_s), gain, *(("", "", "") if method.sends_all else sparse))
+    return table
+
+
+def _scope(method: Method) -> str:
+    return "once for the whole model" if method.scope == "model" else "bucket by bucket"

@@ -1,0 +1,100 @@
+"""Measures our own work on this worker: selection, encoding, decoding, merging."""
+
+from __future__ import annotations
+
+import statistics
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gaussiank import codec, ops
+from gaussiank.compressors import COMPRESSORS, parse_compressor
+from gaussiank.journey import Journey
+from gaussiank.layout import Layout
+from gaussiank.schedule import Constant
+from gaussiank.sparse import SparseGradient
+
+from .probe_file import Points
+from .stopwatch import Effort, median_s
+
+DENSITY = 0.001
+PARTS = 4
+WARM_STEPS = 2
+
+
+def measure_selection(numel: int, device: torch.device, effort: Effort) -> dict[str, Points]:
+    """Time what backward waits for, of each compressor, by length: adding the residual, selecting, encoding.
+
+    Args:
+        numel: longest vector that matters.
+        device: where gradients are.
+        effort: how often, and at which lengths.
+
+    Returns:
+        Compressor -> (numel, seconds), the encoding at density 0.001 included.
+    """
+    alone = dist.new_group([dist.get_rank()], use_local_synchronization=True)
+    names = [name for name in COMPRESSORS if not parse_compressor(name).sends_all]
+    return {
+        name: tuple(
+            (float(length), _select_s(name, length, device, effort, alone)) for length in _lengths(numel, effort)
+        )
+        for name in names
+    }
+
+
+def _select_s(name: str, numel: int, device: torch.device, effort: Effort, alone: dist.ProcessGroup | None) -> float:
+    compressor = parse_compressor(name)
+    journey = Journey({"vector": numel}, schedule=Constant(DENSITY), compressor=compressor, group=alone)
+    generator = torch.Generator(device).manual_seed(0)
+    layout, grad, taken = Layout(("vector",), (numel,)), torch.empty(numel, device=device), []
+    for _ in range(WARM_STEPS + effort.least):
+        grad.normal_(generator=generator)
+        journey.begin()
+        journey.reduce_sparse(layout, [grad]).wait()
+        journey.seal()
+        taken.append(journey.measured.select_s)
+    return statistics.median(taken[WARM_STEPS:])  # the first has no hint, and its pages are new
+
+
+def measure_curves(numel: int, device: torch.device, effort: Effort) -> dict[str, Points]:
+    """Time encoding, decoding and merging over entries, and clearing and casting over numel."""
+    encode, decode, merge = [], [], []
+    for entries in effort.entries:
+        length = 20 * entries
+        parts = [_random(entries, length, seed, device) for seed in range(PARTS)]
+        payloads = [codec.encode(part) for part in parts]
+        out = torch.empty(length, device=device)
+        encode.append((float(entries), median_s(partial(codec.encode, parts[0]), device, effort)))
+        added_s = median_s(partial(_add_up, payloads, out), device, effort)
+        decode.append((float(PARTS * entries), max(1e-9, added_s - median_s(out.zero_, device, effort))))
+        merge.append((float(PARTS * entries), median_s(partial(ops.union, parts), device, effort)))
+    clear, cast = [], []
+    for length in _lengths(numel, effort):
+        vector = torch.ones(length, device=device)
+        clear.append((float(length), median_s(vector.zero_, device, effort)))
+        cast.append((float(length), median_s(partial(_to_16_bits_and_back, vector), device, effort)))
+    rows = {"encode": encode, "decode": decode, "merge": merge, "clear": clear, "cast": cast}
+    return {name: tuple(points) for name, points in rows.items()}
+
+
+def _lengths(numel: int, effort: Effort) -> list[int]:
+    """Return the lengths that matter for a model of ``numel``: its own, and shorter ones, which its buckets have."""
+    return sorted({*(length for length in effort.numels if length <= max(numel, effort.numels[1])), numel})
+
+
+def _to_16_bits_and_back(vector: Tensor) -> None:
+    vector.copy_(vector.bfloat16())
+
+
+def _add_up(payloads: list[Tensor], out: Tensor) -> None:
+    ops.scatter_mean([codec.decode(payload, out.numel(), out.dtype) for payload in payloads], out)
+
+
+def _random(entries: int, numel: int, seed: int, device: torch.device) -> SparseGradient:
+    generator = torch.Generator().manual_seed(seed)
+    indices = torch.randperm(numel, generator=generator)[:entries].sort().values.int()
+    values = torch.randn(entries, generator=generator)
+    return SparseGradient(indices.to(device), values.to(device), numel)

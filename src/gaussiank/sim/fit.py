@@ -1,0 +1,83 @@
+"""From measured collectives to a link, and to what the model gets wrong about each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .curve import Curve
+from .link import Link
+from .operations import all_gather_s, all_reduce_s, all_to_all_s, broadcast_s, swap_s
+from .topology import Cluster, Tier
+
+Points = Sequence[tuple[float, float]]
+
+
+def operation_s(cluster: Cluster, operation: str, workers: int, size_bytes: float) -> float:
+    """Return the modelled seconds of one of torch's collectives.
+
+    Raises:
+        ValueError: an unknown operation.
+    """
+    if operation == "swap":
+        levels = cluster.levels(workers)
+        return swap_s(cluster, levels[-1], size_bytes) if levels else 0.0
+    known = {
+        "all_reduce": all_reduce_s, "all_gather": all_gather_s, "all_to_all": all_to_all_s, "broadcast": broadcast_s,
+    }  # fmt: skip
+    if operation not in known:
+        raise ValueError(f"operation must be one of {', '.join((*known, 'swap'))}, got {operation!r}. Correct it.")
+    return known[operation](cluster, workers, size_bytes)
+
+
+def fit_cluster(
+    name: str, measured: Mapping[str, Points], workers: int, algorithms: tuple[str, ...] = ("ring",)
+) -> Cluster:
+    """Fit one link to measured collectives, and keep for each of them the ratio that the fit leaves.
+
+    With one kind of link and a ring, every collective takes ``starts * latency + moved * byte_s`` seconds; both are
+    found by least squares of relative errors. The ratios make the model exact at the sizes and workers that were
+    measured; at other numbers of workers they are the best guess that there is.
+
+    Args:
+        name: of the cluster.
+        measured: operation -> (message bytes, seconds) pairs.
+        workers: with which it was measured, at least 2.
+        algorithms: that its library all-reduces with.
+
+    Raises:
+        ValueError: nothing was measured, or times from which no bandwidth follows.
+    """
+    rows, times = [], []
+    for operation, points in measured.items():
+        unit = Cluster(name, (Tier("rack", Link("unit", 8.0)),), ("ring",))  # one second a byte
+        start = Cluster(name, (Tier("rack", Link("start", 8e30, latency_s=1.0)),), ("ring",))
+        for size_bytes, seconds in points:
+            rows.append([operation_s(c, operation, workers, size_bytes) for c in (start, unit)])
+            times.append(seconds)
+    if not rows or workers < 2:
+        raise ValueError(f"links of {name} must be measured with at least 2 workers, got {workers}. Probe with more.")
+    target = np.array(times)
+    latency_s, byte_s = _fit(np.array(rows) / target[:, None])
+    link = Link("the measured link", 8 / byte_s, latency_s)
+    plain = Cluster(name, (Tier("rack", link),), algorithms)
+    corrections = {
+        operation: Curve.of((size, seconds / operation_s(plain, operation, workers, size)) for size, seconds in points)
+        for operation, points in measured.items()
+    }
+    return Cluster(name, (Tier("rack", link),), algorithms, corrections)
+
+
+def _fit(rows: NDArray[np.float64]) -> tuple[float, float]:
+    """Solve ``rows @ (latency, byte) = 1`` for values that are not negative."""
+    (latency_s, byte_s), *_ = np.linalg.lstsq(rows, np.ones(len(rows)), rcond=None)
+    if latency_s < 0:
+        latency_s, byte_s = 0.0, float(1 / rows[:, 1].mean())
+    if byte_s <= 0:
+        raise ValueError(
+            "bandwidth must follow from the measured times, got times that do not grow with the message. "
+            "Measure larger messages."
+        )
+    return float(latency_s), float(byte_s)

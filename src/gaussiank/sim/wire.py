@@ -1,0 +1,44 @@
+"""Message sizes, from what the codec writes for an entry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .checks import require_at_least
+from .curve import Curve
+
+
+@dataclass(frozen=True)
+class Wire:
+    """Say how many bits an entry has on the wire; the numbers come from the real codec, which is not imported here.
+
+    Args:
+        name: index code and value code, as the codec names them.
+        value_bits: of a value.
+        index_bits: of an index, over density.
+        header_bytes: of a payload.
+
+    Example:
+        >>> raw = Wire("raw+fp32", 32, Curve.of([(1e-6, 32), (1, 32)]), header_bytes=16)
+        >>> raw.payload_bytes(1000, 10**6)
+        8016.0
+    """
+
+    name: str
+    value_bits: float
+    index_bits: Curve
+    header_bytes: int = 16
+
+    def __post_init__(self) -> None:
+        require_at_least(f"value_bits of wire {self.name}", self.value_bits, 0, "32 for float32.")
+        require_at_least(f"header_bytes of wire {self.name}", self.header_bytes, 0, "16 for the raw format.")
+
+    def payload_bytes(self, entries: float, numel: float) -> float:
+        """Return the size of a payload with so many entries of a vector of ``numel``."""
+        density = min(1.0, entries / numel) if numel else 1.0
+        return self.header_bytes + entries * (self.value_bits + self.index_bits(density)) / 8
+
+
+def fixed_bits(bits: float) -> Curve:
+    """Return the curve of a code whose indices always have the same width."""
+    return Curve.of([(1e-9, bits), (1, bits)])

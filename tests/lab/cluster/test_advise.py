@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from gaussiank.lab.cli import app, main
+from gaussiank.lab.cluster.advice import DENSITIES, LEAST_GAIN, TOLERANCE, advise
+from gaussiank.lab.cluster.presets import PRESETS, Uncertainty
+from gaussiank.lab.cluster.setting import Setting, of_preset
+from gaussiank.sim import Bucket, Cluster, Curve, Device, Link, Scenario, Tier, Workload
+
+
+def setting(bandwidth_bits_s: float = 1e9, select_s: float = 1e-3, uncertainty: Uncertainty | None = None) -> Setting:
+    """A model of 100 MB that computes 0.1 s and sends when it is done."""
+    device = Device("d", select={"topk": Curve.of([(1, select_s), (1e9, select_s)])})
+    cluster = Cluster("c", (Tier("rack", Link("wire", bandwidth_bits_s)),), ("ring",))
+    scenario = Scenario(Workload("m", (Bucket(25_000_000, 0.05),), 0.05), device, cluster)
+    return Setting("here", scenario, 4, False, (), (), uncertainty or Uncertainty())
+
+
+def output(*arguments: str) -> str:
+    done = CliRunner().invoke(app, [*arguments], env={"COLUMNS": "80", "NO_COLOR": "1"}, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_slow_link_compress() -> None:
+    advice = advise(setting(1e9), 4)
+    bf16_s = 0.1 + 1.5 * 50e6 * 8e-9
+    assert advice.compress
+    assert advice.baseline.method.name == "dense bf16"
+    assert advice.baseline.step_s == pytest.approx(bf16_s)
+    assert advice.gain == pytest.approx(bf16_s / advice.best.step_s)
+    assert advice.low <= advice.gain <= advice.high
+
+
+def test_fast_link_or_slow_selection_do_not() -> None:
+    for other in (setting(1e13), setting(1e9, select_s=1.0)):
+        advice = advise(other, 4)
+        assert not advice.compress
+        assert advice.gain < LEAST_GAIN
+
+
+def test_one_worker_never() -> None:
+    advice = advise(setting(1e6), 1)
+    assert not advice.compress
+    assert advice.pays_below_bits_s == 0
+
+
+def test_break_even_is_where_the_gain_is_five_per_cent() -> None:
+    advice = advise(setting(1e9), 4)
+    assert 1e9 < advice.pays_below_bits_s < 1e12
+    just_below, just_above = (advise(setting(advice.pays_below_bits_s * factor), 4) for factor in (0.9, 1.1))
+    assert just_below.baseline.step_s / just_below.ranked[0].step_s >= LEAST_GAIN
+    assert just_above.baseline.step_s / just_above.ranked[0].step_s < LEAST_GAIN
+    latency = replace(setting(), scenario=replace(setting().scenario, cluster=far()))
+    assert math.isinf(advise(latency, 64).pays_below_bits_s)
+
+
+def far() -> Cluster:
+    return Cluster("c", (Tier("rack", Link("far", 1e9, latency_s=0.1)),), ("ring",))
+
+
+def test_least_lossy_setting_within_tolerance_is_taken() -> None:
+    advice = advise(setting(1e11, select_s=1e-6), 4)
+    fastest_s = advice.ranked[0].step_s
+    assert advice.best.step_s <= fastest_s * (1 + TOLERANCE)
+    assert advice.best.method.collective == "allgather"
+    assert advice.best.method.density == max(DENSITIES)
+    slow = advise(setting(1e7), 64)
+    assert slow.best.method.density == min(DENSITIES)
+    assert slow.best.method.collective != "allgather"  # its traffic grows with the workers
+
+
+def test_given_density_is_the_only_one() -> None:
+    assert advise(setting(), 4, density=0.05).best.method.density == 0.05
+
+
+def test_interval_widens_with_uncertainty_and_repeats() -> None:
+    sure = advise(setting(uncertainty=Uncertainty(0.01, 0.01, 0.01, 0.01)), 4)
+    unsure = advise(setting(uncertainty=Uncertainty(0.5, 0.5, 0.5, 0.5)), 4)
+    assert sure.high - sure.low < 0.2 * (unsure.high - unsure.low)
+    assert advise(setting(), 4) == advise(setting(), 4)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_has_an_answer(preset: str) -> None:
+    found = of_preset(preset, "resnet50")
+    advice = advise(found, found.workers)
+    assert advice.gain > 0
+    assert advice.compress == (advice.gain >= LEAST_GAIN and advice.low >= 1)
+
+
+def test_known_answers() -> None:
+    answers = {
+        ("10gbe-16xV100", "alexnet"): True,
+        ("10gbe-16xV100", "resnet50"): False,
+        ("nvlink+ib", "resnet50"): False,
+        ("nvlink+ib", "transformer-1.3b"): False,
+        ("wan-500mbit", "transformer-1.3b"): True,
+        ("25gbe-8xH100", "transformer-1.3b"): True,
+    }
+    for (preset, model), compress in answers.items():
+        found = of_preset(preset, model)
+        assert advise(found, found.workers).compress is compress, (preset, model)
+
+
+def test_text_says_what_why_and_how_sure() -> None:
+    text = " ".join(output("advise", "--preset", "10gbe-16xV100", "--model", "alexnet").split())
+    assert "Compress: topk, density 0.01, codec chunks+bf16, collective allgather, bucket by bucket." in text
+    assert "Why: dense bf16 waits" in text
+    assert "with 80 % probability" in text
+    assert "It gains 5 % where 10 GbE carries less than" in text
+    text = " ".join(output("advise", "--preset", "nvlink+ib", "--model", "resnet50").split())
+    assert "Do not compress: dense fp32 is faster." in text
+
+
+def test_json_and_applied_configuration_agree(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    arguments = ["--preset", "lab-100mbit", "--model", "resnet20", "--json", "--apply", str(path)]
+    found = json.loads(output("advise", *arguments))
+    applied = json.loads(path.read_text())
+    assert found["compress"] is True
+    assert applied["methods"] == [found["best"]["compressor"]] == ["topk"]
+    assert applied["density"] == found["best"]["density"]
+    assert (applied["model"], applied["workers"]) == ("resnet20", 4)
+    from gaussiank.lab.config import TrainConfig
+
+    TrainConfig(**{**applied, "methods": tuple(applied["methods"])})  # train takes it
+    output("advise", "--preset", "nvlink+ib", "--model", "resnet20", "--apply", str(path))
+    assert json.loads(path.read_text())["methods"] == ["dense"]
+
+
+def test_advice_from_a_preset_needs_no_torch_and_two_seconds() -> None:
+    script = (
+        "import sys; from gaussiank.lab.cli import app; "
+        "app(['advise', '--preset', '100gbe', '--model', 'resnet50'], standalone_mode=False); "
+        "assert 'torch' not in sys.modules; assert 'matplotlib' not in sys.modules; "
+        "import time; print(time.process_time())"
+    )
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[-1]) < 2, f"{time.monotonic() - began:.1f} s on the clock"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--preset", "100gbe", "--model", "gpt9"], "gaussiank: model must be one of alexnet, "),
+        (
+            ["--preset", "100gbe", "--model", "resnet50", "--workers", "0"],
+            "gaussiank: workers must be at least 1, got 0",
+        ),
+        (
+            ["--preset", "100gbe", "--model", "resnet50", "--density", "2"],
+            "gaussiank: density must be in (0, 1], got 2",
+        ),
+        (["--probe", "nowhere.json"], "gaussiank: probe must be a file, got nowhere.json, which does not exist. "),
+    ],
+)
+def test_mistakes_end_with_one_sentence(
+    arguments: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gaussiank", "advise", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(sentence)
+    assert printed.count("\n") == 1

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import pytest
+
+from gaussiank.lab.cluster.methods import all_methods
+from gaussiank.lab.cluster.presets import PRESETS
+from gaussiank.lab.cluster.setting import of_preset, resolve
+from gaussiank.lab.cluster.shapes import BUCKET_NUMEL, SHAPES, find_shape
+from gaussiank.lab.cluster.wires import WIRES
+from gaussiank.sim import predict
+
+NUMELS = {
+    "alexnet": 61_100_840, "vgg16-imagenet": 138_357_544, "resnet50": 25_557_032, "inception-v4": 42_679_816,
+    "resnet20": 269_722, "lenet5": 61_706, "fnn3": 199_210,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NUMELS)
+def test_shapes_have_the_parameters_of_their_models(name: str) -> None:
+    assert find_shape(name).numel == NUMELS[name]
+
+
+def test_transformers_have_the_size_in_their_name() -> None:
+    for name, millions in (("transformer-350m", 350), ("transformer-1.3b", 1300), ("transformer-7b", 6600)):
+        assert find_shape(name).numel / 1e6 == pytest.approx(millions, rel=0.02)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_buckets_hold_the_whole_model_and_all_its_time(name: str) -> None:
+    shape = SHAPES[name]
+    workload = shape.workload(0.3)
+    assert workload.numel == shape.numel
+    assert workload.backward_s == pytest.approx(0.2)
+    assert workload.forward_s == pytest.approx(0.1)
+    largest_group = max(numel for numel, _ in shape.groups)
+    assert max(bucket.numel for bucket in workload.buckets) < BUCKET_NUMEL + largest_group
+
+
+def test_fully_connected_layers_come_first_in_backward() -> None:
+    first, *_, last = find_shape("vgg16-imagenet").workload(1.0).buckets
+    assert (first.numel, last.backward_s > 0.5) == (4_097_000, True)  # the classifier; the convolutions' work
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_says_where_it_comes_from_and_runs_every_method(name: str) -> None:
+    setting = of_preset(name, "resnet50")
+    assert setting.sources
+    assert setting.assumed
+    methods = all_methods(0.01, accelerator=setting.accelerator)
+    rows = predict(setting.scenario, methods, [1, setting.workers], steps=2)
+    assert [row.method for row in rows[: len(methods)]] == [method.name for method in methods]
+    assert all(0 < row.efficiency <= 1.0001 for row in rows)
+
+
+def test_lab_preset_agrees_with_what_gloo_took_on_it() -> None:
+    """100 Mbit/s, 4 workers, 1e7 entries: dense 5,250 ms, sparse all-gather 19 ms, measured on a real limited link."""
+    setting = of_preset("lab-100mbit", "resnet50")
+    device, cluster = setting.scenario.device, setting.scenario.cluster
+    dense, _, topk, *_ = all_methods(0.001, accelerator=False)
+    overlap = setting.scenario.overlap
+    assert dense.journey(10**7, device, cluster, 4, overlap).network_s == pytest.approx(5.25, rel=0.1)
+    assert topk.journey(10**7, device, cluster, 4, overlap).network_s == pytest.approx(0.019, rel=0.15)
+
+
+def test_wire_sizes_are_the_codecs() -> None:
+    assert WIRES["raw+fp32"].payload_bytes(1000, 10**6) == 8016
+    assert WIRES["rice+bf16"].payload_bytes(1000, 10**6) == pytest.approx(3524, abs=30)
+    assert WIRES["rice+bf16"].payload_bytes(1000, 10**5) < WIRES["rice+bf16"].payload_bytes(1000, 10**6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("nowhere", None, "resnet50"), "preset must be one of 10gbe-16xV100, "),
+        (("100gbe", None, "resnet5"), "model must be one of alexnet, "),
+        (("100gbe", None, None), "model must be given with a preset, got none. "),
+        ((None, None, "resnet50"), "preset or probe must be given, one of them, got none. "),
+    ],
+)
+def test_unknown_names_are_listed(arguments: tuple[str | None, None, str | None], sentence: str) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  the sentence is compared
+        resolve(*arguments)
+    assert str(caught.value).startswith(sentence)
