@@ -32,6 +32,7 @@ from gaussiank.lab.config import TrainConfig
 from gaussiank.lab.config_file import write_config
 from gaussiank.lab.data import Batches, Data
 from gaussiank.lab.launch import restarts
+from gaussiank.lab.machine import cpu_name
 from gaussiank.lab.progress import LiveProgress
 from gaussiank.lab.records import RECORDS_NAME, RecordWriter, read_records
 from gaussiank.lab.study.recorder import Recorder
@@ -246,7 +247,7 @@ def _versions() -> dict[str, str]:
     return {
         "gaussiank": gaussiank.__version__,
         "torch": str(torch.__version__),
-        "processor": _cpu_name(),
+        "processor": cpu_name(),
         "number of threads": str(torch.get_num_threads()),
     }
 
@@ -272,12 +273,3 @@ def _opening(config: TrainConfig, data: Data, command: str) -> dict[str, Any]:
         "metric": data.task.metric.as_record(),
         "command": command,
     }
-
-
-def cpu_name() -> str:
-    """Return the processor's name as the system gives it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from gaussiank import ops
 from gaussiank.lab.bench.backends import Switch
-from gaussiank.lab.bench.machine import origin
 from gaussiank.lab.bench.measure import Case, interleave, ratios
 from gaussiank.lab.bench.operators import operators
 from gaussiank.lab.bench.opsrun import SMALL_REPEATS, OperatorRun, ceilings
 from gaussiank.lab.bench.rows import Row
 from gaussiank.lab.bench.vectors import Vectors
+from gaussiank.lab.machine import origin
 from gaussiank.sparse import SparseGradient
 
 DENSITY = 0.001

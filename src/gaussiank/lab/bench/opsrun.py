@@ -13,11 +13,11 @@ from torch import Tensor
 
 from gaussiank import ops
 from gaussiank.lab.bench.backends import Switch
-from gaussiank.lab.bench.machine import origin
 from gaussiank.lab.bench.measure import Case, interleave, ratios, spread
 from gaussiank.lab.bench.operators import Operator, Taken, operator_names, operators
 from gaussiank.lab.bench.rows import Row
 from gaussiank.lab.bench.vectors import LAWS, Vectors
+from gaussiank.lab.machine import origin
 from gaussiank.sparse import MAX_NUMEL
 
 BYTES_AN_ENTRY = 12  # the least that adding a gradient to a residual moves: read both, write one

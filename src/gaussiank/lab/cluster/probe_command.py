@@ -12,8 +12,8 @@ import torch.distributed as dist
 from rich.console import Console
 
 import gaussiank
+from gaussiank.lab.machine import cpu_name
 from gaussiank.lab.models import MODELS
-from gaussiank.lab.run import cpu_name
 
 from .probe_file import Points, Probe, read_probe, write_probe
 from .probe_links import measure_contention, measure_links

@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch._C._distributed_c10d import GradBucket  # torch.distributed shows it at run time only, not to type checkers
 from torch.nn.parallel import DistributedDataParallel
 
-from gaussiank.lab.data import fashion_mnist_subset
-from gaussiank.lab.models import MODELS
+from gaussiank.lab.config import TrainConfig
+from gaussiank.lab.data import Batches
+from gaussiank.lab.recipes import resolve
 
 from .stopwatch import Effort, now
 
@@ -69,20 +70,20 @@ def measure_model(name: str, batch_size: int, device: torch.device, effort: Effo
         device: where to train.
         effort: how many steps.
     """
-    spec = MODELS[name]
+    config = TrainConfig(**resolve(None, None, {"model": name, "batch_size": batch_size}))
+    data = config.load_data()
+    batches = Batches(data.train, batch_size, rank=dist.get_rank(), world_size=dist.get_world_size(), seed=0)
+    batch = next(batches.epoch(0)).to(device)
     torch.manual_seed(0)
-    module = DistributedDataParallel(spec.build().to(device))
+    module = DistributedDataParallel(config.spec.build(data.outputs).to(device))
     clock = _Clock(device)
     module.register_comm_hook(clock, _note)
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.9)
-    data, _ = fashion_mnist_subset()
-    images = data.images[:batch_size].to(device)
-    labels = data.labels[:batch_size].to(device)
     forward, buckets, stepped = [], [], []
     for step in range(WARM_STEPS + effort.steps):
         dist.barrier()
         began = now(device)
-        loss = nn.functional.cross_entropy(module(spec.prepare(images)), labels)
+        loss = data.task.loss(module(*data.train.prepare(batch.inputs)), batch.targets)
         lost = now(device)
         loss.backward()
         back = now(device)
@@ -103,6 +104,6 @@ def measure_model(name: str, batch_size: int, device: torch.device, effort: Effo
         tuple(statistics.median(column) for column in zip(*buckets, strict=True)),
         statistics.median(stepped),
         tuple(clock.numels),
-        len(data),
+        len(data.train),
         spread / middle,
     )
