@@ -14,7 +14,6 @@ class Fault(IntEnum):
     RANGE = -4
     SURPLUS = -5
     VALUES = -6
-    CODE = -7
 
 
 _DAMAGED = "It is damaged: drop it, or have it sent again."
@@ -25,7 +24,6 @@ _MESSAGES = {
     Fault.RANGE: f"payload must hold ascending indices in [0, numel), got another. {_DAMAGED}",
     Fault.SURPLUS: f"payload must hold no more bytes of indices than they need, got more. {_DAMAGED}",
     Fault.VALUES: "values must be rounded to the code before they are encoded, got others. Call Wire.round in take.",
-    Fault.CODE: f"payload must hold scales and levels that an encoder writes, got others. {_DAMAGED}",
 }
 
 
