@@ -27,6 +27,8 @@ READERS = [
     "lab/report.py",
     "lab/records.py",
     "lab/summary.py",
+    "lab/compare.py",
+    "lab/watch/server.py",
     "lab/bench/rows.py",
     "lab/bench/opstable.py",
     "lab/bench/opsplot.py",
