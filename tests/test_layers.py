@@ -23,7 +23,7 @@ LEVELS = [
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 READERS = [
-    *("lab/plots.py", "lab/report.py", "lab/records.py", "lab/summary.py"),
+    *("lab/plots.py", "lab/report.py", "lab/records.py", "lab/summary.py", "lab/compare.py", "lab/watch/server.py"),
     *("lab/bench/rows.py", "lab/bench/opstable.py", "lab/bench/opsplot.py"),
     *("lab/study/study.py", "lab/study/fit.py", "lab/study/shape.py"),
 ]

@@ -169,6 +169,7 @@ def test_a_path_without_checkpoints_is_refused(tmp_path: Path) -> None:
         ({"checkpoint_every": 5, "checkpoint_form": "zip"}, "^checkpoint_form must be one of plain, dcp, got 'zip'"),
         ({"max_restarts": 2}, "^max_restarts must come with checkpoint_every, got 2 alone"),
         ({"max_restarts": -1}, "^max_restarts must not be negative, got -1"),
+        ({"track": "mlflow"}, "^track must be tensorboard, wandb or wandb:PROJECT, got 'mlflow'"),
         ({"resume": Path("x"), "recipe": "paper"}, "^recipe must be left out with resume, got paper"),
         ({"resume": Path("x"), "config": Path("y")}, "^config must be left out with resume, got y"),
     ],
@@ -212,14 +213,15 @@ def test_what_is_resumed_goes_to_the_workers(run_dir: Path, tmp_path: Path, monk
     launched: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     monkeypatch.setattr(train_command, "launch", lambda *given, **named: launched.append((given, named)))
     start(Options(resume=run_dir, max_restarts=3), {"workers": 2, "timeout_s": 7.0})
-    (_, workers, config, out, _, plan, resume), named = launched[0]
+    (_, workers, config, out, _, plan, resume, trackers), named = launched[0]
     assert (workers, config.workers, config.steps, config.timeout_s) == (2, 2, 4, 7.0)
     assert out == run_dir.resolve()
     assert plan == CheckpointPlan(run_dir / "checkpoints", every=2, keep=3)
     assert resume.manifest.step == 4
+    assert trackers == ()
     assert named == {"timeout_s": 7.0, "max_restarts": 3}
     start(Options(resume=run_dir / "checkpoints", out=tmp_path / "new", keep=1), {})
-    _, _, _, out, _, plan, _ = launched[1][0]
+    _, _, _, out, _, plan, *_ = launched[1][0]
     assert out == tmp_path / "new"
     assert plan == CheckpointPlan(tmp_path / "new" / "checkpoints", every=2, keep=1)
 

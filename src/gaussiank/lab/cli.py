@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -115,6 +116,9 @@ def train(
         Path | None, typer.Option(help="Checkpoint, folder of them, or run to go on with, its settings included.")
     ] = None,
     max_restarts: Annotated[int, typer.Option(help="Times that failed workers are started again.")] = 0,
+    track: Annotated[
+        str | None, typer.Option(help="Where records go as well, by comma: tensorboard, wandb, wandb:PROJECT.")
+    ] = None,
     timeout_s: Annotated[
         float | None, typer.Option(help="Seconds after which a worker that does not answer ends the run (120).")
     ] = None,
@@ -151,19 +155,39 @@ def data(
 
 @app.command()
 def report(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Directory that train has written.")],
-    figures: Annotated[Path | None, typer.Option(help="Directory for the figures as SVG files.")] = None,
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories that train has written.")],
+    figures: Annotated[Path | None, typer.Option(help="Directory for the figures of one run as SVG files.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File of the page: RUN/report.html, or comparison.html.")] = None,
 ) -> None:
-    """Print the table of a run, and write its HTML report anew."""
+    """Print the table of a run, and write its HTML report anew; or compare several runs on one page."""
+    from gaussiank.lab.compare import COMPARISON_NAME, read_runs, write_comparison
     from gaussiank.lab.records import read_records
     from gaussiank.lab.report import write_figures, write_report
     from gaussiank.lab.summary import summary_table
 
-    console = Console()
-    console.print(summary_table(read_records(run_dir)))
-    console.print(f"Report: {write_report(run_dir)}", soft_wrap=True, highlight=False)
-    for path in write_figures(run_dir, figures) if figures else ():
+    one = len(run_dirs) == 1
+    if figures and not one:
+        raise ValueError(f"figures must be of one run, got {len(run_dirs)} runs. Leave it out, or name one run.")
+    console, records = Console(), read_records(run_dirs[0]) if one else read_runs(run_dirs)
+    console.print(summary_table(records))
+    page = write_report(run_dirs[0], out) if one else write_comparison(records, out or Path(COMPARISON_NAME))
+    console.print(f"{'Report' if one else 'Comparison'}: {page}", soft_wrap=True, highlight=False)
+    for path in write_figures(run_dirs[0], figures) if figures else ():
         console.print(f"Figure: {path}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def watch(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Directory that train writes, or will write.")],
+    port: Annotated[int, typer.Option(help="Port on this machine; 0 takes any that is free.")] = 8770,
+) -> None:
+    """Show a run while it goes on, on a page that this machine alone can open."""
+    from gaussiank.lab.watch.server import HOST, make_server
+
+    with make_server(run_dir, port) as server:
+        typer.echo(f"Watching {run_dir} at http://{HOST}:{server.server_address[1]}/ until Ctrl-C.")
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 app.command()(study_cli.analyze)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from functools import partial
 from importlib.resources import files
@@ -14,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from gaussiank.lab.durable import write_whole
 from gaussiank.lab.plots import (
     figure_svg,
     kept_over_steps,
@@ -77,12 +77,7 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     path = Path(run_dir) / REPORT_NAME if out is None else Path(out)
     page = report_html(read_records(run_dir))
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_bytes(page.encode("utf-8", "xmlcharrefreplace"))
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(path, page.encode("utf-8", "xmlcharrefreplace"))
     return path
 
 

@@ -36,6 +36,7 @@ from gaussiank.lab.machine import cpu_name
 from gaussiank.lab.progress import LiveProgress
 from gaussiank.lab.records import RECORDS_NAME, RecordWriter, read_records
 from gaussiank.lab.study.recorder import Recorder
+from gaussiank.lab.trackers import Tracker, open_trackers
 from gaussiank.lab.train import Training
 
 
@@ -60,6 +61,7 @@ def run(
     plan: CheckpointPlan | None = None,
     resume: Resume | None = None,
     record: Mapping[str, Any] | None = None,
+    trackers: tuple[str, ...] = (),
 ) -> None:
     """Train with every method of ``config`` and write the run's directory; within a process group.
 
@@ -72,6 +74,7 @@ def run(
         plan: where and when to write checkpoints, or None.
         resume: checkpoint to go on from, or None.
         record: options of a ``Recorder`` for each method, which writes to ``study_dir``; None records no gradients.
+        trackers: where records go as well; see ``require_trackers``.
 
     Raises:
         ValueError: workers differ in their settings, or the checkpoint is damaged or of something else.
@@ -85,7 +88,7 @@ def run(
     if resume is not None:
         resume.require_model(parameters, data.digest)
     run = _Run(config, run_dir, data, parameters, plan, resume, record)
-    with run.opened(command):
+    with run.opened(command, trackers):
         for method in run.methods:
             run.train(method)
     if dist.get_rank() == 0:
@@ -120,6 +123,7 @@ class _Run:
         self._console = Console()
         self._writer: RecordWriter | None = None
         self._progress: LiveProgress | None = None
+        self._trackers: list[Tracker] = []
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -128,7 +132,7 @@ class _Run:
         return methods if self._resume is None else methods[methods.index(self._resume.manifest.method) :]
 
     @contextlib.contextmanager
-    def opened(self, command: str) -> Iterator[None]:
+    def opened(self, command: str, trackers: tuple[str, ...]) -> Iterator[None]:
         """Open what rank 0 writes to."""
         with contextlib.ExitStack() as stack:
             if self._leads:
@@ -138,6 +142,9 @@ class _Run:
                 self._writer = stack.enter_context(RecordWriter(self._run_dir, begin))
                 self._progress = stack.enter_context(LiveProgress(self._console, self._data.task.metric))
                 write_config(self._run_dir, self._config)
+                self._trackers = open_trackers(trackers, self._run_dir, self._config.as_record())
+                for tracker in self._trackers:
+                    stack.callback(tracker.close)
                 if not begin:
                     self._writer.write(_opening(self._config, self._data, command))
             yield
@@ -153,6 +160,8 @@ class _Run:
         if self._writer and self._progress:
             self._writer.write(record)
             self._progress.show(record)
+            for tracker in self._trackers:
+                tracker.write(record)
 
     def train(self, method: str) -> None:
         """Train with one method to its end."""
@@ -164,6 +173,7 @@ class _Run:
             state = load_worker(resume)
             training.restore(state)
             self._say_resumed(resume, state)
+        self.report({"kind": "begin", "method": method, "steps": training.steps, "done": training.done})
         if self._progress:
             self._progress.begin(method, training.steps, training.done)
         training.run()

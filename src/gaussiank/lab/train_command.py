@@ -18,6 +18,7 @@ from gaussiank.lab.launch import launch, restarts, under_torchrun, world_size
 from gaussiank.lab.recipes import resolve
 from gaussiank.lab.records import RECORDS_NAME
 from gaussiank.lab.run import records_of, require_startable, run
+from gaussiank.lab.trackers import require_trackers
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Options:
     checkpoint_form: str | None = None
     max_restarts: int = 0
     record: int | None = None
+    track: str | None = None
 
 
 def start(options: Options, given: Mapping[str, Any]) -> None:
@@ -54,11 +56,13 @@ def start(options: Options, given: Mapping[str, Any]) -> None:
     settings = _settings(options, given, resume)
     run_dir = _run_dir(options, settings, resume)
     plan = _plan(options, run_dir, resume)
+    trackers = tuple(name.strip() for name in (options.track or "").split(",") if name.strip())
     if not restarts():  # what was started once can be started again
         if resume is not None:
             _require_resumable(resume, run_dir)
         elif (run_dir / RECORDS_NAME).exists():
             raise FileExistsError(f"out must be a directory without records, got {run_dir}. Choose another one.")
+        require_trackers(trackers)
         require_startable(settings)
     command = "gaussiank " + shlex.join(sys.argv[1:])
     launch(
@@ -70,6 +74,7 @@ def start(options: Options, given: Mapping[str, Any]) -> None:
         plan,
         resume,
         None if options.record is None else {"every": options.record},
+        trackers,
         timeout_s=settings.timeout_s,
         max_restarts=options.max_restarts,
     )
