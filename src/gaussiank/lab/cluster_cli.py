@@ -27,16 +27,18 @@ def simulate(
 
     console = Console()
     if paper:
+        if preset or probe or model or workers or as_json or out:
+            raise ValueError("paper must stand alone, got other options beside it. It has its own setting.")
         command.show_paper(console)
         return
-    counts = command.parse_counts(workers)
+    command.require_price(price)
     setting = resolve(preset, probe, model)
-    detailed = [setting.workers] if workers is None else list(counts[-3:])
-    predictions, fitting = command.run_simulation(setting, sorted({*counts, *detailed}), density, seed)
+    counts, detailed = command.counts_of(setting, command.parse_counts(workers))
+    predictions = command.run_simulation(setting, counts, density, seed)
     if as_json:
         typer.echo(command.record_text(setting, predictions, density, seed))
     else:
-        command.show_simulation(console, setting, predictions, [n for n in detailed if n in fitting], density, price)
+        command.show_simulation(console, setting, predictions, detailed, density, price)
     for path in command.write_figures(out, setting, predictions, detailed[-1], density, seed) if out else ():
         typer.echo(f"Written: {path}", err=as_json)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .collectives import COLLECTIVES, Cost, Load
 from .curve import Curve
-from .fit import fit_cluster, operation_s
+from .fit import fit_cluster, fit_link, operation_s
 from .link import Link
 from .local_steps import LocalSteps, local_steps
 from .machine import Bucket, Device, Workload
@@ -51,6 +51,7 @@ __all__ = [
     "chrome_trace_text",
     "events",
     "fit_cluster",
+    "fit_link",
     "fixed_bits",
     "local_steps",
     "operation_s",

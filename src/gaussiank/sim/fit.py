@@ -32,42 +32,77 @@ def operation_s(cluster: Cluster, operation: str, workers: int, size_bytes: floa
     return known[operation](cluster, workers, size_bytes)
 
 
-def fit_cluster(
-    name: str, measured: Mapping[str, Points], workers: int, algorithms: tuple[str, ...] = ("ring",)
-) -> Cluster:
-    """Fit one link to measured collectives, and keep for each of them the ratio that the fit leaves.
+def fit_link(name: str, measured: Mapping[str, Points], workers: int) -> Link:
+    """Fit one link to measured collectives, as if it lay between all workers.
 
     With one kind of link and a ring, every collective takes ``starts * latency + moved * byte_s`` seconds; both are
-    found by least squares of relative errors. The ratios make the model exact at the sizes and workers that were
-    measured; at other numbers of workers they are the best guess that there is.
+    found by least squares of relative errors.
+
+    Args:
+        name: of the link.
+        measured: operation -> (message bytes, seconds) pairs.
+        workers: with which it was measured, at least 2.
+
+    Raises:
+        ValueError: nothing was measured, or times from which no bandwidth follows.
+    """
+    if workers < 2 or not any(measured.values()):
+        raise ValueError(f"links of {name} must be measured with at least 2 workers, got {workers}. Probe with more.")
+    unit = _one_link(Link("unit", 8.0))  # one second a byte
+    start = _one_link(Link("start", 8e30, latency_s=1.0))
+    rows = [
+        [operation_s(cluster, operation, workers, size_bytes) / seconds for cluster in (start, unit)]
+        for operation, points in measured.items()
+        for size_bytes, seconds in points
+    ]
+    latency_s, byte_s = _fit(np.array(rows))
+    return Link(name, 8 / byte_s, latency_s)
+
+
+def fit_cluster(
+    name: str,
+    measured: Mapping[str, Points],
+    workers: int,
+    *,
+    inside: Mapping[str, Points] | None = None,
+    members: int = 1,
+    algorithms: tuple[str, ...] = ("ring",),
+) -> Cluster:
+    """Fit a link between workers, or one inside nodes and one between them, and keep the ratios that the fit leaves.
+
+    The ratios make the model exact at the sizes and workers that were measured; at other numbers of workers they are
+    the best guess that there is. Between nodes only rings are fitted: one edge of them leaves each node, so that they
+    are as fast as that link; an all-to-all shares it.
 
     Args:
         name: of the cluster.
-        measured: operation -> (message bytes, seconds) pairs.
+        measured: operation -> (message bytes, seconds) pairs, of all workers.
         workers: with which it was measured, at least 2.
+        inside: the same of the workers of one node, or None when all links are alike.
+        members: workers of a node.
         algorithms: that its library all-reduces with.
 
     Raises:
         ValueError: nothing was measured, or times from which no bandwidth follows.
     """
-    rows, times = [], []
-    for operation, points in measured.items():
-        unit = Cluster(name, (Tier("rack", Link("unit", 8.0)),), ("ring",))  # one second a byte
-        start = Cluster(name, (Tier("rack", Link("start", 8e30, latency_s=1.0)),), ("ring",))
-        for size_bytes, seconds in points:
-            rows.append([operation_s(c, operation, workers, size_bytes) for c in (start, unit)])
-            times.append(seconds)
-    if not rows or workers < 2:
-        raise ValueError(f"links of {name} must be measured with at least 2 workers, got {workers}. Probe with more.")
-    target = np.array(times)
-    latency_s, byte_s = _fit(np.array(rows) / target[:, None])
-    link = Link("the measured link", 8 / byte_s, latency_s)
-    plain = Cluster(name, (Tier("rack", link),), algorithms)
+    if inside is None or members in (1, workers):
+        plain = _one_link(fit_link("the measured link", measured, workers), name, algorithms)
+    else:
+        rings = {key: measured[key] for key in ("all_reduce", "all_gather") if key in measured}
+        tiers = (
+            Tier("node", fit_link("the measured link inside nodes", inside, members), members),
+            Tier("rack", fit_link("the measured link between nodes", rings, workers)),
+        )
+        plain = Cluster(name, tiers, algorithms)
     corrections = {
         operation: Curve.of((size, seconds / operation_s(plain, operation, workers, size)) for size, seconds in points)
         for operation, points in measured.items()
     }
-    return Cluster(name, (Tier("rack", link),), algorithms, corrections)
+    return Cluster(name, plain.tiers, algorithms, corrections)
+
+
+def _one_link(link: Link, name: str = "one link", algorithms: tuple[str, ...] = ("ring",)) -> Cluster:
+    return Cluster(name, (Tier("rack", link),), algorithms)
 
 
 def _fit(rows: NDArray[np.float64]) -> tuple[float, float]:

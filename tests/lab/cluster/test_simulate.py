@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from typer.testing import CliRunner
 
 from gaussiank.lab.cli import app
 from gaussiank.lab.cluster.paper_table import paper_rows
-from gaussiank.lab.cluster.simulate_command import parse_counts, show_paper
+from gaussiank.lab.cluster.setting import of_preset
+from gaussiank.lab.cluster.simulate_command import counts_of, parse_counts, run_simulation, show_paper
+from gaussiank.sim import Cluster, Tier
 
 ARGUMENTS = ["simulate", "--preset", "10gbe-16xV100", "--model", "vgg16-imagenet"]
 
@@ -78,10 +81,34 @@ def test_papers_ranking_is_reproduced_where_it_is_known() -> None:
         assert row.gain("today", over="GaussianK") <= 1.0001, row.model  # today is never slower than the published code
 
 
+def test_workers_beyond_the_cluster_are_refused_when_asked_for_and_left_out_otherwise() -> None:
+    found = of_preset("10gbe-16xV100", "resnet50")
+    link = found.scenario.cluster.tiers[-1].link
+    small = replace(found, scenario=replace(found.scenario, cluster=Cluster("small", (Tier("rack", link, 64),))))
+    assert counts_of(small, None) == ((1, 2, 4, 8, 16, 32, 64), (16,))
+    with pytest.raises(ValueError, match=r"^workers must be at most 64 on small, got 128\."):
+        run_simulation(small, counts_of(small, (16, 128))[0], 0.001)
+
+
 @pytest.mark.parametrize("text", ["0", "four", "4,-1", "", "2.5"])
 def test_workers_must_be_whole_numbers(text: str) -> None:
     with pytest.raises(ValueError, match=r"^workers must be whole numbers of at least 1, by comma, got "):
         parse_counts(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([*ARGUMENTS, "--price", "0"], "price must be above 0, got 0. "),
+        (["simulate", "--paper", "--model", "resnet50"], "paper must stand alone, "),
+        ([*ARGUMENTS, "--density", "0"], "density must be in (0, 1], got 0.0. "),
+        (["simulate"], "preset or probe must be given, one of them, got none. "),
+    ],
+)
+def test_mistakes_are_named(arguments: list[str], sentence: str) -> None:
+    done = CliRunner().invoke(app, arguments)
+    assert isinstance(done.exception, ValueError)
+    assert str(done.exception).startswith(sentence)
 
 
 def test_command_needs_no_torch() -> None:

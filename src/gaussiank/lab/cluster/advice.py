@@ -112,6 +112,11 @@ def advise(setting: Setting, workers: int, density: float | None = None, seed: i
     )
 
 
+def best_gain(scenario: Scenario, workers: int, densities: Sequence[float], *, accelerator: bool = True) -> float:
+    """Return the gain of the fastest setting of Top_k over the better dense method, whatever it loses."""
+    return _gain(scenario, _candidates(workers, densities, accelerator=accelerator), workers)
+
+
 def _candidates(workers: int, densities: Sequence[float], *, accelerator: bool) -> list[Method]:
     """List the methods in the order in which they are preferred."""
     wires = ("raw+fp32", compact_wire(accelerator=accelerator))

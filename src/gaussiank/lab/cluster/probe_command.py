@@ -16,7 +16,7 @@ from gaussiank.lab.machine import cpu_name
 from gaussiank.lab.models import MODELS
 
 from .probe_file import Points, Probe, read_probe, write_probe
-from .probe_links import measure_contention, measure_links
+from .probe_links import measure_contention, measure_links, node_group
 from .probe_model import ModelTimes, measure_model
 from .probe_work import DENSITY, measure_curves, measure_selection
 from .stopwatch import Effort
@@ -56,9 +56,11 @@ def run_probe(model: str, batch_size: int, device_name: str, out: Path, effort: 
         device = torch.device("cuda", torch.cuda.current_device())
     times = measure_model(model, batch_size, device, effort)
     links = measure_links(device, effort)
+    node = node_group()
+    links_inside = {} if node is None else measure_links(device, effort, node)
     longest = sum(times.numels)
     probe = _probe(
-        model, batch_size, device, effort, times, links,
+        model, batch_size, device, effort, times, (links, links_inside),
         {name: _averaged(points) for name, points in measure_selection(longest, device, effort).items()},
         {name: _averaged(points) for name, points in measure_curves(longest, device, effort).items()},
     )  # fmt: skip
@@ -73,7 +75,7 @@ def _probe(
     device: torch.device,
     effort: Effort,
     times: ModelTimes,
-    links: dict[str, Points],
+    links: tuple[dict[str, Points], dict[str, Points]],
     select: dict[str, Points],
     curves: dict[str, Points],
 ) -> Probe:
@@ -93,7 +95,8 @@ def _probe(
         forward_s=measured[0],
         optimizer_s=measured[1],
         buckets=tuple(zip(map(float, times.numels), measured[3:], strict=True)),
-        links=links,
+        links=links[0],
+        links_inside=links[1],
         select=_without_encoding(select, curves["encode"]),
         curves=curves,
         contention=min(contention, 1.0),
@@ -138,14 +141,16 @@ def show_probe(console: Console, probe: Probe, path: Path) -> None:
         highlight=False,
     )
     if probe.links:
-        link = probe.setting(str(path)).scenario.cluster.tiers[0].link
         sizes = [size for size, _ in max(probe.links.values(), key=len)]
         table = plain_table("Messages, slowest worker", ("", *(f"{size / 1000:g} kB" for size in sizes)))
         for name, points in probe.links.items():
             table.add_row(name, *(seconds_text(seconds) for _, seconds in points))
         console.print(table)
-        fitted = f"{seconds_text(link.latency_s)} a message and {bits_text(link.bandwidth_bits_s)}"
-        console.print(f"As one link: {fitted}; backward loses {probe.contention:.2f} s a second of messages.\n")
+        for tier in probe.setting(str(path)).scenario.cluster.tiers:
+            link = tier.link
+            fitted = f"{seconds_text(link.latency_s)} a message, {bits_text(link.bandwidth_bits_s)}"
+            console.print(f"As {link.name}: {fitted}", highlight=False)
+        console.print(f"Backward loses {probe.contention:.2f} s a second of messages.\n", highlight=False)
     table = plain_table("Own work", ("", *(count_text(size) for size, _ in next(iter(probe.select.values())))))
     for name, points in probe.select.items():
         table.add_row(f"select {name}", *(seconds_text(seconds) for _, seconds in points))

@@ -52,6 +52,7 @@ class Probe:
         optimizer_s: seconds of the optimizer's step.
         buckets: (numel, seconds of backward), in the order of backward.
         links: collective of torch -> (message bytes, seconds); empty for one worker.
+        links_inside: the same among the workers of one node; empty for one node, and for one worker a node.
         select: compressor -> (numel, seconds).
         curves: ``encode``, ``decode`` and ``merge`` over entries, ``clear`` and ``cast`` over numel.
         contention: seconds that backward loses for each second of messages under way.
@@ -71,6 +72,7 @@ class Probe:
     optimizer_s: float
     buckets: Points
     links: Mapping[str, Points] = field(default_factory=dict)
+    links_inside: Mapping[str, Points] = field(default_factory=dict)
     select: Mapping[str, Points] = field(default_factory=dict)
     curves: Mapping[str, Points] = field(default_factory=dict)
     contention: float = 0.0
@@ -93,24 +95,21 @@ class Probe:
             **{name: Curve.of(self.curves.get(name, ())) for name in CURVES},
         )
         scenario = Scenario(workload, device, self._cluster(label), OVERLAP, Spread(compute_cv=self.compute_cv))
-        nodes = self.workers / self.workers_per_node
         return Setting(
             label,
             scenario,
             self.workers,
             self.device != "cpu",
             (f"measured {self.date} by gaussiank {self.gaussiank} on {self.machine}, {self.workers} workers",),
-            (
-                "other numbers of workers: one kind of link between all, as fitted",
-                *((f"{self.workers_per_node} workers a node were measured as if all were alike",) if nodes > 1 else ()),
-            ),
+            ("other numbers of workers: links as fitted, none of another kind beyond them",),
             Uncertainty(bandwidth=0.1, latency=0.2, compute=0.05, own=0.15),
         )
 
     def _cluster(self, label: str) -> Cluster:
         if not self.links:  # one worker: nothing is known about any link
             return Cluster(label, (Tier("alone", Link("none", 1e9), 1),))
-        return fit_cluster(label, self.links, self.workers)
+        inside = self.links_inside or None
+        return fit_cluster(label, self.links, self.workers, inside=inside, members=self.workers_per_node)
 
 
 def write_probe(path: Path, probe: Probe) -> None:
@@ -165,7 +164,7 @@ def _checked(fields: Mapping[str, Any], where: str) -> Probe:
     given["buckets"] = _points(f"buckets of {where}", given["buckets"])
     if not given["buckets"]:
         raise ValueError(f"buckets of {where} must be at least one, got none. Probe again.")
-    for name, keys in (("links", OPERATIONS), ("select", None), ("curves", CURVES)):
+    for name, keys in (("links", OPERATIONS), ("links_inside", OPERATIONS), ("select", None), ("curves", CURVES)):
         given[name] = _curves(f"{name} of {where}", given[name], keys)
     if given["workers"] > 1 and not given["links"]:
         raise ValueError(f"links of {where} must be given for {given['workers']} workers, got none. Probe again.")

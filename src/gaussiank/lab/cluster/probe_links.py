@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -20,18 +21,37 @@ TOO_LONG_S = 2.0
 _all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
 
-def measure_links(device: torch.device, effort: Effort) -> dict[str, Points]:
-    """Time each collective at each size, of the slowest worker; the same result on all of them."""
-    world_size = dist.get_world_size()
+def measure_links(device: torch.device, effort: Effort, group: dist.ProcessGroup | None = None) -> dict[str, Points]:
+    """Time each collective at each size, of the slowest worker of all; the same result on all of them.
+
+    Args:
+        device: where messages are.
+        effort: how often, and at which sizes.
+        group: workers among whom to measure; all groups measure at once. None: all workers.
+    """
+    world_size = dist.get_world_size(group)
     if world_size == 1:
         return {}
+    first = dist.get_process_group_ranks(group)[0]
     work: dict[str, Callable[[int], Callable[[], object]]] = {
-        "all_reduce": lambda size: _with(_floats(size, device), dist.all_reduce),
-        "all_gather": lambda size: _gather(size, world_size, device),
-        "all_to_all": lambda size: _all_to_all(size, world_size, device),
-        "broadcast": lambda size: _with(_floats(size, device), lambda vector: dist.broadcast(vector, src=0)),
+        "all_reduce": lambda size: _with(_floats(size, device), lambda vector: dist.all_reduce(vector, group=group)),
+        "all_gather": lambda size: _gather(size, world_size, device, group),
+        "all_to_all": lambda size: _all_to_all(size, world_size, device, group),
+        "broadcast": lambda size: _with(
+            _floats(size, device), lambda vector: dist.broadcast(vector, first, group=group)
+        ),
     }
     return {name: _row(make, device, effort) for name, make in work.items()}
+
+
+def node_group() -> dist.ProcessGroup | None:
+    """Return a group of this node's workers; None where all are on one node, or each on its own."""
+    world_size, here = dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if here in (1, world_size) or world_size % here:
+        return None
+    first = dist.get_rank() - dist.get_rank() % here
+    group: dist.ProcessGroup = dist.new_group(list(range(first, first + here)), use_local_synchronization=True)
+    return group
 
 
 def measure_contention(compute: Callable[[], object], device: torch.device, effort: Effort) -> float:
@@ -91,13 +111,15 @@ def _with(vector: Tensor, operation: Callable[[Tensor], object]) -> Callable[[],
     return lambda: operation(vector)
 
 
-def _gather(size: int, world_size: int, device: torch.device) -> Callable[[], object]:
+def _gather(size: int, world_size: int, device: torch.device, group: dist.ProcessGroup | None) -> Callable[[], object]:
     row = torch.zeros(size, dtype=torch.uint8, device=device)
     rows = torch.zeros(world_size * size, dtype=torch.uint8, device=device)
-    return lambda: _all_gather(rows, row)
+    return lambda: _all_gather(rows, row, group=group)
 
 
-def _all_to_all(size: int, world_size: int, device: torch.device) -> Callable[[], object]:
+def _all_to_all(
+    size: int, world_size: int, device: torch.device, group: dist.ProcessGroup | None
+) -> Callable[[], object]:
     rows = torch.zeros(world_size * size, dtype=torch.uint8, device=device)
     received = torch.zeros_like(rows)
-    return lambda: dist.all_to_all_single(received, rows)
+    return lambda: dist.all_to_all_single(received, rows, group=group)

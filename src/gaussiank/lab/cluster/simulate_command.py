@@ -20,42 +20,60 @@ from .tables import best_dense, count_text, detail_table, scaling_table
 FORMAT = 1
 COUNTS = tuple(2**e for e in range(13))
 STEPS = 20
+MOST_DETAILED = 3
 
 
-def parse_counts(text: str | None) -> tuple[int, ...]:
-    """Read numbers of workers, by comma; None gives 1 to 4096.
+def parse_counts(text: str | None) -> tuple[int, ...] | None:
+    """Read numbers of workers, by comma; None stays None.
 
     Raises:
         ValueError: not whole numbers of at least 1.
 
     Example:
-        >>> parse_counts("4, 16"), parse_counts(None)[-1]
-        ((4, 16), 4096)
+        >>> parse_counts("16, 4")
+        (4, 16)
     """
     if text is None:
-        return COUNTS
+        return None
     words = [word.strip() for word in text.split(",") if word.strip()]
-    if not words or any(not word.isdigit() or int(word) < 1 for word in words):
+    if not words or any(not word.isdecimal() or int(word) < 1 for word in words):
         raise ValueError(
             f"workers must be whole numbers of at least 1, by comma, got {text!r}. Give 4,16, for example."
         )
     return tuple(sorted({int(word) for word in words}))
 
 
-def run_simulation(
-    setting: Setting, counts: Sequence[int], density: float, seed: int = 0
-) -> tuple[list[Prediction], tuple[int, ...]]:
-    """Predict all methods with each number of workers that the cluster has, and return those numbers too.
+def require_price(price: float | None) -> None:
+    """Raise unless ``price`` can be one.
 
     Raises:
-        ValueError: an unknown density, or no number that fits.
+        ValueError: it is not above 0.
     """
-    most = setting.scenario.cluster.most_workers
-    fitting = tuple(count for count in counts if count <= most)
-    if not fitting:
-        setting.scenario.cluster.levels(max(counts))  # raises, and says how many fit
+    if price is not None and not price > 0:
+        raise ValueError(f"price must be above 0, got {price:g}. Leave it out to count hours.")
+
+
+def run_simulation(setting: Setting, counts: Sequence[int], density: float, seed: int = 0) -> list[Prediction]:
+    """Predict all methods with each number of workers.
+
+    Raises:
+        ValueError: a density out of its range, or more workers than the cluster has.
+    """
     methods = all_methods(density, accelerator=setting.accelerator)
-    return predict(setting.scenario, methods, fitting, steps=STEPS, seed=seed), fitting
+    return predict(setting.scenario, methods, counts, steps=STEPS, seed=seed)
+
+
+def counts_of(setting: Setting, given: tuple[int, ...] | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the numbers of workers to simulate, and those to show in detail.
+
+    Args:
+        setting: says how many there are.
+        given: what the user asked for; None takes 1 to 4096, as far as the cluster has them, and details its own.
+    """
+    if given is not None:
+        return given, given[-MOST_DETAILED:]
+    most = setting.scenario.cluster.most_workers
+    return tuple(sorted({*(count for count in COUNTS if count <= most), setting.workers})), (setting.workers,)
 
 
 def show_simulation(
