@@ -16,6 +16,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +127,8 @@ def times(seconds: float) -> Iterator[Row]:
     for code in CODES:
         coder = INDEX_CODES[code]
         section = coder.encode(indices, NUMEL, count)
-        encode = least_ns(lambda coder=coder: coder.encode(indices, NUMEL, count), count, seconds)
-        decode = least_ns(lambda coder=coder, section=section: coder.decode(section, count, NUMEL), count, seconds)
+        encode = least_ns(partial(coder.encode, indices, NUMEL, count), count, seconds)
+        decode = least_ns(partial(coder.decode, section, count, NUMEL), count, seconds)
         targets = NANOSECONDS.get(code, (None, None))
         yield row(f"index encode, {code}", on, encode, "ns", targets[0])
         yield row(f"index decode, {code}", on, decode, "ns", targets[1])
@@ -137,9 +138,9 @@ def times(seconds: float) -> Iterator[Row]:
         wire = Wire("rice", name)
         sparse = SparseGradient(indices, wire.round(values), NUMEL)
         payload = wire.encode(sparse)
-        yield row(f"round, {name}", on, least_ns(lambda wire=wire: wire.round(values), count, seconds), "ns")
-        encode = least_ns(lambda wire=wire, sparse=sparse: wire.encode(sparse), count, seconds)
-        decode = least_ns(lambda wire=wire, payload=payload: wire.decode(payload), count, seconds)
+        yield row(f"round, {name}", on, least_ns(partial(wire.round, values), count, seconds), "ns")
+        encode = least_ns(partial(wire.encode, sparse), count, seconds)
+        decode = least_ns(partial(wire.decode, payload), count, seconds)
         yield row(f"payload encode, {wire}", on, encode, "ns")
         yield row(f"payload decode, {wire}", on, decode, "ns")
 

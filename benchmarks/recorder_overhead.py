@@ -19,36 +19,35 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import gaussiank
-from gaussiank.lab.data import DATASETS, Batches
+from gaussiank.lab.config import TrainConfig
+from gaussiank.lab.data import Batches
 from gaussiank.lab.launch import launch
-from gaussiank.lab.models import MODELS
 
 TARGET = 1.02
 EVERY = 50
 
 
 def measure(model_name: str, blocks: int, batch_size: int, folder: str) -> None:
-    spec = MODELS[model_name]
-    models = [DistributedDataParallel(spec.build()) for _ in range(2)]
+    config = TrainConfig(model=model_name)
+    data = config.load_data()
+    models = [DistributedDataParallel(config.spec.build(data.outputs)) for _ in range(2)]
     recorder = gaussiank.Recorder(Path(folder) / "study", every=EVERY)
     gaussiank.compress(models[0], density=0.001)
     gaussiank.compress(models[1], density=0.001, recorder=recorder)
     optimizers = [torch.optim.SGD(model.parameters(), lr=0.01) for model in models]
-    train, _ = DATASETS["fashion-mnist-subset"]()
-    batches = Batches(train, batch_size, rank=dist.get_rank(), world_size=dist.get_world_size(), seed=0)
-    images, labels = next(batches.epoch(0))
-    prepared = spec.prepare(images)
+    batches = Batches(data.train, batch_size, rank=dist.get_rank(), world_size=dist.get_world_size(), seed=0)
+    batch = next(batches.epoch(0))
+    prepared = data.train.prepare(batch.inputs)
 
     def block(which: int) -> tuple[float, float]:
         dist.barrier()
         started = time.perf_counter(), time.process_time()
         for _ in range(EVERY):
             optimizers[which].zero_grad()
-            nn.functional.cross_entropy(models[which](prepared), labels).backward()
+            data.task.loss(models[which](*prepared), batch.targets).backward()
             optimizers[which].step()
         return time.perf_counter() - started[0], time.process_time() - started[1]
 

@@ -14,19 +14,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from gaussiank import ops
-from gaussiank.lab.data import DATASETS, Batches
-from gaussiank.lab.models import MODELS
+from gaussiank.lab.config import TrainConfig
+from gaussiank.lab.data import Batch, Batches, Data
 
 WORKERS = (2, 4, 8, 16)
 DENSITIES = (0.01, 0.001)
 
 
-def shares(batch_size: int, rank: int) -> Iterator[tuple[Tensor, Tensor]]:
-    train, _ = DATASETS["fashion-mnist-subset"]()
-    batches, epoch = Batches(train, batch_size, rank=rank, world_size=WORKERS[-1], seed=0), 0
+def shares(data: Data, batch_size: int, rank: int) -> Iterator[Batch]:
+    batches, epoch = Batches(data.train, batch_size, rank=rank, world_size=WORKERS[-1], seed=0), 0
     while True:
         yield from batches.epoch(epoch)
         epoch += 1
@@ -34,23 +32,24 @@ def shares(batch_size: int, rank: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 def unions(model_name: str, density: float, steps: int, batch_size: int) -> list[list[float]]:
     """Train, and return union over k for each step of the second half and each number of workers."""
-    spec = MODELS[model_name]
+    config = TrainConfig(model=model_name)
+    data = config.load_data()
     torch.manual_seed(0)
-    model = spec.build()
+    model = config.spec.build(data.outputs)
     parameters = list(model.parameters())
     numel = sum(parameter.numel() for parameter in parameters)
     k = max(1, round(density * numel))
     optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
     residuals = [torch.zeros(numel) for _ in range(WORKERS[-1])]
-    data = [shares(batch_size, rank) for rank in range(WORKERS[-1])]
+    parts = [shares(data, batch_size, rank) for rank in range(WORKERS[-1])]
     rows = []
     for step in range(steps):
         mean, selections = torch.zeros(numel), []
-        for residual, batches in zip(residuals, data, strict=True):
-            images, labels = next(batches)
+        for residual, batches in zip(residuals, parts, strict=True):
+            batch = next(batches)
             model.zero_grad()
-            nn.functional.cross_entropy(model(spec.prepare(images)), labels).backward()
-            residual.add_(torch.cat([parameter.grad.flatten() for parameter in parameters]))
+            data.task.loss(model(*data.train.prepare(batch.inputs)), batch.targets).backward()
+            residual.add_(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
             chosen = ops.select_topk(residual, k).long()
             mean[chosen] += residual[chosen] / WORKERS[-1]
             residual[chosen] = 0

@@ -17,13 +17,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import gaussiank
-from gaussiank.compressors import Selection, TopK, Turn
-from gaussiank.lab.data import DATASETS, Batches
-from gaussiank.lab.models import MODELS
+from gaussiank import ops
+from gaussiank.compressors import Selection, Taken, TopK, Turn, finish_take
+from gaussiank.lab.config import TrainConfig
+from gaussiank.lab.data import Batches
 
 OUT = Path(__file__).parent.parent / "src/gaussiank/lab/bench/residual.npz"
 SEED = 19110877
@@ -40,20 +41,25 @@ class WatchedTopK(TopK):
         self.seen[:] = [accumulated.clone()]
         return super().select(accumulated, k, turn)
 
+    def take(self, grad: Tensor, residual: Tensor, out: Tensor, k: int, turn: Turn | None = None) -> Taken:
+        """Add first, so that there is a vector to copy."""
+        ops.accumulate(residual, grad, out=out)
+        return finish_take(self, out, k, turn, finite=True)
+
 
 def train(steps: int) -> Tensor:
     torch.manual_seed(SEED)
     torch.set_num_threads(1)  # sums in one order, whatever the machine
-    spec, watched = MODELS["fnn3"], WatchedTopK()
-    model = DistributedDataParallel(spec.build())
+    config, watched = TrainConfig(model="fnn3"), WatchedTopK()
+    data = config.load_data()
+    model = DistributedDataParallel(config.spec.build(data.outputs))
     gaussiank.compress(model, 0.001, compressor=watched, scope="model")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
-    images, _ = DATASETS["fashion-mnist-subset"]()
-    batches = Batches(images, 128, rank=0, world_size=1, seed=SEED)
+    batches = Batches(data.train, 128, rank=0, world_size=1, seed=SEED)
     step = epoch = 0
     while step < steps:
-        for batch, labels in batches.epoch(epoch):
-            loss = nn.functional.cross_entropy(model(spec.prepare(batch)), labels)
+        for batch in batches.epoch(epoch):
+            loss = data.task.loss(model(*data.train.prepare(batch.inputs)), batch.targets)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from gaussiank.compressors import TopK
 from gaussiank.feedback import ErrorFeedback
-from gaussiank.lab.data import DATASETS, Batches
+from gaussiank.lab.data import DATASETS, Batches, Wanted
+from gaussiank.lab.data.image_set import GREY_28, ImageShape
 from gaussiank.lab.models import MODELS
-from gaussiank.lab.models.model_spec import standardised
 from gaussiank.layout import Layout
 from gaussiank.schedule import entries
 from gaussiank.sparse import SparseGradient
@@ -37,14 +37,16 @@ MOMENTUM = 0.9
 Pairs = Iterator[tuple[Tensor, Tensor]]
 
 
-def images(prepare: Callable[[Tensor], Tensor], batch: int) -> Pairs:
-    """Yield prepared images and labels without end."""
-    train, _ = DATASETS["fashion-mnist-subset"]()
+def images(shape: ImageShape, batch: int) -> Pairs:
+    """Yield images as a model of that shape wants them, and labels, without end."""
+    train = DATASETS["fashion-mnist-subset"].load(Wanted(image=shape)).train
     batches = Batches(train, batch, rank=0, world_size=1, seed=SEED)
     epoch = 0
     while True:
-        for pictures, labels in batches.epoch(epoch):
-            yield prepare(pictures), labels
+        for drawn in batches.epoch(epoch):
+            (prepared,) = train.prepare(drawn.inputs)
+            (labels,) = drawn.targets
+            yield prepared, labels
         epoch += 1
 
 
@@ -59,7 +61,8 @@ class WordModel(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return a row of word scores for each token."""
-        return self.out(self.lstm(self.embedding(tokens))[0]).flatten(0, 1)
+        scores: Tensor = self.out(self.lstm(self.embedding(tokens))[0])
+        return scores.flatten(0, 1)
 
 
 def words(batch: int, length: int, vocabulary: int) -> Pairs:
@@ -93,10 +96,6 @@ def convnet() -> nn.Module:
     )
 
 
-def flat_images(pictures: Tensor) -> Tensor:
-    return standardised(pictures).unsqueeze(1)
-
-
 class Run(NamedTuple):
     """How a model is trained, and at which densities; the small models have too few entries for the lowest."""
 
@@ -107,11 +106,11 @@ class Run(NamedTuple):
 
 
 RUNS = {
-    "fnn3": Run(MODELS["fnn3"].build, lambda: images(MODELS["fnn3"].prepare, 128), 0.01, DENSITIES[:2]),
-    "lenet5": Run(MODELS["lenet5"].build, lambda: images(MODELS["lenet5"].prepare, 128), 0.01, DENSITIES[:2]),
+    "fnn3": Run(lambda: MODELS["fnn3"].build(10), lambda: images(MODELS["fnn3"].image, 128), 0.01, DENSITIES[:2]),
+    "lenet5": Run(lambda: MODELS["lenet5"].build(10), lambda: images(MODELS["lenet5"].image, 128), 0.01, DENSITIES[:2]),
     "words": Run(lambda: WordModel(8000), lambda: words(10, 35, 8000), 0.2),
-    "wide": Run(wide, lambda: images(flat_images, 128), 0.01),
-    "convnet": Run(convnet, lambda: images(flat_images, 64), 0.01),
+    "wide": Run(wide, lambda: images(GREY_28, 128), 0.01),
+    "convnet": Run(convnet, lambda: images(GREY_28, 64), 0.01),
 }
 
 
@@ -129,7 +128,7 @@ def train(name: str, density: float, steps: int) -> tuple[SparseGradient, float]
         loss = nn.functional.cross_entropy(model(inputs), targets)
         optimizer.zero_grad()
         loss.backward()
-        grad = torch.cat([parameter.grad.flatten() for parameter in parameters.values()])
+        grad = torch.cat([p.grad.flatten() for p in parameters.values() if p.grad is not None])
         sparse = feedback.take(layout, grad, lambda u: SparseGradient.pick(u, TopK().select(u, k).indices))
         feedback.seal()
         feedback.judge(torch.isfinite(loss))
