@@ -15,8 +15,9 @@ _IMAGENET = {"dataset": "synthetic-images", "batch_size": 8, "steps": 10, "lr": 
 
 _TEXT = {"batch_size": 4, "steps": 600, "eval_steps": 200}
 
-# What was tried for the two small language models stands in docs/training.md.
+# What was tried for ResNet-20 and the two small language models stands in docs/training.md.
 _OURS: dict[str, Fields] = {
+    "resnet20": {"lr": 0.1},
     "transformer": {**_TEXT, "lr": 1.0, "clip_grad": 0.5, "momentum_correction": True},
     "lstm-small": {**_TEXT, "lr": 4.0, "clip_grad": 0.25},
     "lstm-ptb": {"batch_size": 4, "context": 35, "steps": 10, "lr": 4.0, "clip_grad": 0.25},
