@@ -12,7 +12,7 @@ SOURCES = sorted(path.as_posix() for path in Path("csrc").glob("*.c"))
 
 # No -march=native: avx2.c and avx512.c ask for their instructions themselves and are chosen at run time.
 # No contraction: a fused multiply-add would round differently on processors that have it.
-FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
+FLAGS = ["-std=gnu11", "-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
 
 setup(
     ext_modules=[

@@ -128,6 +128,23 @@ static int64_t GK_NAME(choose)(const gk_choice *choice, int64_t begin, int64_t e
     return gk_choose_tail(choice, begin, end, taken, wrong, wrongs);
 }
 
+static void GK_NAME(drain)(float *tile, int64_t count, float factor, float *out, int32_t stream)
+{
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+        __m256 line = _mm256_mul_ps(_mm256_loadu_ps(tile + i), _mm256_set1_ps(factor));
+        _mm256_storeu_ps(tile + i, _mm256_setzero_ps());
+        if (stream)
+            _mm256_stream_ps(out + i, line);
+        else
+            _mm256_storeu_ps(out + i, line);
+    }
+    for (; i < count; i++) {
+        out[i] = tile[i] * factor;
+        tile[i] = 0.0f;
+    }
+}
+
 #include "sweep.inc"
 
 #if defined(__clang__)

@@ -131,7 +131,8 @@ typedef struct {
     int64_t (*choose)(const gk_choice *choice, int64_t begin, int64_t end, int64_t taken, int32_t *wrong,
                       int64_t *wrongs);
     int64_t (*count_above)(const float *vector, int64_t count, float threshold);
-    void (*scale)(float *vector, int64_t count, float factor);
+    /* out = tile * factor, tile = 0; past the cache, if out is aligned to 64 bytes */
+    void (*drain)(float *tile, int64_t count, float factor, float *out, int32_t stream);
     void (*divide)(float *vector, int64_t count, float divisor);
 } gk_isa;
 
@@ -177,6 +178,7 @@ typedef struct {
 typedef struct {
     char *at, *end;
 } gk_arena;
+int64_t gk_size(int64_t count, int64_t size);               /* bytes that a cut takes */
 void *gk_cut(gk_arena *arena, int64_t count, int64_t size); /* NULL when the block is too small */
 int gk_lay_out(gk_pass *pass, gk_arena *arena);
 int64_t gk_pass_bytes(int64_t numel, int64_t room, int32_t threads, int32_t statistics);

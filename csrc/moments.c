@@ -66,7 +66,7 @@ void gk_summarize(const gk_totals *totals, int64_t chunks, int64_t numel, double
     moments[4] = all.max_bits < GK_INFINITE;
 }
 
-GK_EXPORT int64_t gk_moments_bytes(int64_t numel) { return (numel / GK_CHUNK + 1) * (int64_t)sizeof(gk_totals) + 64; }
+GK_EXPORT int64_t gk_moments_bytes(int64_t numel) { return gk_size(numel / GK_CHUNK + 1, sizeof(gk_totals)); }
 
 GK_EXPORT int32_t gk_moments(int32_t backend, const float *vector, int64_t numel, double *moments, void *scratch,
                              int64_t scratch_bytes, int32_t threads)

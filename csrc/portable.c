@@ -85,4 +85,14 @@ static int64_t GK_NAME(choose)(const gk_choice *choice, int64_t begin, int64_t e
     return gk_choose_tail(choice, begin, end, taken, wrong, wrongs);
 }
 
+static void GK_NAME(drain)(float *restrict tile, int64_t count, float factor, float *restrict out, int32_t stream)
+{
+    int64_t i = 0;
+    (void)stream;
+    for (; i < count; i++) {
+        out[i] = tile[i] * factor;
+        tile[i] = 0.0f;
+    }
+}
+
 #include "sweep.inc"

@@ -6,7 +6,7 @@
 
 #include <string.h>
 
-enum { TILE = 32768 };
+enum { TILE = 16384 };
 
 typedef struct {
     int64_t numel, parts, tiles;
@@ -21,7 +21,7 @@ typedef struct {
     uint64_t *mark_room;
     int64_t *cursor_room;
     const gk_isa *isa;
-    int32_t threads;
+    int32_t stream, threads;
     _Atomic int64_t next, total;
     _Atomic int32_t slots;
 } gk_scatter;
@@ -66,28 +66,28 @@ static inline __attribute__((always_inline)) int64_t gather(gk_scatter *run, int
     return entries;
 }
 
-/* Divide what was touched: the rest is 0 / parts = 0. Where the divisor is a power of two, a multiplication by its
-   inverse gives the same bits and is fast enough for all of the tile. */
-static int64_t mean_tile(gk_scatter *run, int64_t begin, int64_t end, int64_t *cursors, uint64_t *marks)
+/* Divide what was touched: the rest is 0 / parts = 0. */
+static void divide(float *tile, uint64_t *marks, int64_t length, int64_t entries, const gk_isa *isa, float divisor)
 {
-    float *tile = run->out + begin, divisor = (float)run->parts;
-    int64_t length = end - begin, entries;
-    memset(tile, 0, (size_t)length * sizeof *tile);
-    if ((run->parts & (run->parts - 1)) == 0) {
-        entries = gather(run, begin, end, cursors, tile, NULL);
-        if (run->parts > 1)
-            run->isa->scale(tile, length, 1 / divisor);
-        return entries;
-    }
-    entries = gather(run, begin, end, cursors, tile, marks);
     if (entries > length / 16)
-        run->isa->divide(tile, length, divisor);
+        isa->divide(tile, length, divisor);
     for (int64_t word = 0; word < (length + 63) / 64; word++) {
         if (entries <= length / 16)
             for (uint64_t mask = marks[word]; mask; mask &= mask - 1)
                 tile[word * 64 + __builtin_ctzll(mask)] /= divisor;
         marks[word] = 0;
     }
+}
+
+/* Sum up in a tile of zeros, send the mean to the dense result, and leave zeros again. Where the divisor is a power of
+   two, a multiplication by its inverse gives the same bits, at no cost while the tile is sent. */
+static int64_t mean_tile(gk_scatter *run, int64_t begin, int64_t end, int64_t *cursors, float *tile, uint64_t *marks)
+{
+    int64_t length = end - begin, power_of_two = (run->parts & (run->parts - 1)) == 0;
+    int64_t entries = gather(run, begin, end, cursors, tile, power_of_two ? NULL : marks);
+    if (!power_of_two)
+        divide(tile, marks, length, entries, run->isa, (float)run->parts);
+    run->isa->drain(tile, length, power_of_two ? 1 / (float)run->parts : 1.0f, run->out + begin, run->stream);
     return entries;
 }
 
@@ -121,11 +121,10 @@ static void work(void *data)
     int32_t slot = atomic_fetch_add(&run->slots, 1);
     if (slot >= run->threads)
         return;
-    float *tile = run->out ? NULL : run->tile_room + slot * TILE;
+    float *tile = run->tile_room + slot * TILE;
     uint64_t *marks = run->mark_room + slot * (TILE / 64);
     int64_t *cursors = run->cursor_room + slot * run->parts;
-    if (tile)
-        memset(tile, 0, TILE * sizeof *tile);
+    memset(tile, 0, TILE * sizeof *tile);
     memset(marks, 0, TILE / 8);
     int64_t total = 0, expected = -1;
     for (;;) {
@@ -137,19 +136,24 @@ static void work(void *data)
             for (int64_t p = 0; p < run->parts; p++)
                 cursors[p] = position(run->index[p], run->kept[p], begin);
         expected = t + 1;
-        int64_t entries = tile ? union_tile(run, t, begin, end, cursors, tile, marks)
-                               : mean_tile(run, begin, end, cursors, marks);
+        int64_t entries = run->out ? mean_tile(run, begin, end, cursors, tile, marks)
+                                   : union_tile(run, t, begin, end, cursors, tile, marks);
         if (entries < 0)
             break;
         total += entries;
     }
+#if defined(__x86_64__)
+    if (run->stream)
+        __builtin_ia32_sfence();
+#endif
     atomic_fetch_add(&run->total, total);
 }
 
 GK_EXPORT int64_t gk_scatter_bytes(int64_t numel, int64_t parts, int32_t threads)
 {
     int64_t tiles = (numel + TILE - 1) / TILE;
-    return threads * (TILE * 4 + TILE / 8 + parts * 8) + 2 * tiles * 8 + 5 * 64;
+    return gk_size(threads * TILE, 4) + gk_size(threads * (TILE / 64), 8) + gk_size(threads * parts, 8) +
+           2 * gk_size(tiles, 8);
 }
 
 static int32_t start(gk_scatter *run, void *scratch, int64_t scratch_bytes)
@@ -172,14 +176,14 @@ static int32_t start(gk_scatter *run, void *scratch, int64_t scratch_bytes)
 
 /* The mean of the parts to out; GK_ORDER when the indices of one do not ascend within [0, numel). */
 GK_EXPORT int32_t gk_scatter_mean(int32_t backend, const int32_t *const *index, const float *const *value,
-                                  const int64_t *kept, int64_t parts, float *out, int64_t numel, void *scratch,
-                                  int64_t scratch_bytes, int32_t threads)
+                                  const int64_t *kept, int64_t parts, float *out, int64_t numel, int32_t stream,
+                                  void *scratch, int64_t scratch_bytes, int32_t threads)
 {
     const gk_isa *isa = gk_isa_of(backend);
     if (!isa || numel < 1 || numel > INT32_MAX || parts < 1 || threads < 1 || threads > GK_MAX_THREADS)
         return GK_ARGUMENT;
     gk_scatter run = {.numel = numel, .parts = parts, .index = index, .value = value, .kept = kept, .out = out,
-                      .isa = isa, .threads = threads};
+                      .isa = isa, .stream = stream && (uintptr_t)out % 64 == 0, .threads = threads};
     return start(&run, scratch, scratch_bytes);
 }
 

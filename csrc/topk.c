@@ -8,7 +8,7 @@
 
 #include <string.h>
 
-enum { SMALL = 4096, EXPECTED = 32, MAX_SAMPLE = 1 << 20, RANK_ALL = 1024 };
+enum { SMALL = 4096, EXPECTED = 32, MAX_SAMPLE = 1 << 20, MAX_CHEAP = 1 << 16, RANK_ALL = 1024 };
 
 typedef enum { FROM_HINT, FROM_SAMPLE, FROM_COUNTS } gk_stage;
 
@@ -38,7 +38,8 @@ static int64_t room_for(int64_t numel, int64_t k)
 /* Entries to sample so that about EXPECTED of the k largest are among them; whole cache lines. */
 static int64_t sample_size(int64_t numel, int64_t k)
 {
-    int64_t wanted = least(most(EXPECTED * (numel / k + 1), SMALL), MAX_SAMPLE);
+    int64_t cheap = least(numel / 256, MAX_CHEAP); /* a larger one finds a closer limit, and this costs next to nothing */
+    int64_t wanted = least(most(most(EXPECTED * (numel / k + 1), cheap), SMALL), MAX_SAMPLE);
     return least(wanted, numel / 16) / GK_LINE * GK_LINE;
 }
 
@@ -362,8 +363,8 @@ static int32_t search(gk_topk *run, const float *hint, int64_t *report)
 GK_EXPORT int64_t gk_topk_bytes(int64_t numel, int64_t k, int32_t threads)
 {
     int64_t room = room_for(numel, k), sampled = sample_size(numel, k) + GK_SLACK;
-    return gk_pass_bytes(numel, room, threads, 0) + 2 * (most(room, sampled) * 4 + 64) + 2 * (sampled * 4 + 64) +
-           BUCKETS * 4 + 64;
+    return gk_pass_bytes(numel, room, threads, 0) + 2 * gk_size(most(room, sampled), 4) + 2 * gk_size(sampled, 4) +
+           gk_size(BUCKETS, 4);
 }
 
 /* residual + grad to out, k entries to index and value (ascending), the k-th magnitude to next_hint. grad NULL:

@@ -26,6 +26,8 @@ from gaussiank.ops import (
 )
 from gaussiank.sparse import SparseGradient
 
+pytestmark = pytest.mark.usefixtures("backend")  # the laws hold for every backend
+
 INF, NAN = math.inf, math.nan
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 DENORMAL = 1e-45  # the smallest float32

@@ -26,7 +26,7 @@ _SIGNATURES = {  # name: result and arguments, one letter each, in the order of 
     "gk_moments": ("i", "iplppli"),
     "gk_count_above": ("l", "iplfi"),
     "gk_scatter_bytes": ("l", "lli"),
-    "gk_scatter_mean": ("i", "ippplplpli"),
+    "gk_scatter_mean": ("i", "ippplplipli"),
     "gk_union": ("i", "pppllppppli"),
 }
 

@@ -234,6 +234,7 @@ def scatter_mean(backend: int, parts: Sequence[SparseGradient], out: Tensor) -> 
             len(parts),
             out.data_ptr(),
             numel,
+            numel >= STREAM_FROM,
             read.scratch,
             read.room,
             threads,
