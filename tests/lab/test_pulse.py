@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -54,7 +56,7 @@ def test_nothing_of_an_earlier_start_is_heard(port: int) -> None:
 def test_errors_of_the_communication_alone_are_explained(port: int) -> None:
     alone = pulses(port, 1)[0]
     sentence = (
-        r"^every rank is alive, but they have lost each other \(rank 0: \[gloo/x.cc:1\] Timed out waiting 3000ms\)$"
+        r"^every rank is alive, but they have lost each other \(rank 0: \[gloo/x.cc:1\] Timed out waiting 3 ms\)$"
     )
     with pytest.raises(LostContactError, match=sentence), alone.explaining():
         raise RuntimeError("[gloo/x.cc:1] Timed out waiting 3 ms\nsecond line")
@@ -69,4 +71,27 @@ def test_a_store_that_is_gone_is_said_to_be(port: int, monkeypatch: pytest.Monke
     alone = pulses(port, 1)[0]
     alone.stop()
     monkeypatch.setattr(alone, "_store", None)
-    assert alone.verdict().startswith("no sign of life from the store, which rank 0 or the launcher keeps")
+    assert alone.verdict().startswith("no sign of life from rank 0, or from the launcher, which keep the store")
+
+
+def test_a_store_that_never_answers_ends_no_waiting(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = pulses(port, 1)[0]
+    alone.stop()
+    ended = threading.Event()
+    monkeypatch.setattr(alone, "_ask", ended.wait)
+    assert alone.verdict().startswith("no sign of life from rank 0, or from the launcher")
+    ended.set()
+
+
+def test_rank_0_leaves_last(port: int) -> None:
+    beating = pulses(port, 2)
+    left: list[int] = []
+    first = threading.Thread(target=lambda: (beating[0].leave(20), left.append(0)))
+    first.start()
+    beating[1].leave(20)
+    left.append(1)
+    first.join()
+    assert sorted(left) == [0, 1]
+    started = time.monotonic()
+    pulses(port, 3)[0].leave(0.3)  # the others never do
+    assert 0.3 <= time.monotonic() - started < 10

@@ -48,15 +48,15 @@ def quick_run(*arguments: Any) -> None:
     run(*arguments)
 
 
-def faulty_run(fault: str, number: int, *arguments: Any) -> None:
-    """Train, but let rank 1 meet a fault before its step of a number; after a restart it meets none."""
+def faulty_run(fault: str, number: int, rank: int, *arguments: Any) -> None:
+    """Train, but let a rank meet a fault before its step of a number; after a restart it meets none."""
     take = Stepper.take
     taken = 0
 
     def broken(self: Stepper, *given: Any) -> Any:
         nonlocal taken
         taken += 1
-        if taken == number and dist.get_rank() == 1 and not restarts():
+        if taken == number and dist.get_rank() == rank and not restarts():
             FAULTS[fault]()
         return take(self, *given)
 
@@ -68,19 +68,9 @@ def plan(run_dir: Path) -> CheckpointPlan:
     return CheckpointPlan(run_dir / "checkpoints", every=2)
 
 
-def start(run_dir: Path, fault: str, number: int, *, config: TrainConfig = CONFIG, **options: Any) -> None:
-    launch(
-        faulty_run,
-        2,
-        fault,
-        number,
-        config,
-        run_dir,
-        "test",
-        plan(run_dir),
-        None,
-        **{"timeout_s": config.timeout_s, **options},
-    )
+def start(run_dir: Path, fault: str, number: int, *, rank: int = 1, **options: Any) -> None:
+    arguments = (fault, number, rank, CONFIG, run_dir, "test", plan(run_dir), None)
+    launch(faulty_run, 2, *arguments, **{"timeout_s": CONFIG.timeout_s, **options})
 
 
 def go_on(run_dir: Path, workers: int = 2) -> None:
@@ -123,10 +113,13 @@ def test_a_killed_worker_is_named_and_the_run_goes_on_in_the_middle_of_its_secon
     assert numbers(read_records(run_dir)) == numbers(read_records(whole))
 
 
-def test_a_suspended_worker_ends_the_run_in_time_and_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("rank", "named"), [(1, "from rank 1: it has"), (0, "from rank 0, or from the launcher, which keep the store")]
+)
+def test_a_suspended_worker_ends_the_run_in_time_and_is_named(tmp_path: Path, rank: int, named: str) -> None:
     started = time.monotonic()
-    with pytest.raises(RuntimeError, match=r"^the workers were ended: no sign of life from rank 1: it has ended or"):
-        start(tmp_path / "run", "stop", 4, timeout_s=3)
+    with pytest.raises(RuntimeError, match=f"^the workers were ended: no sign of life {named}"):
+        start(tmp_path / "run", "stop", 4, rank=rank, timeout_s=3)
     assert time.monotonic() - started < 90
     require_whole(tmp_path / "run", ["00-topk-step-00000002"])
 

@@ -98,8 +98,7 @@ def _within_group(
         pulse = Pulse(host, port, restarts(), dist.get_rank(), dist.get_world_size())
         with pulse.explaining():
             work(*arguments)
-            dist.barrier()  # rank 0 may keep the store that the others still beat into
-        pulse.stop()
+        pulse.leave(timeout_s)
     except Exception as error:  # noqa: BLE001  whatever it is, this worker must end, and say why
         _fail(error)
     dist.destroy_process_group()

@@ -13,6 +13,7 @@ from torch._C._distributed_c10d import TCPStore  # torch.distributed shows it at
 BEAT_S = 0.5
 LISTEN_S = 4 * BEAT_S  # on a busy machine one beat may come late, four in a row do not
 
+_NO_STORE = "no sign of life from rank 0, or from the launcher, which keep the store: one has ended or stands still"
 _LOST = re.compile(r"gloo|nccl|connection|timed out|socket|broken pipe|\blost\b", re.IGNORECASE)
 
 
@@ -45,6 +46,18 @@ class Pulse:
         self._ended.set()
         self._thread.join()
 
+    def leave(self, timeout_s: float) -> None:
+        """End in peace: whoever may keep the store, rank 0, waits for the others, and they wait for nobody.
+
+        A barrier would hold the others up while rank 0 draws its report, and fail when that takes too long.
+        """
+        self.stop()
+        self._store.set(self._key("done", self._rank), "1")
+        if self._rank == 0:
+            others = [self._key("done", rank) for rank in range(1, self._world_size)]
+            with contextlib.suppress(Exception):  # one that never leaves is its launcher's business
+                self._store.wait(others, datetime.timedelta(seconds=timeout_s))
+
     @contextlib.contextmanager
     def explaining(self) -> Iterator[None]:
         """Turn an error of the communication into one that names the workers behind it.
@@ -61,7 +74,14 @@ class Pulse:
             raise LostContactError(f"{self.verdict()} (rank {self._rank}: {first_line})") from error
 
     def verdict(self) -> str:
-        """Say which workers are silent, or alive but elsewhere; takes two seconds."""
+        """Say which workers are silent, or alive but elsewhere; takes two seconds, at most six."""
+        answers: list[str] = []
+        thread = threading.Thread(target=lambda: answers.append(self._ask()), name="gaussiank verdict", daemon=True)
+        thread.start()
+        thread.join(3 * LISTEN_S)  # a store whose keeper is suspended never answers
+        return answers[0] if answers else _NO_STORE
+
+    def _ask(self) -> str:
         try:
             self._store.set(self._key("lost", self._rank), "1")
             before = self._heard()
@@ -71,7 +91,7 @@ class Pulse:
             silent = [rank for rank in others if after[rank] == before[rank]]
             elsewhere = [rank for rank in others if not self._store.check([self._key("lost", rank)])]
         except Exception:  # noqa: BLE001  whatever it is, the store is out of reach, and that is the answer
-            return "no sign of life from the store, which rank 0 or the launcher keeps: it has ended or stands still"
+            return _NO_STORE
         if silent:
             return f"no sign of life from rank {', '.join(map(str, silent))}: it has ended or stands still"
         if elsewhere:
