@@ -24,7 +24,7 @@ LEVELS = [
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 READERS = [
     *("lab/plots.py", "lab/report.py", "lab/records.py", "lab/summary.py"),
-    *("lab/study/study.py", "lab/study/fit.py", "lab/study/shape.py"),
+    *("lab/study/study.py", "lab/study/report.py", "lab/study/figures.py", "lab/study/summary.py"),
 ]
 MAX_LINES = 320
 
