@@ -25,7 +25,7 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 READERS = [
     *("lab/plots.py", "lab/report.py", "lab/records.py", "lab/summary.py", "lab/compare.py", "lab/watch/server.py"),
     *("lab/bench/rows.py", "lab/bench/opstable.py", "lab/bench/opsplot.py"),
-    *("lab/study/study.py", "lab/study/fit.py", "lab/study/shape.py"),
+    *("lab/study/study.py", "lab/study/report.py", "lab/study/figures.py", "lab/study/summary.py"),
 ]
 MAX_LINES = 320
 
