@@ -36,6 +36,7 @@ $(STAMP): pyproject.toml setup.py $(wildcard csrc/*) requirements/tools.txt Make
 	@echo "installing gaussiank and its tools"
 	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements/tools.txt -e .
 	@touch $@
+	@echo "ready: $(VENV)/bin/gaussiank --help"
 
 demo: $(STAMP)
 	$(VENV)/bin/gaussiank train --model lenet5 --workers 4 --density 0.001 --lr 0.03 --momentum-correction \

@@ -15,6 +15,7 @@ import statistics
 import sys
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 from gaussiank.lab.checkpoint import CheckpointPlan
 from gaussiank.lab.config import TrainConfig
@@ -25,7 +26,7 @@ from gaussiank.lab.run import run
 from gaussiank.lab.summary import bytes_text
 
 
-def measure(form: str, arguments: argparse.Namespace) -> float:
+def measure(form: Literal["plain", "dcp"], arguments: argparse.Namespace) -> float:
     """Train with one form of checkpoints; returns and prints a checkpoint's share of a step."""
     config = TrainConfig(
         **{
@@ -46,7 +47,7 @@ def measure(form: str, arguments: argparse.Namespace) -> float:
     saved = [row for row in rows if row["kind"] == "checkpoint"]
     step_s = statistics.median(row["step_s"] for row in rows if row["kind"] == "step")
     seconds = statistics.median(row["seconds"] for row in saved)
-    share = seconds / step_s / arguments.every
+    share: float = seconds / step_s / arguments.every
     print(
         f"{form}: {bytes_text(saved[-1]['size_bytes'])} from {config.workers} workers; checkpoint {seconds:.3f} s, "
         f"step {step_s:.3f} s (medians of {len(saved)}); one in {arguments.every} steps costs {share:.2%} of a step",

@@ -118,7 +118,7 @@ def take(numel: int, density: float, repeats: int, clock: str = "wall") -> Itera
             residual.sub_(grad)  # and so the vectors are as much in cache for one as for the other
 
     times = interleave(cases, repeats, clock, restore)
-    facts = {"numel": numel, "density": density, "clock": clock}
+    facts: dict[str, Any] = {"numel": numel, "density": density, "clock": clock}
     yield from rows_of("take", times, against="in-place add", key="percent_of_ceiling", **facts)
     for name, known in (("steady", "known threshold"), ("steady, second buffer", "known threshold, second buffer")):
         if known in times:
@@ -207,7 +207,7 @@ def decode(numel: int, density: float, repeats: int, clock: str = "wall", world_
         "union": lambda: ops.union(parts),
     }
     times = interleave(cases, repeats, clock)
-    facts = {"numel": numel, "density": density, "clock": clock, "parts": world_size}
+    facts: dict[str, Any] = {"numel": numel, "density": density, "clock": clock, "parts": world_size}
     yield from rows_of("decode", times, against="scatter_add_", **facts)
 
 

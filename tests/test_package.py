@@ -57,3 +57,13 @@ def test_compressors_load_neither_hook_nor_collectives() -> None:
     loaded = loaded_by("from gaussiank import TopK")
     assert "gaussiank.compressors.topk" in loaded
     assert [name for name in loaded if name.startswith(("gaussiank.hook", "gaussiank.collectives"))] == []
+
+
+def test_rooms_are_found_by_name_and_listed() -> None:
+    code = (
+        "import gaussiank; print(gaussiank.ops.backends().active, gaussiank.reshard.sources(0, 1, 2), dir(gaussiank))"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "(0, 1)" in printed
+    assert "'compress'" in printed
+    assert "'ops'" in printed

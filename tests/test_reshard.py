@@ -103,7 +103,10 @@ def test_every_source_is_taken_over(world_size: int) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"rank": 3}, "states must be those of ranks (0, 2), got (0, 3). Load every worker's part, in order."),
+        (
+            {"rank": 3},
+            "states must be those of ranks (0, 2), got (0, 3). Pass what gaussiank.reshard.sources names, in order.",
+        ),
         ({"step": 6}, "step must be the same in all states, got 5 of rank 0 and 6 of rank 2."),
         ({"format": 2}, "format must be the same in all states, got 1 of rank 0 and 2 of rank 2."),
     ],

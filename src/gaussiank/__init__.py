@@ -90,8 +90,17 @@ __all__ = [
 ]
 
 
+_MODULES = ("checkpoint", "codec", "collectives", "compressors", "ops", "reshard", "schedule", "sim", "theory")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_MODULES])
+
+
 def __getattr__(name: str) -> Any:
     # Rooms are entered on first use: the theory, the plots and --help need no torch and must not wait for it.
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
     if name not in _ROOMS:
         raise AttributeError(f"module 'gaussiank' has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_ROOMS[name]}", __name__), name)

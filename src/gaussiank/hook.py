@@ -19,7 +19,7 @@ from gaussiank.metrics import Metrics
 from gaussiank.momentum import MomentumCorrection
 from gaussiank.observer import Observer
 from gaussiank.ops import RESIDUAL_DTYPES
-from gaussiank.schedule import Constant, Schedule, require_density
+from gaussiank.schedule import Constant, Schedule, describe, require_density
 from gaussiank.selector import Scope, require_scope
 
 OnNonfinite = Literal["propagate", "raise"]
@@ -60,7 +60,8 @@ def compress(
         collective: how workers agree on the mean: a name, ``name:field=value``, or a collective. ``allgather`` sends
             every selection to everyone; with many workers ``split`` sends less.
         timeout_s: seconds after which an exchange fails that a worker did not answer, above 0; larger than any pause
-            that one worker takes alone between two backwards, for an evaluation or a checkpoint.
+            that one worker takes alone between two backwards, for an evaluation or a checkpoint. The first two steps
+            also wait for DDP itself, which has the process group's own time-out.
         recorder: watches gradients, residuals and selections, ``Recorder("runs/mine")`` for example; changes nothing.
 
     Returns:
@@ -90,6 +91,11 @@ def compress(
         raise ValueError(
             f"model must be wrapped in DistributedDataParallel, got {type(model).__name__}. "
             "Wrap it first: gaussiank.compress(DistributedDataParallel(model))."
+        )
+    if getattr(model, "_comm_hooks", ()):
+        raise RuntimeError(
+            "model must have no communication hook yet, got one that has a hook. Call compress once for each "
+            "DistributedDataParallel, and register no other hook on it."
         )
     if on_nonfinite not in ("propagate", "raise"):
         raise ValueError(f"on_nonfinite must be propagate or raise, got {on_nonfinite!r}. Choose one of them.")
@@ -146,7 +152,7 @@ class Compression:
         numels = _checked_numels(model)
         self.config: Mapping[str, object] = {
             "gaussiank version": __version__,
-            "density": schedule,
+            "density": describe(schedule),
             "compressor": compressor,
             "scope": scope,
             "momentum": momentum,

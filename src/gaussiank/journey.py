@@ -80,7 +80,7 @@ class Journey:
         self.feedback = ErrorFeedback(numels, momentum=momentum, world_size=self._world_size)
         self.step = 0
         self._scale = 1.0
-        self.measured = Metrics()
+        self.measured = Metrics(density=self.density)
 
     @property
     def density(self) -> float:

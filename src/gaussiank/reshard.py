@@ -89,7 +89,9 @@ def _require_alike(states: Sequence[State], wanted: tuple[int, ...]) -> None:
     first = states[0]
     ranks = tuple(state["rank"] for state in states)
     if ranks != wanted:
-        raise ValueError(f"states must be those of ranks {wanted}, got {ranks}. Load every worker's part, in order.")
+        raise ValueError(
+            f"states must be those of ranks {wanted}, got {ranks}. Pass what gaussiank.reshard.sources names, in order."
+        )
     for state in states:
         for field in ("format", "world_size", "step"):
             if state[field] != first[field]:

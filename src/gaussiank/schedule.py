@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -139,6 +140,24 @@ class Warmup:
     def __call__(self, step: int) -> float:
         """Return the density of the stage that ``step`` falls into."""
         return self.densities[min(step // self.stage_steps, len(self.densities) - 1)]
+
+
+_SAMPLED_STEPS = (0, 1, 10, 100, 1000, 10_000, 100_000)
+
+
+def describe(schedule: Schedule) -> str:
+    """Write a schedule as text that is the same on every worker: its own, or its densities at a few steps.
+
+    Example:
+        >>> describe(Constant(0.01))
+        'Constant(density=0.01)'
+        >>> describe(lambda step: 0.5 / (step + 1))
+        'densities 0.5, 0.25, 0.0455, 0.00495, 0.0005, 5e-05, 5e-06 at steps 0, 1, 10, 100, 1000, 10000, 100000'
+    """
+    if dataclasses.is_dataclass(type(schedule)):
+        return str(schedule)
+    densities = ", ".join(f"{schedule(step):.3g}" for step in _SAMPLED_STEPS)
+    return f"densities {densities} at steps {', '.join(map(str, _SAMPLED_STEPS))}"
 
 
 def entries(density: float, numel: int) -> int:

@@ -61,11 +61,11 @@ def test_every_setting_can_be_written_as_text(name: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("topkk", f"method must be one of {METHODS}, got 'topkk'. Correct it."),
-        ("TopK", f"method must be one of {METHODS}, got 'TopK'. Correct it."),
-        ("", f"method must be one of {METHODS}, got ''. Correct it."),
-        ("capped", f"method must be one of {METHODS}, got 'capped'. Correct it."),
-        (":seed=1", f"method must be one of {METHODS}, got ''. Correct it."),
+        ("topkk", f"compressor must be one of {METHODS}, got 'topkk'. Correct it."),
+        ("TopK", f"compressor must be one of {METHODS}, got 'TopK'. Correct it."),
+        ("", f"compressor must be one of {METHODS}, got ''. Correct it."),
+        ("capped", f"compressor must be one of {METHODS}, got 'capped'. Correct it."),
+        (":seed=1", f"compressor must be one of {METHODS}, got ''. Correct it."),
         ("topk:", "settings of topk must be among none, got ''. Correct 'topk:'."),
         ("topk:k=3", "settings of topk must be among none, got 'k=3'. Correct 'topk:k=3'."),
         ("dgc:sample", "settings of dgc must be among sample=..., got 'sample'. Correct 'dgc:sample'."),

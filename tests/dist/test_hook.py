@@ -504,7 +504,7 @@ def test_misuse_gets_one_sentence(two_workers: Any) -> None:
         "model must be wrapped in DistributedDataParallel, got Given. Wrap it first",
         "density must be in (0, 1], got 0.",
         "density must be in (0, 1], got 1.5.",
-        "method must be one of dense, topk, gaussiank, dgc, trimmedtopk, mstopk, sidco, chunktopk, randomk, got 'topkk'.",
+        "compressor must be one of dense, topk, gaussiank, dgc, trimmedtopk, mstopk, sidco, chunktopk, randomk, got 'topkk'.",
         "scope must be one of bucket, layer, model, got 'world'.",
         "on_nonfinite must be propagate or raise, got 'ignore'.",
         "max_bytes must be at least 24, a header and one entry, got 20.",
@@ -512,7 +512,7 @@ def test_misuse_gets_one_sentence(two_workers: Any) -> None:
         "momentum must be None for a compressor without feedback",
         "density must be the same on every worker, got 'Constant(density=0.001)' on rank 0 and "
         "'Constant(density=0.002)' on rank 1. Start all workers with the same settings.",
-        "register_comm_hook or register_builtin_comm_hook can only be called once.",
+        "model must have no communication hook yet, got one that has a hook. Call compress once for each",
     ]
     for message, beginning in zip(messages, beginnings, strict=True):
         assert message.startswith(beginning)
@@ -595,3 +595,17 @@ def test_residuals_follow_the_scale_of_a_grad_scaler(workers: Any, how: dict[str
     for _, scales, same_scale in results:
         assert scales == [2.0**10, 2.0**10, 2.0**11, 2.0**11, 2.0**12, 2.0**11, 2.0**11]
         assert same_scale
+
+
+def halving(rank: int, world_size: int) -> list[float]:
+    model = DDP(Given())
+    compression = gaussiank.compress(model, lambda step: 0.5 ** (step + 1))  # another object on every worker
+    densities = []
+    for step in range(3):
+        densities.append(compression.density)
+        model(feed(rank, step)).backward()
+    return densities
+
+
+def test_any_function_of_the_step_is_a_schedule(two_workers: Any) -> None:
+    assert two_workers.run(halving) == [[0.5, 0.25, 0.125]] * 2

@@ -104,7 +104,7 @@ def test_records_are_not_overwritten(trained: tuple[Path, str]) -> None:
         (["--density", "0"], "density must be in (0, 1], got 0.0. Give the share of entries to send, such as 0.001."),
         (
             ["--methods", "topkk"],
-            "method must be one of dense, topk, gaussiank, dgc, trimmedtopk, mstopk, sidco, chunktopk, randomk, "
+            "compressor must be one of dense, topk, gaussiank, dgc, trimmedtopk, mstopk, sidco, chunktopk, randomk, "
             "got 'topkk'.",
         ),
         (["--model", "gpt9"], "model must be one of fnn3, lenet5, resnet20, vgg16, alexnet, vgg16-imagenet, resnet50,"),

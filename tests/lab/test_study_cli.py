@@ -42,7 +42,7 @@ def test_analyze(run_dir: Path) -> None:
         (["analyze", "nowhere"], FileNotFoundError, "run_dir must hold gradients.jsonl"),
         (["replay", "nowhere"], FileNotFoundError, "run_dir must hold gradients.jsonl"),
         (["replay", "nowhere", "--density", "much"], ValueError, "density must be numbers by comma, got 'much'"),
-        (["replay", "nowhere", "--operators", "tpk"], ValueError, "method must be one of"),
+        (["replay", "nowhere", "--operators", "tpk"], ValueError, "compressor must be one of"),
     ],
 )
 def test_mistakes(arguments: list[str], error: type[Exception], message: str) -> None:

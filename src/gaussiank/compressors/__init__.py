@@ -77,12 +77,12 @@ def parse_compressor(spec: str) -> Compressor:
         >>> parse_compressor("topkk")
         Traceback (most recent call last):
             ...
-        ValueError: method must be one of dense, topk, gaussiank, dgc, trimmedtopk, mstopk, sidco, chunktopk, randomk, \
-got 'topkk'. Correct it.
+        ValueError: compressor must be one of dense, topk, gaussiank, dgc, trimmedtopk, mstopk, sidco, chunktopk, \
+randomk, got 'topkk'. Correct it.
     """
     name, *settings = spec.strip().split(":")
     if name not in COMPRESSORS:
-        raise ValueError(f"method must be one of {', '.join(COMPRESSORS)}, got {name!r}. Correct it.")
+        raise ValueError(f"compressor must be one of {', '.join(COMPRESSORS)}, got {name!r}. Correct it.")
     fields = {field.name: field for field in dataclasses.fields(COMPRESSORS[name])}  # type: ignore[arg-type]
     values: dict[str, object] = {}
     for setting in settings:

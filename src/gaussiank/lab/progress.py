@@ -35,6 +35,7 @@ class LiveProgress:
             disable=not console.is_terminal,
         )
         self._judged = ""
+        self._last: dict[str, Any] | None = None
 
     def __enter__(self) -> LiveProgress:
         self._progress.start()
@@ -47,7 +48,7 @@ class LiveProgress:
 
     def begin(self, method: str, steps: int, done: int = 0) -> None:
         """Start the bar of a method, of which some steps may be done."""
-        self._judged = ""
+        self._judged, self._last = "", None
         self._task = self._progress.add_task(
             escape(method.split(":", maxsplit=1)[0]), total=steps, completed=done, now=""
         )
@@ -59,14 +60,12 @@ class LiveProgress:
     def show(self, record: dict[str, Any]) -> None:
         """Show a step, evaluation or closing record."""
         if record["kind"] == "step":
-            now = (
-                f"loss {record['loss']:.3f}{self._judged} kept/k {record['kept'] / record['k']:.2f} "
-                f"sent {bytes_text(record['sent_bytes'])}"
-            )
-            self._progress.update(self._task, completed=record["step"], now=now)
+            self._last = record
+            self._update()
         elif record["kind"] == "eval":
             judged = self._metric.text(number(record, self._metric.key))
             self._judged = f" test {judged}"
+            self._update()
             if not self._console.is_terminal:
                 extra = f" (perplexity {record['perplexity']:.4g})" if "perplexity" in record else ""
                 loss = "" if self._metric.key == "loss" else f"loss {record['loss']:.3f}, "
@@ -76,3 +75,13 @@ class LiveProgress:
                     markup=False,
                     soft_wrap=True,
                 )
+
+    def _update(self) -> None:
+        """Redraw the bar from the last step and the last evaluation."""
+        last = self._last
+        if last is not None:
+            now = (
+                f"loss {last['loss']:.3f}{self._judged} kept/k {last['kept'] / last['k']:.2f} "
+                f"sent {bytes_text(last['sent_bytes'])}"
+            )
+            self._progress.update(self._task, completed=last["step"], now=now)

@@ -179,6 +179,8 @@ class _Run:
         training.run()
         if recorder:
             recorder.close()
+            if self._progress:
+                self._progress.say(f"Gradients: {study_dir(self._run_dir, method)}, for gaussiank analyze")
 
     def _say_resumed(self, resume: Resume, state: WorkerState) -> None:
         manifest, workers = resume.manifest, dist.get_world_size()
