@@ -65,7 +65,7 @@ class AllGather(Collective):
         return self._within(sparse, call, math.ceil(int(call.hint) * self.slack) + _SPARE)
 
     def _exactly(self, sparse: SparseGradient, call: Call, capacity: int) -> Program:
-        rows = yield call.wire.all_gather(codec.encode(sparse, capacity))
+        rows = yield call.line.all_gather(codec.encode(sparse, capacity))
 
         def finish(out: Tensor) -> Outcome:
             return Outcome(gathered_mean([codec.decode(row, sparse.numel, sparse.values.dtype) for row in rows], out))
@@ -75,7 +75,7 @@ class AllGather(Collective):
     def _within(self, sparse: SparseGradient, call: Call, room: int) -> Program:
         entered = largest_mask(sparse, room)
         sent = sparse if sparse.kept <= room else pick(sparse, entered)
-        rows = yield call.wire.all_gather(pack(sent, room, note=sparse.kept))
+        rows = yield call.line.all_gather(pack(sent, room, note=sparse.kept))
 
         def finish(out: Tensor) -> Outcome:
             parts, counts = unpack(rows, [sparse.numel] * len(rows), sparse.values.dtype)
@@ -85,4 +85,4 @@ class AllGather(Collective):
 
     def _largest(self, sparse: SparseGradient, call: Call) -> int:
         largest = torch.tensor([sparse.kept], dtype=torch.int64, device=sparse.indices.device)
-        return int(call.wire.all_reduce(largest, dist.ReduceOp.MAX).wait())
+        return int(call.line.all_reduce(largest, dist.ReduceOp.MAX).wait())

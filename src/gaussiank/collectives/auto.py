@@ -106,6 +106,6 @@ class Auto(Collective):
         """Choose by the capacity, and exchange so."""
         capacity = call.capacity
         if capacity is None:
-            capacity = yield from agree_on_capacity(call.wire, sparse)
-        choice = self.choose(sparse.numel, max(1, capacity), call.wire.world_size)
+            capacity = yield from agree_on_capacity(call.line, sparse)
+        choice = self.choose(sparse.numel, max(1, capacity), call.line.world_size)
         return (yield from choice.program(sparse, replace(call, capacity=capacity)))

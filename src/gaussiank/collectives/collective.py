@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gaussiank.sparse import SparseGradient
 
-from .wire import AnyFuture, Message, Wire
+from .line import AnyFuture, Line, Message
 
 
 class Outcome(NamedTuple):
@@ -34,7 +34,7 @@ class Call:
     """All that an exchange may depend on besides its entries; passed in, so that collectives hold no state.
 
     Args:
-        wire: what to send with.
+        line: what to send with.
         capacity: largest count on any worker, known to all without asking; None when only the data limits it.
         step: optimizer steps taken, the same on every worker.
         part: number of this exchange within its step, the same on every worker.
@@ -43,7 +43,7 @@ class Call:
             when nothing is kept.
     """
 
-    wire: Wire
+    line: Line
     capacity: int | None = None
     step: int = 0
     part: int = 0
@@ -61,12 +61,12 @@ class Exchange:
 
     Args:
         program: started here, up to its first message.
-        wire: what it sends with.
+        line: what it sends with.
     """
 
-    def __init__(self, program: Program, wire: Wire) -> None:
+    def __init__(self, program: Program, line: Line) -> None:
         self._program = program
-        self._wire = wire
+        self._line = line
         self._message = next(program)
         self._finish: Finish | None = None
 
@@ -78,7 +78,7 @@ class Exchange:
     @property
     def sent_bytes(self) -> int:
         """Bytes that this worker has put on the wire for it so far."""
-        return self._wire.sent_bytes
+        return self._line.sent_bytes
 
     def advance(self) -> bool:
         """Wait for the message under way and send the next one; False when there was none left to send.
@@ -169,5 +169,5 @@ class Collective(ABC):
         Raises:
             ValueError: more entries than ``capacity``.
         """
-        wire = Wire(group)
-        return Exchange(self.program(sparse, Call(wire, capacity, **more)), wire)
+        line = Line(group)
+        return Exchange(self.program(sparse, Call(line, capacity, **more)), line)

@@ -11,7 +11,7 @@ from gaussiank import ops
 from gaussiank.sparse import SparseGradient
 
 from .collective import Call, Collective, Exchange, Outcome, Program, Traffic
-from .wire import Wire
+from .line import Line
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class DenseAllReduce(Collective):
 
     def program(self, sparse: SparseGradient, call: Call) -> Program:
         """Spread the entries over a dense vector and send that; counts do not matter."""
-        return self._reduce(sparse.dense(), call.wire)
+        return self._reduce(sparse.dense(), call.line)
 
     def start_dense(self, vector: Tensor, *, group: dist.ProcessGroup | None = None) -> Exchange:
         """Send a dense vector, which becomes the mean in place.
@@ -42,11 +42,11 @@ class DenseAllReduce(Collective):
             vector: ``[numel]`` of any dtype that the backend reduces; divided by the world size first, as DDP does.
             group: process group, or None for the default one.
         """
-        wire = Wire(group)
-        return Exchange(self._reduce(vector, wire), wire)
+        line = Line(group)
+        return Exchange(self._reduce(vector, line), line)
 
-    def _reduce(self, vector: Tensor, wire: Wire) -> Program:
-        yield wire.all_reduce(vector.div_(wire.world_size))
+    def _reduce(self, vector: Tensor, line: Line) -> Program:
+        yield line.all_reduce(vector.div_(line.world_size))
 
         def finish(out: Tensor) -> Outcome:
             if out.data_ptr() != vector.data_ptr():

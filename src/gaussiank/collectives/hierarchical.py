@@ -113,10 +113,10 @@ class Hierarchical(Collective):
         """Sum inside the node, between nodes, and gather inside the node."""
         if self.groups is None:
             raise RuntimeError("collective must join a group before it starts, got none. Call join(group) first.")
-        wire, capacity, numel, dtype = call.wire, call.capacity, sparse.numel, sparse.values.dtype
+        line, capacity, numel, dtype = call.line, call.capacity, sparse.numel, sparse.values.dtype
         if capacity is None:
-            capacity = yield from agree_on_capacity(wire, sparse)
-        inside, across = wire.within(self.groups[0]), wire.within(self.groups[1])
+            capacity = yield from agree_on_capacity(line, sparse)
+        inside, across = line.within(self.groups[0]), line.within(self.groups[1])
         if self.inside == "dense":
             vector = yield inside.all_reduce(sparse.dense())
             node = SparseGradient.pick(vector, vector.nonzero().squeeze(1).int())
@@ -133,7 +133,7 @@ class Hierarchical(Collective):
         def finish(out: Tensor) -> Outcome:
             total = merge(unpack(rows, [numel] * inside.world_size, dtype)[0])
             entered = member_mask(sparse.indices, among=node.indices)
-            return Outcome(summed_mean(total, wire.world_size, out), rest_of(sparse, entered))
+            return Outcome(summed_mean(total, line.world_size, out), rest_of(sparse, entered))
 
         return finish
 

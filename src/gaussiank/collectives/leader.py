@@ -39,15 +39,15 @@ class Leader(Collective):
 
     def program(self, sparse: SparseGradient, call: Call) -> Program:
         """Broadcast the leader's indices, then sum everyone's values there."""
-        wire, capacity = call.wire, call.capacity
+        line, capacity = call.line, call.capacity
         if capacity is None:
-            capacity = yield from agree_on_capacity(wire, sparse)
-        leader = (call.step + call.part) % wire.world_size
+            capacity = yield from agree_on_capacity(line, sparse)
+        leader = (call.step + call.part) % line.world_size
         named = sparse.indices.new_zeros(1 + capacity)
-        if wire.rank == leader:
+        if line.rank == leader:
             named[0] = sparse.kept
             named[1 : 1 + sparse.kept] = sparse.indices
-        named = yield wire.broadcast(named, leader)
+        named = yield line.broadcast(named, leader)
         indices = named[1 : 1 + int(named[0])]
         chosen = member_mask(sparse.indices, among=indices)
         values = sparse.values.new_zeros(indices.numel() + 1)
@@ -55,13 +55,13 @@ class Leader(Collective):
             values[:-1] = call.draw(indices)
         values[torch.searchsorted(indices, sparse.indices[chosen])] += sparse.values[chosen]
         values[-1] = torch.where(ops.all_finite(sparse.values), 0.0, torch.nan)
-        values = yield wire.all_reduce(values)
+        values = yield line.all_reduce(values)
         if bool(values[-1].isnan()):
             return (yield from _everything(sparse, call, capacity))
         total = SparseGradient(indices, values[:-1], sparse.numel)
 
         def finish(out: Tensor) -> Outcome:
-            return Outcome(summed_mean(total, wire.world_size, out), rest_of(sparse, chosen))
+            return Outcome(summed_mean(total, line.world_size, out), rest_of(sparse, chosen))
 
         return finish
 
@@ -69,7 +69,7 @@ class Leader(Collective):
 def _everything(sparse: SparseGradient, call: Call, capacity: int) -> Program:
     """Gather all selections: some worker's are not finite, and every worker must see where."""
     sent = pick(sparse, largest_mask(sparse, capacity))
-    rows = yield call.wire.all_gather(pack(sent, capacity))
+    rows = yield call.line.all_gather(pack(sent, capacity))
 
     def finish(out: Tensor) -> Outcome:
         parts, _ = unpack(rows, [sparse.numel] * len(rows), sparse.values.dtype)

@@ -12,7 +12,7 @@ from torch import Tensor
 from gaussiank import codec, ops
 from gaussiank.sparse import SparseGradient
 
-from .wire import Message, Wire
+from .line import Line, Message
 
 _NOTE = torch.int64
 _TRAILER_BYTES = 2 * _NOTE.itemsize
@@ -66,10 +66,10 @@ def unpack(
     return parts, [note for _, note in trailers]
 
 
-def agree_on_capacity(wire: Wire, sparse: SparseGradient) -> Generator[Message[Any], Any, int]:
+def agree_on_capacity(line: Line, sparse: SparseGradient) -> Generator[Message[Any], Any, int]:
     """Ask for the largest count on any worker: one short message."""
     largest = torch.tensor([sparse.kept], dtype=torch.int64, device=sparse.indices.device)
-    return int((yield wire.all_reduce(largest, dist.ReduceOp.MAX)))
+    return int((yield line.all_reduce(largest, dist.ReduceOp.MAX)))
 
 
 def pick(sparse: SparseGradient, mask: Tensor) -> SparseGradient:

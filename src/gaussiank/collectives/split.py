@@ -63,30 +63,30 @@ class Split(Collective):
 
     def program(self, sparse: SparseGradient, call: Call) -> Program:
         """Send each owner its region, then everyone the own region's sum."""
-        wire, dtype = call.wire, sparse.values.dtype
-        borders = self._borders(call.hint, sparse.numel, wire.world_size)
+        line, dtype = call.line, sparse.values.dtype
+        borders = self._borders(call.hint, sparse.numel, line.world_size)
         widths = [max(1, high - low) for low, high in itertools.pairwise(borders)]
         if self.trim:
             capacity = call.capacity
             if capacity is None:
-                capacity = yield from agree_on_capacity(wire, sparse)
-            room = self._room(capacity, wire.world_size)
+                capacity = yield from agree_on_capacity(line, sparse)
+            room = self._room(capacity, line.world_size)
             parts, wanted, sent = _cut(sparse, borders, room)
             rows = [pack(part, room, count) for part, count in zip(parts, wanted, strict=True)]
-            received = yield wire.all_to_all(torch.stack(rows))
+            received = yield line.all_to_all(torch.stack(rows))
         else:
             parts, wanted, sent = _cut(sparse, borders, sparse.kept)
             rows = [pack(part, part.kept, count) for part, count in zip(parts, wanted, strict=True)]
             sizes = torch.tensor([[row.numel()] for row in rows]).to(sparse.indices.device)
-            arriving = yield wire.all_to_all(sizes)
-            received = yield wire.all_to_all_uneven(rows, arriving.flatten().tolist())
-        addends, loads = unpack(received, [widths[wire.rank]] * wire.world_size, dtype)
+            arriving = yield line.all_to_all(sizes)
+            received = yield line.all_to_all_uneven(rows, arriving.flatten().tolist())
+        addends, loads = unpack(received, [widths[line.rank]] * line.world_size, dtype)
         total = merge(addends)
         if self.trim:
             total = pick(total, largest_mask(total, room))
         else:
-            room = yield from agree_on_capacity(wire, total)
-        gathered = yield wire.all_gather(pack(total, room, sum(loads)))
+            room = yield from agree_on_capacity(line, total)
+        gathered = yield line.all_gather(pack(total, room, sum(loads)))
 
         def finish(out: Tensor) -> Outcome:
             parts, loads = unpack(gathered, widths, dtype)

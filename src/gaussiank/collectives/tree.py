@@ -12,6 +12,7 @@ from torch import Tensor
 from gaussiank.sparse import SparseGradient
 
 from .collective import Call, Collective, Outcome, Program, Traffic
+from .line import Line, Message
 from .rows import (
     agree_on_capacity,
     largest_mask,
@@ -24,7 +25,6 @@ from .rows import (
     summed_mean,
     unpack,
 )
-from .wire import Message, Wire
 
 
 @dataclass(frozen=True)
@@ -55,33 +55,33 @@ class Tree(Collective):
 
     def program(self, sparse: SparseGradient, call: Call) -> Program:
         """Swap, merge, cut, round after round."""
-        wire, capacity = call.wire, call.capacity
+        line, capacity = call.line, call.capacity
         if capacity is None:
-            capacity = yield from agree_on_capacity(wire, sparse)
-        rounds, beyond = _rounds(wire.world_size)
-        if wire.world_size == 1:
-            yield wire.pause()
-        if wire.rank >= 1 << rounds:
-            total, entered = yield from _as_guest(sparse, wire, capacity, rounds)
+            capacity = yield from agree_on_capacity(line, sparse)
+        rounds, beyond = _rounds(line.world_size)
+        if line.world_size == 1:
+            yield line.pause()
+        if line.rank >= 1 << rounds:
+            total, entered = yield from _as_guest(sparse, line, capacity, rounds)
         else:
             branch = _Branch(sparse, capacity)
-            guest = wire.rank + (1 << rounds) if wire.rank < beyond else None
+            guest = line.rank + (1 << rounds) if line.rank < beyond else None
             if guest is not None:
-                row = yield wire.receive(torch.empty_like(pack(sparse, capacity)), guest)
+                row = yield line.receive(torch.empty_like(pack(sparse, capacity)), guest)
                 branch.host(row)
             elif beyond:
-                yield wire.pause()
+                yield line.pause()
             for bit in range(rounds):
-                row = yield wire.swap(pack(branch.total, capacity), wire.rank ^ (1 << bit))
-                branch.merge(row, first=bool(wire.rank & (1 << bit)))
+                row = yield line.swap(pack(branch.total, capacity), line.rank ^ (1 << bit))
+                branch.merge(row, first=bool(line.rank & (1 << bit)))
             if guest is not None:
-                yield wire.send(branch.answer(), guest)
+                yield line.send(branch.answer(), guest)
             elif beyond:
-                yield wire.pause()
+                yield line.pause()
             total, entered = branch.total, branch.entered[0]
 
         def finish(out: Tensor) -> Outcome:
-            return Outcome(summed_mean(total, wire.world_size, out), rest_of(sparse, entered))
+            return Outcome(summed_mean(total, line.world_size, out), rest_of(sparse, entered))
 
         return finish
 
@@ -123,14 +123,14 @@ class _Branch:
 
 
 def _as_guest(
-    sparse: SparseGradient, wire: Wire, capacity: int, rounds: int
+    sparse: SparseGradient, line: Line, capacity: int, rounds: int
 ) -> Generator[Message[Any], Any, tuple[SparseGradient, Tensor]]:
     """Leave the entries with a host; returns the result, and which of the entries are in it."""
-    row, host = pack(sparse, capacity), wire.rank - (1 << rounds)
-    yield wire.send(row, host)
+    row, host = pack(sparse, capacity), line.rank - (1 << rounds)
+    yield line.send(row, host)
     for _ in range(rounds):
-        yield wire.pause()
-    answer = yield wire.receive(row.new_empty(row.numel() + capacity), host)
+        yield line.pause()
+    answer = yield line.receive(row.new_empty(row.numel() + capacity), host)
     [total], _ = unpack([answer[: row.numel()]], [sparse.numel], sparse.values.dtype)
     return total, answer[row.numel() :][: sparse.kept].bool()
 
