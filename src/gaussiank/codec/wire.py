@@ -76,6 +76,16 @@ class Wire:
     def __str__(self) -> str:
         return f"{self.index}+{self.values}" + ("" if self.rounding == "nearest" else f"+{self.rounding}")
 
+    @property
+    def exact(self) -> bool:
+        """Whether ``round`` changes nothing."""
+        return VALUE_CODES[self.values].exact
+
+    @property
+    def varies(self) -> bool:
+        """Whether the size of a payload depends on where its entries lie, and not on their count alone."""
+        return INDEX_CODES[self.index].varies
+
     def round(self, values: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Round float32 or float64 ``[kept]`` values to what the wire can carry; a new tensor of the same dtype.
 

@@ -13,6 +13,7 @@ from .leader import Leader
 from .line import ring_bytes
 from .link import Link
 from .parse import parse
+from .rows import EXACT
 from .split import Split
 from .tree import Tree
 
@@ -21,6 +22,7 @@ COLLECTIVES: dict[str, type[Collective]] = {**CANDIDATES, "auto": Auto}
 
 __all__ = [
     "COLLECTIVES",
+    "EXACT",
     "AllGather",
     "Auto",
     "Call",

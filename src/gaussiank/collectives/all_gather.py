@@ -9,26 +9,32 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gaussiank import codec
+from gaussiank.codec import Wire
 from gaussiank.sparse import SparseGradient
 
 from .collective import Call, Collective, Outcome, Program, Traffic
-from .rows import gathered_mean, largest_mask, pack, pick, rest_of, unpack
+from .rows import EXACT, Given, filled, gathered_mean, largest_mask, notes, pack, pick, rest_of, rounded, unpack
 
-_SPARE = 16  # entries on top of the slack, so that small counts have some too
+_SPARE_BYTES = 64  # on top of the slack, so that small messages have some too
+_NARROWER = 0.98  # of the room's share, so that a second cut is rarely needed
 
 
 @dataclass(frozen=True)
 class AllGather(Collective):
     """Send each worker's payload to all others; traffic grows with the number of workers.
 
-    Counts may differ between workers, and be zero: payloads are padded to the capacity. Where that is not known
-    beforehand, room is made for ``slack`` times the last step's largest count, which travels along; what a worker has
-    beyond that goes back to its residual, smallest entries first. Only the first exchange asks for the largest count.
+    Counts may differ between workers, and be zero: all rows have one length. When the count is known beforehand and
+    decides the size, it is that size. Otherwise room is made for what the largest payload of the last step took, which
+    travels along, and some more: real selections cluster, so that they take less than the most that their count can.
+    What does not fit goes back to the residual, smallest entries first. Without a residual there is room for the most
+    that the count can take. Only the first exchange asks for the largest payload, where no count bounds it.
 
     Args:
-        slack: room over the last largest count, at least 1; a larger one pads more and delays less.
-        ask: ask for the largest count every time, one more short message that ``start`` waits for; nothing comes back.
+        slack: room over the last largest payload where nothing bounds the count, at least 1; a larger one pads more and
+            delays less.
+        spread: the same where the count is known, and only the places of the entries are not.
+        ask: ask for the largest payload every time, one more short message that ``start`` waits for; nothing comes
+            back.
 
     Source: the aggregation of the paper, step 1 of its algorithm.
     Differs: the published code cuts the gathered entries into equal slices and drops repeated indices; here each
@@ -36,11 +42,13 @@ class AllGather(Collective):
     """
 
     slack: float = 1.25
+    spread: float = 1.03
     ask: bool = False
 
     def __post_init__(self) -> None:
-        if not self.slack >= 1:
-            raise ValueError(f"slack must be at least 1, got {self.slack}. 1.25 leaves room for a quarter more.")
+        for argument in ("slack", "spread"):
+            if not getattr(self, argument) >= 1:
+                raise ValueError(f"{argument} must be at least 1, got {getattr(self, argument)}. 1.25 adds a quarter.")
 
     @property
     def phased(self) -> bool:
@@ -48,41 +56,68 @@ class AllGather(Collective):
         return False
 
     def rejects(self, *, bounded: bool) -> bool:
-        """Only when a count outgrows the room that its predecessor suggested."""
+        """Only when a payload outgrows the room that its predecessor suggested."""
         return not bounded and not self.ask
 
-    def traffic(self, numel: int, k: int, world_size: int, value_bytes: int = 4) -> Traffic:
+    def traffic(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Traffic:
         """Everyone's k entries go to everyone else."""
-        sent_bytes = (world_size - 1) * codec.payload_bytes(k, value_bytes)
-        return Traffic(world_size - 1, sent_bytes, world_size * k)
+        return Traffic(world_size - 1, (world_size - 1) * wire.max_bytes(k, numel), world_size * k)
 
     def program(self, sparse: SparseGradient, call: Call) -> Program:
         """Send the payload to all."""
-        if call.capacity is not None:
+        if call.capacity is not None and (not call.wire.varies or call.draw is None):
             return self._exactly(sparse, call, call.capacity)
-        if call.hint is None or self.ask:
-            return self._within(sparse, call, self._largest(sparse, call))
-        return self._within(sparse, call, math.ceil(int(call.hint) * self.slack) + _SPARE)
+        return self._within(sparse, call)
 
     def _exactly(self, sparse: SparseGradient, call: Call, capacity: int) -> Program:
-        rows = yield call.line.all_gather(codec.encode(sparse, capacity))
+        given = rounded(sparse, call.wire, call.seed(call.line.rank))
+        rows = yield call.line.all_gather(pack(given.sparse, call.wire, capacity))
 
         def finish(out: Tensor) -> Outcome:
-            return Outcome(gathered_mean([codec.decode(row, sparse.numel, sparse.values.dtype) for row in rows], out))
+            parts = [call.wire.decode(row, sparse.numel, dtype=sparse.values.dtype, capacity=capacity) for row in rows]
+            return Outcome(gathered_mean(parts, out), rounded_off=given.errors())
 
         return finish
 
-    def _within(self, sparse: SparseGradient, call: Call, room: int) -> Program:
-        entered = largest_mask(sparse, room)
-        sent = sparse if sparse.kept <= room else pick(sparse, entered)
-        rows = yield call.line.all_gather(pack(sent, room, note=sparse.kept))
+    def _within(self, sparse: SparseGradient, call: Call) -> Program:
+        given = rounded(sparse, call.wire, call.seed(call.line.rank))
+        payload = pack(given.sparse, call.wire, None)
+        wanted = payload.numel()
+        length = self._length(wanted, sparse, call)
+        mask = None
+        if wanted > length:
+            mask, given, payload = _cut(sparse, call, length, length / wanted)
+        rows = yield call.line.all_gather(filled(payload, length, wanted))
 
         def finish(out: Tensor) -> Outcome:
-            parts, counts = unpack(rows, [sparse.numel] * len(rows), sparse.values.dtype)
-            return Outcome(gathered_mean(parts, out), rest_of(sparse, entered), torch.tensor(max(counts)))
+            parts = unpack(rows, call.wire, [sparse.numel] * len(rows), sparse.values.dtype, None)
+            hint = torch.tensor([max(notes(rows)), -1 if call.capacity is None else call.capacity])
+            rejected = None if mask is None else rest_of(sparse, mask)
+            return Outcome(gathered_mean(parts, out), rejected, given.errors(), hint)
 
         return finish
 
-    def _largest(self, sparse: SparseGradient, call: Call) -> int:
-        largest = torch.tensor([sparse.kept], dtype=torch.int64, device=sparse.indices.device)
-        return int(call.line.all_reduce(largest, dist.ReduceOp.MAX).wait())
+    def _length(self, wanted: int, sparse: SparseGradient, call: Call) -> int:
+        """Return the length of all rows without their notes, the same on every worker."""
+        if call.capacity is None:
+            if call.hint is None or call.hint.numel() != 2 or self.ask:
+                largest = torch.tensor([wanted], dtype=torch.int64, device=sparse.indices.device)
+                return int(call.line.all_reduce(largest, dist.ReduceOp.MAX).wait())
+            return math.ceil(int(call.hint[0]) * self.slack) + _SPARE_BYTES
+        most = call.wire.max_bytes(call.capacity, sparse.numel, sparse.values.dtype)
+        if call.hint is None or call.hint.numel() != 2 or int(call.hint[1]) != call.capacity:
+            return most
+        return min(most, math.ceil(int(call.hint[0]) * self.spread) + _SPARE_BYTES)
+
+
+def _cut(sparse: SparseGradient, call: Call, length: int, share: float) -> tuple[Tensor, Given, Tensor]:
+    """Leave out the smallest entries until the payload fits; returns which are in, their rounding, and the payload."""
+    room = sparse.kept
+    while True:
+        room = min(room - 1, int(room * share * _NARROWER))
+        mask = largest_mask(sparse, room)
+        given = rounded(pick(sparse, mask), call.wire, call.seed(call.line.rank))
+        payload = pack(given.sparse, call.wire, None)
+        if payload.numel() <= length:
+            return mask, given, payload
+        share = length / payload.numel()

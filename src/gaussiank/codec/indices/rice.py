@@ -30,6 +30,7 @@ class Rice(IndexCode):
 
     name: ClassVar[str] = "rice"
     number: ClassVar[int] = 1
+    varies: ClassVar[bool] = True
 
     def max_bytes(self, count: int, numel: int) -> int:
         """Return the bound: the best single parameter on the mean gap.
