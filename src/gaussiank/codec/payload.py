@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gaussiank.sparse import MAX_NUMEL, SparseGradient
 
+from . import native
 from .faults import Fault, error
 from .indices import INDEX_CODES, DeviceCode, IndexCode, Seed, SharedDraw
 from .values import VALUE_CODES, ValueCode
@@ -39,6 +40,16 @@ class Codes:
     def text(self) -> str:
         """``index+values``, as ``Wire.parse`` reads it."""
         return f"{self.index.name}+{self.values.name}"
+
+    @property
+    def native(self) -> bool:
+        """Whether the C code writes and reads such a payload as a whole."""
+        return self.index.name in native.PAYLOAD_CODES[0] and self.values.name in native.PAYLOAD_CODES[1]
+
+    @property
+    def numbers(self) -> tuple[int, int]:
+        """Both codes' numbers."""
+        return self.index.number, self.values.number
 
     def with_draw(self, shared: SharedDraw | None) -> Codes:
         """Return the codes with the draw that the index code ``seed`` needs."""
@@ -76,6 +87,8 @@ def write(sparse: SparseGradient, codes: Codes, slots: int) -> Tensor:
         ValueError: indices out of order, or values that are not rounded.
     """
     slots = slots if isinstance(codes.index, DeviceCode) else sparse.kept
+    if _runs_natively(sparse, codes):
+        return _write_natively(sparse, codes, slots, rounding=False)[0]
     on_cpu = sparse.indices.device.type == "cpu"
     indices = codes.index.encode(sparse.indices, sparse.numel, slots)
     values = codes.values.encode(sparse.values, slots)
@@ -91,6 +104,31 @@ def write(sparse: SparseGradient, codes: Codes, slots: int) -> Tensor:
     return torch.cat([whole.to(indices.device, non_blocking=True), indices, values])
 
 
+def write_rounded(sparse: SparseGradient, codes: Codes, slots: int) -> tuple[Tensor, Tensor | None] | None:
+    """Round values to the nearest levels and write them as ``write`` does, in one call of C code.
+
+    Returns:
+        The payload, and what was rounded off each value, None when the value code loses nothing. None where the C code
+        cannot do it.
+    """
+    if not _runs_natively(sparse, codes):
+        return None
+    slots = slots if isinstance(codes.index, DeviceCode) else sparse.kept
+    payload, error = _write_natively(sparse, codes, slots, rounding=True)
+    return payload, None if codes.values.exact else error
+
+
+def _runs_natively(sparse: SparseGradient, codes: Codes) -> bool:
+    return codes.native and sparse.values.dtype == torch.float32 and native.runs_on(sparse.indices)
+
+
+def _write_natively(sparse: SparseGradient, codes: Codes, slots: int, *, rounding: bool) -> tuple[Tensor, Tensor]:
+    index_bytes = codes.index.max_bytes(max(slots, 1), sparse.numel)
+    most = HEADER_BYTES + index_bytes + codes.values.bytes_for(slots)
+    sizes = most, codes.index.max_bytes(slots, sparse.numel) if isinstance(codes.index, DeviceCode) else 0
+    return native.write_payload(codes.numbers, sparse, slots, sizes, rounding=rounding)
+
+
 def require_same_bits(back: Tensor, values: Tensor) -> None:
     """Raise ``ValueError`` unless values came back as they were: the same bits, and NaN for NaN."""
     bits = torch.int64 if values.dtype == torch.float64 else torch.int32
@@ -104,6 +142,7 @@ def read(
     numel: int | None = None,
     expected: Collection[str] | None = None,
     shared: SharedDraw | None = None,
+    known: Codes | None = None,
 ) -> SparseGradient:
     """Read an untrusted payload on the CPU; bytes behind its sections are ignored.
 
@@ -115,11 +154,17 @@ def read(
         numel: length that is expected; None takes the header's word.
         expected: texts of the codes that are expected; None takes the header's word.
         shared: how indices are drawn, if they are not sent.
+        known: codes to try first, all in one call; they must be among those that are expected.
 
     Raises:
         ValueError: foreign, truncated or damaged, or not what was expected.
     """
     body = payload.contiguous()
+    if known is not None and numel is not None and known.native and native.built():
+        room = min(numel, 8 * max(0, body.numel() - HEADER_BYTES) // known.values.least_bits)
+        sparse = native.read_payload(body, known.numbers, numel, room)
+        if sparse is not None:
+            return sparse
     header = _read_header(bytes(_view(body[:HEADER_BYTES])), numel)
     if expected is not None and header.codes.text not in expected:
         raise ValueError(
