@@ -13,7 +13,19 @@ from gaussiank.codec import Wire
 from gaussiank.sparse import SparseGradient
 
 from .collective import Call, Collective, Outcome, Program, Traffic
-from .rows import EXACT, Given, filled, gathered_mean, largest_mask, notes, pack, pick, rest_of, rounded, unpack
+from .rows import (
+    EXACT,
+    Given,
+    filled,
+    gathered_mean,
+    largest_mask,
+    notes,
+    pack_rounded,
+    pick,
+    rest_of,
+    row_bytes,
+    unpack,
+)
 
 _SPARE_BYTES = 64  # on top of the slack, so that small messages have some too
 _NARROWER = 0.98  # of the room's share, so that a second cut is rarely needed
@@ -61,7 +73,8 @@ class AllGather(Collective):
 
     def traffic(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Traffic:
         """Everyone's k entries go to everyone else."""
-        return Traffic(world_size - 1, (world_size - 1) * wire.max_bytes(k, numel), world_size * k)
+        row = row_bytes(k, numel, wire, noted=wire.varies)
+        return Traffic(world_size - 1, (world_size - 1) * row, world_size * k)
 
     def program(self, sparse: SparseGradient, call: Call) -> Program:
         """Send the payload to all."""
@@ -70,8 +83,8 @@ class AllGather(Collective):
         return self._within(sparse, call)
 
     def _exactly(self, sparse: SparseGradient, call: Call, capacity: int) -> Program:
-        given = rounded(sparse, call.wire, call.seed(call.line.rank))
-        rows = yield call.line.all_gather(pack(given.sparse, call.wire, capacity))
+        row, given = pack_rounded(sparse, call.wire, capacity, call.seed(call.line.rank))
+        rows = yield call.line.all_gather(row)
 
         def finish(out: Tensor) -> Outcome:
             parts = [call.wire.decode(row, sparse.numel, dtype=sparse.values.dtype, capacity=capacity) for row in rows]
@@ -80,8 +93,7 @@ class AllGather(Collective):
         return finish
 
     def _within(self, sparse: SparseGradient, call: Call) -> Program:
-        given = rounded(sparse, call.wire, call.seed(call.line.rank))
-        payload = pack(given.sparse, call.wire, None)
+        payload, given = pack_rounded(sparse, call.wire, None, call.seed(call.line.rank))
         wanted = payload.numel()
         length = self._length(wanted, sparse, call)
         mask = None
@@ -116,8 +128,7 @@ def _cut(sparse: SparseGradient, call: Call, length: int, share: float) -> tuple
     while True:
         room = min(room - 1, int(room * share * _NARROWER))
         mask = largest_mask(sparse, room)
-        given = rounded(pick(sparse, mask), call.wire, call.seed(call.line.rank))
-        payload = pack(given.sparse, call.wire, None)
+        payload, given = pack_rounded(pick(sparse, mask), call.wire, None, call.seed(call.line.rank))
         if payload.numel() <= length:
             return mask, given, payload
         share = length / payload.numel()

@@ -23,10 +23,9 @@ from .rows import (
     largest_mask,
     member_mask,
     merge,
-    pack,
+    pack_rounded,
     pick,
     rest_of,
-    rounded,
     row_bytes,
     summed_mean,
     unpack,
@@ -127,17 +126,17 @@ class Hierarchical(Collective):
             vector = yield inside.all_reduce(sparse.dense())
             node = SparseGradient.pick(vector, vector.nonzero().squeeze(1).int())
         else:
-            given = rounded(sparse, wire, call.seed(line.rank))
-            rows = yield inside.all_gather(pack(given.sparse, wire, capacity))
+            row, given = pack_rounded(sparse, wire, capacity, call.seed(line.rank))
+            rows = yield inside.all_gather(row)
             node = merge(unpack(rows, wire, [numel] * inside.world_size, dtype, capacity))
         room, share = self._rooms(capacity, inside.world_size)
         node = pick(node, largest_mask(node, room))
-        own = rounded(_share(node, inside.rank, inside.world_size), wire, call.seed(line.rank, 1))
-        rows = yield across.all_gather(pack(own.sparse, wire, share))
+        row, own = pack_rounded(_share(node, inside.rank, inside.world_size), wire, share, call.seed(line.rank, 1))
+        rows = yield across.all_gather(row)
         summed = merge(unpack(rows, wire, [numel] * across.world_size, dtype, share))
-        column = rounded(summed, wire, call.seed(inside.rank, 2))
         shares = across.world_size * share
-        rows = yield inside.all_gather(pack(column.sparse, wire, shares))
+        row, column = pack_rounded(summed, wire, shares, call.seed(inside.rank, 2))
+        rows = yield inside.all_gather(row)
 
         def finish(out: Tensor) -> Outcome:
             total = merge(unpack(rows, wire, [numel] * inside.world_size, dtype, shares))

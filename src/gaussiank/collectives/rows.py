@@ -22,10 +22,10 @@ EXACT = Wire("raw", "fp32")
 
 
 class Given(NamedTuple):
-    """Entries as they are sent, and what they lost by it.
+    """Entries that are sent, and what they lose by it.
 
     Attributes:
-        sparse: with the values that the wire carries.
+        sparse: which ones.
         error: ``[kept]`` what was rounded off each value, or None when the wire is exact.
     """
 
@@ -59,10 +59,7 @@ def rounded(sparse: SparseGradient, wire: Wire, seed: int = 0) -> Given:
     """
     if wire.exact:
         return Given(sparse)
-    generator = None
-    if wire.rounding == "stochastic":
-        generator = torch.Generator(sparse.values.device).manual_seed(seed)
-    values = wire.round(sparse.values, generator)
+    values = wire.round(sparse.values, _generator(sparse, wire, seed))
     return Given(SparseGradient(sparse.indices, values, sparse.numel), sparse.values - values)
 
 
@@ -104,6 +101,18 @@ def filled(payload: Tensor, length: int = 0, note: int | None = None) -> Tensor:
     if note is not None:
         pieces.append(torch.tensor([note], dtype=_NOTE).view(torch.uint8).to(payload.device, non_blocking=True))
     return torch.cat(pieces)
+
+
+def pack_rounded(
+    sparse: SparseGradient, wire: Wire, room: int | None, seed: int = 0, note: int | None = None, length: int = 0
+) -> tuple[Tensor, Given]:
+    """Round and pack at once: ``rounded``, then ``pack``, in less time. The entries that it returns are not rounded."""
+    payload, error = wire.pack(sparse, capacity=room, generator=_generator(sparse, wire, seed))
+    return filled(payload, length, note), Given(sparse, error)
+
+
+def _generator(sparse: SparseGradient, wire: Wire, seed: int) -> torch.Generator | None:
+    return torch.Generator(sparse.values.device).manual_seed(seed) if wire.rounding == "stochastic" else None
 
 
 def unpack(

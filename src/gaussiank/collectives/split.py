@@ -25,10 +25,9 @@ from .rows import (
     member_mask,
     merge,
     notes,
-    pack,
+    pack_rounded,
     pick,
     rest_of,
-    rounded,
     row_bytes,
     unpack,
 )
@@ -92,11 +91,12 @@ class Split(Collective):
                 capacity = yield from agree_on_capacity(line, sparse)
             room = self._room(capacity, line.world_size)
         parts, wanted, sent = _cut(sparse, borders, room)
-        given = [rounded(part, wire, call.seed(line.rank, region)) for region, part in enumerate(parts)]
         length = 0 if room is None else wire.max_bytes(room, max(widths), dtype)
-        rows = [
-            pack(part.sparse, wire, room, note=count, length=length) for part, count in zip(given, wanted, strict=True)
+        packed = [
+            pack_rounded(part, wire, room, call.seed(line.rank, region), note=count, length=length)
+            for region, (part, count) in enumerate(zip(parts, wanted, strict=True))
         ]
+        rows, given = [row for row, _ in packed], [given for _, given in packed]
         if self.trim:
             received: Sequence[Tensor] | Tensor = yield line.all_to_all(torch.stack(rows))
         else:
@@ -106,8 +106,7 @@ class Split(Collective):
         total = merge(unpack(received, wire, [widths[line.rank]] * line.world_size, dtype, room))
         if room is not None:
             total = pick(total, largest_mask(total, room))
-        owned = rounded(total, wire, call.seed(line.rank, line.world_size))
-        payload = pack(owned.sparse, wire, room)
+        payload, owned = pack_rounded(total, wire, room, call.seed(line.rank, line.world_size))
         if room is None:
             length = yield from agree_on(line, payload.numel(), payload.device)
         gathered = yield line.all_gather(filled(payload, length, note=sum(notes(received))))

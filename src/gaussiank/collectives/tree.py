@@ -18,6 +18,7 @@ from .rows import (
     member_mask,
     merge,
     pack,
+    pack_rounded,
     pick,
     rest_of,
     rounded,
@@ -160,8 +161,8 @@ class _Branch:
 def _as_guest(sparse: SparseGradient, call: Call, capacity: int, rounds: int) -> Program:
     """Leave the entries with a host, and get the result and which of the entries are in it."""
     line, wire = call.line, _exactly(call.wire)
-    given = rounded(sparse, call.wire, call.seed(line.rank))
-    row, host = pack(given.sparse, call.wire, capacity), line.rank - (1 << rounds)
+    row, given = pack_rounded(sparse, call.wire, capacity, call.seed(line.rank))
+    host = line.rank - (1 << rounds)
     yield line.send(row, host)
     for _ in range(rounds):
         yield line.pause()
