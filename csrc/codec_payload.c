@@ -162,15 +162,16 @@ static uint32_t checksum_of(const uint8_t *payload, int64_t size)
  *
  * With `rounding`, values are rounded first, and `spare` ends up with what that took off each. Without, they must be
  * rounded, which is found out by reading them back. `size` is the exact size of the index section for the codes that
- * have room for `slots`; it is 0 for the others, whose slots are their count. */
+ * have room for `slots`; it is 0 for the others, whose slots are their count. With `frame` > 0, a payload that is not
+ * longer is filled up to it, and its size follows in 8 bytes. */
 GK_EXPORT int64_t gk_codec_write(int64_t index, int64_t code, int64_t rounding, const int32_t *indices,
                                  const float *values, int64_t count, int64_t numel, int64_t slots, int64_t size,
-                                 uint8_t *out, int64_t room, float *spare)
+                                 int64_t frame, uint8_t *out, int64_t room, float *spare)
 {
     const float *sent = values;
     if (!known((int)index, (int)code))
         return FOREIGN;
-    if (room < HEADER + SLACK + size)
+    if (room < HEADER + SLACK + size || (frame > 0 && room < frame + 8))
         return FAULT_ROOM;
     int64_t written = encode_indices((int)index, indices, count, numel, out + HEADER, room - HEADER);
     if (written < 0)
@@ -203,6 +204,10 @@ GK_EXPORT int64_t gk_codec_write(int64_t index, int64_t code, int64_t rounding, 
     store32(out + 8, (uint32_t)count);
     store32(out + 12, (uint32_t)index_bytes);
     store32(out + 16, checksum_of(out, end));
+    if (frame > 0 && end <= frame) {
+        memset(out + end, 0, (size_t)(frame - end));
+        store64(out + frame, (uint64_t)end);
+    }
     return end;
 }
 

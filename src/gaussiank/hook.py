@@ -10,7 +10,7 @@ from torch._C._distributed_c10d import GradBucket  # torch.distributed shows it 
 from torch.nn.parallel import DistributedDataParallel
 
 from gaussiank import __version__
-from gaussiank.codec import Wire, default_wire, entries_of_any_bucket
+from gaussiank.codec import Wire, chosen_wire, entries_of_any_bucket
 from gaussiank.collectives import Collective, Done, parse_collective, require_agreement
 from gaussiank.compressors import Capped, Compressor, parse_compressor
 from gaussiank.feedback import ErrorFeedback
@@ -101,7 +101,7 @@ def compress(
     require_scope(scope)
     if isinstance(compressor, str):
         compressor = parse_compressor(compressor)
-    wire = Wire.parse(wire) if isinstance(wire, str) else wire or default_wire(model.parameters())
+    wire = chosen_wire(wire, model.parameters())
     if max_bytes is not None:
         compressor = Capped(compressor, entries_of_any_bucket(wire, max_bytes, model.parameters()))
     if not timeout_s > 0:

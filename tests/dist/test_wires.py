@@ -131,6 +131,31 @@ def test_an_entry_and_its_rounding_error_are_the_value_to_the_bit(text: str) -> 
     assert torch.equal(rounded(sparse, wire, seed=3).sparse.values, given.sparse.values)
 
 
+def sizes(rank: int, world_size: int) -> list[tuple[int, int, int]]:
+    """Exchange clustered entries three times, then scattered ones: bytes sent, entries that came back, and the most."""
+    wire, numel, k, hint, found = Wire("rice", "bf16"), 100_000, 500, None, []
+    generator = torch.Generator().manual_seed(rank)
+    places = [torch.randperm(2000, generator=generator)[:k]] * 3 + [torch.randperm(numel, generator=generator)[:k]] * 2
+    for place in places:
+        sparse = SparseGradient(place.sort().values.int(), torch.randn(k, generator=generator), numel)
+        message = joined("allgather", world_size).start(sparse, wire=wire, capacity=k, hint=hint, draw=lambda at: at * 0.0)
+        outcome = message.finish(torch.empty(numel))
+        hint = outcome.hint
+        kept_back = 0 if outcome.rejected is None else outcome.rejected.kept
+        found.append((message.sent_bytes // (world_size - 1), kept_back, wire.max_bytes(k, numel) + 8))
+    return found
+
+
+def test_rows_take_what_clustered_entries_need(three_workers: Any) -> None:
+    for (first, none, most), (second, _, _), (third, _, _), (late, back, _), (last, all_fit, _) in three_workers.run(sizes):
+        assert (first, none) == (most, 0)  # nothing is known yet
+        assert second == third < 0.8 * most
+        assert late == third
+        assert 0 < back < 250  # they do not fit, for one step
+        assert third < last <= most
+        assert all_fit == 0
+
+
 # ---------------------------------------------------------------------- in DDP
 
 TRAINED = [
@@ -189,7 +214,7 @@ def test_the_law_holds_to_the_bit_for_one_worker(worker_groups: Any) -> None:
 
 def misused(rank: int, world_size: int) -> list[str]:
     messages = []
-    for wire in ("rice", "rice+bf17", "gzip+bf16", "rice+bf16" if rank else EXACT):
+    for wire in ("rice", "rice+bf17", "gzip+bf16", "seed+bf16", "rice+bf16" if rank else EXACT):
         try:
             gaussiank.compress(DDP(Given()), wire=wire)
         except ValueError as error:
@@ -202,6 +227,7 @@ def test_misuse_gets_one_sentence(two_workers: Any) -> None:
         "wire must be index+values or index+values+rounding, got 'rice'.",
         "values must be one of ",
         "index must be one of ",
+        "wire must send its indices, got seed+bf16.",
         "wire must be the same on every worker, got 'raw+fp32' on rank 0 and 'rice+bf16' on rank 1.",
     ]
     for messages in two_workers.run(misused):

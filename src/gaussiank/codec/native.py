@@ -80,27 +80,34 @@ def decode_values(name: str, section: Tensor, count: int, slots: int) -> Tensor:
 PAYLOAD_CODES = (("raw", "rice", "eliasfano", "chunks"), ("fp32", "bf16", "8bit", "4bit", "2bit", "sign"))
 """Index codes and value codes that ``write_payload`` and ``read_payload`` know."""
 
+FRAME_BYTES = 8
+"""Behind a frame: the size of the payload in it."""
+
 FOREIGN = -100
 """``read_payload`` has found something that it does not know; ``FOREIGN`` in ``csrc/codec_payload.c``."""
 
 
 def write_payload(
-    numbers: tuple[int, int], sparse: SparseGradient, slots: int, sizes: tuple[int, int], *, rounding: bool
-) -> tuple[Tensor, Tensor]:
+    numbers: tuple[int, int], sparse: SparseGradient, slots: int, sizes: tuple[int, int, int], *, rounding: bool
+) -> tuple[Tensor, int, Tensor]:
     """Write float32 entries to a whole payload, in one call.
 
     Args:
         numbers: of the index code and the value code.
         sparse: entries; with values that are rounded, unless ``rounding``.
         slots: entries to have room for.
-        sizes: most bytes of the payload, and the exact size of its index section, 0 when the indices decide it.
+        sizes: most bytes of the payload; the exact size of its index section, 0 when the indices decide it; and the
+            frame to put it in, or 0.
         rounding: round first.
 
     Returns:
-        The payload, and scratch or, after rounding with a code that loses something, what was rounded off each value.
+        The payload, in its frame if it fits; its size; and scratch or, after rounding with a code that loses something,
+        what was rounded off each value.
     """
     indices, values = sparse.indices.contiguous(), sparse.values.contiguous()
-    payload = torch.empty(sizes[0] + SLACK, dtype=torch.uint8)
+    most, index_bytes, frame = sizes
+    room = max(most, frame) + SLACK
+    payload = torch.empty(room, dtype=torch.uint8)
     spare = torch.empty_like(values)
     write = _function("write", *_WRITE)
     size = write(
@@ -111,14 +118,15 @@ def write_payload(
         indices.numel(),
         sparse.numel,
         slots,
-        sizes[1],
+        index_bytes,
+        frame,
         payload.data_ptr(),
-        sizes[0] + SLACK,
+        room,
         spare.data_ptr(),
     )
     if size < 0:
         raise error(size)
-    return payload[:size], spare
+    return payload[: frame + FRAME_BYTES if size <= frame else size], size, spare
 
 
 def read_payload(payload: Tensor, numbers: tuple[int, int], numel: int, room: int) -> SparseGradient | None:
@@ -140,7 +148,7 @@ def read_payload(payload: Tensor, numbers: tuple[int, int], numel: int, room: in
     return SparseGradient(indices[:count], values[:count], numel)
 
 
-_WRITE = (*[c_int64] * 3, c_void_p, c_void_p, *[c_int64] * 4, c_void_p, c_int64, c_void_p)
+_WRITE = (*[c_int64] * 3, c_void_p, c_void_p, *[c_int64] * 5, c_void_p, c_int64, c_void_p)
 _READ = (c_void_p, *[c_int64] * 4, c_void_p, c_void_p, c_int64)
 
 

@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -104,29 +105,57 @@ def write(sparse: SparseGradient, codes: Codes, slots: int) -> Tensor:
     return torch.cat([whole.to(indices.device, non_blocking=True), indices, values])
 
 
-def write_rounded(sparse: SparseGradient, codes: Codes, slots: int) -> tuple[Tensor, Tensor | None] | None:
-    """Round values to the nearest levels and write them as ``write`` does, in one call of C code.
+class Packed(NamedTuple):
+    """A payload, and what its values lost.
 
-    Returns:
-        The payload, and what was rounded off each value, None when the value code loses nothing. None where the C code
-        cannot do it.
+    Attributes:
+        row: the payload; if it fits into the frame that was asked for, filled up to it, and then its size in 8 bytes.
+        size: bytes of the payload alone.
+        error: ``[kept]`` what was rounded off each value, None when the value code loses nothing.
     """
+
+    row: Tensor
+    size: int
+    error: Tensor | None
+
+
+def write_rounded(sparse: SparseGradient, codes: Codes, slots: int, frame: int) -> Packed | None:
+    """Round values to the nearest levels and write them as ``write`` does, in one call; None if C code cannot do it."""
     if not _runs_natively(sparse, codes):
         return None
     slots = slots if isinstance(codes.index, DeviceCode) else sparse.kept
-    payload, error = _write_natively(sparse, codes, slots, rounding=True)
-    return payload, None if codes.values.exact else error
+    row, size, error = _write_natively(sparse, codes, slots, frame, rounding=True)
+    return Packed(row, size, None if codes.values.exact else error)
 
 
 def _runs_natively(sparse: SparseGradient, codes: Codes) -> bool:
     return codes.native and sparse.values.dtype == torch.float32 and native.runs_on(sparse.indices)
 
 
-def _write_natively(sparse: SparseGradient, codes: Codes, slots: int, *, rounding: bool) -> tuple[Tensor, Tensor]:
+def _write_natively(
+    sparse: SparseGradient, codes: Codes, slots: int, frame: int = 0, *, rounding: bool
+) -> tuple[Tensor, int, Tensor]:
     index_bytes = codes.index.max_bytes(max(slots, 1), sparse.numel)
     most = HEADER_BYTES + index_bytes + codes.values.bytes_for(slots)
-    sizes = most, codes.index.max_bytes(slots, sparse.numel) if isinstance(codes.index, DeviceCode) else 0
-    return native.write_payload(codes.numbers, sparse, slots, sizes, rounding=rounding)
+    exact = codes.index.max_bytes(slots, sparse.numel) if isinstance(codes.index, DeviceCode) else 0
+    return native.write_payload(codes.numbers, sparse, slots, (most, exact, frame), rounding=rounding)
+
+
+def framed(payload: Tensor, frame: int) -> Tensor:
+    """Fill a payload up to a frame that it fits into, and append its size in 8 bytes.
+
+    Example:
+        >>> framed(torch.tensor([7, 8], dtype=torch.uint8), 3).tolist()
+        [7, 8, 0, 2, 0, 0, 0, 0, 0, 0, 0]
+    """
+    size = torch.tensor([payload.numel()]).view(torch.uint8).to(payload.device, non_blocking=True)
+    return torch.cat([payload, payload.new_zeros(frame - payload.numel()), size])
+
+
+def framed_sizes(rows: Tensor) -> list[int]:
+    """Read the sizes behind frames, rows of uint8 ``[rows, frame + 8]``; one synchronisation on an accelerator."""
+    sizes: list[int] = rows[:, -native.FRAME_BYTES :].flatten().clone().view(torch.int64).tolist()
+    return sizes
 
 
 def require_same_bits(back: Tensor, values: Tensor) -> None:

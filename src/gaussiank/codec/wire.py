@@ -11,7 +11,7 @@ from torch import Tensor
 from gaussiank.sparse import SparseGradient
 
 from .indices import INDEX_CODES, DeviceCode, SharedDraw
-from .payload import HEADER_BYTES, Codes, read, read_unchecked, write, write_rounded
+from .payload import HEADER_BYTES, Codes, Packed, framed, read, read_unchecked, write, write_rounded
 from .values import VALUE_CODES, Rounding
 
 WIDE = "fp64"
@@ -132,29 +132,37 @@ class Wire:
         return self._with_room(payload, capacity, sparse)
 
     def pack(
-        self, sparse: SparseGradient, *, capacity: int | None = None, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+        self,
+        sparse: SparseGradient,
+        *,
+        capacity: int | None = None,
+        frame: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> Packed:
         """Round and encode at once: what ``encode`` makes of values that ``round`` has rounded.
 
-        Returns:
-            The payload, and what was rounded off each value; None where the value code loses nothing.
+        Args:
+            sparse: entries as they were selected.
+            capacity: as for ``encode``.
+            frame: without a capacity: length to fill up a payload to that is not longer; its size follows then.
+            generator: source of stochastic rounding.
 
         Example:
-            >>> payload, error = Wire().pack(SparseGradient(torch.tensor([7]).int(), torch.tensor([0.1]), numel=1000))
-            >>> payload.numel(), (Wire().decode(payload).values + error).tolist() == torch.tensor([0.1]).tolist()
+            >>> packed = Wire().pack(SparseGradient(torch.tensor([7]).int(), torch.tensor([0.1]), numel=1000))
+            >>> packed.size, (Wire().decode(packed.row).values + packed.error).tolist() == torch.tensor([0.1]).tolist()
             (25, True)
         """
         codes = self._codes(sparse.values.dtype)
         if self.rounding == "nearest" and (capacity is None or sparse.kept <= capacity):
             slots = sparse.kept if capacity is None else min(capacity, sparse.numel)
-            written = write_rounded(sparse, codes, slots)
-            if written is not None:
-                return self._with_room(written[0], capacity, sparse), written[1]
-        if self.exact:
-            return self.encode(sparse, capacity=capacity), None
-        values = self.round(sparse.values, generator)
-        rounded = SparseGradient(sparse.indices, values, sparse.numel)
-        return self.encode(rounded, capacity=capacity), sparse.values - values
+            packed = write_rounded(sparse, codes, slots, frame)
+            if packed is not None:
+                return packed._replace(row=self._with_room(packed.row, capacity, sparse))
+        values = sparse.values if self.exact else self.round(sparse.values, generator)
+        row = self.encode(SparseGradient(sparse.indices, values, sparse.numel), capacity=capacity)
+        size = row.numel()
+        row = framed(row, frame) if 0 < size <= frame else row
+        return Packed(row, size, None if self.exact else sparse.values - values)
 
     def decode(
         self,

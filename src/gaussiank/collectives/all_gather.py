@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gaussiank import codec
 from gaussiank.codec import Wire
 from gaussiank.sparse import SparseGradient
 
@@ -19,7 +20,7 @@ from .rows import (
     filled,
     gathered_mean,
     largest_mask,
-    notes,
+    pack_framed,
     pack_rounded,
     pick,
     rest_of,
@@ -28,6 +29,7 @@ from .rows import (
 )
 
 _SPARE_BYTES = 64  # on top of the slack, so that small messages have some too
+_SPREAD_BYTES = 16  # and on top of the spread
 _NARROWER = 0.98  # of the room's share, so that a second cut is rarely needed
 
 
@@ -54,7 +56,7 @@ class AllGather(Collective):
     """
 
     slack: float = 1.25
-    spread: float = 1.03
+    spread: float = 1.02
     ask: bool = False
 
     def __post_init__(self) -> None:
@@ -93,42 +95,48 @@ class AllGather(Collective):
         return finish
 
     def _within(self, sparse: SparseGradient, call: Call) -> Program:
-        payload, given = pack_rounded(sparse, call.wire, None, call.seed(call.line.rank))
-        wanted = payload.numel()
-        length = self._length(wanted, sparse, call)
-        mask = None
-        if wanted > length:
-            mask, given, payload = _cut(sparse, call, length, length / wanted)
-        rows = yield call.line.all_gather(filled(payload, length, wanted))
+        seed, frame, mask = call.seed(call.line.rank), self._frame(sparse, call), None
+        row, size, given = pack_framed(sparse, call.wire, frame or 0, seed)
+        if frame is None:
+            frame = self._largest(size, row, call)
+            row = codec.framed(row, frame)
+        elif size > frame:
+            mask, row, given = _cut(sparse, call, frame, size)
+        rows = yield call.line.all_gather(row)
 
         def finish(out: Tensor) -> Outcome:
             parts = unpack(rows, call.wire, [sparse.numel] * len(rows), sparse.values.dtype, None)
-            hint = torch.tensor([max(notes(rows)), -1 if call.capacity is None else call.capacity])
+            hint = torch.tensor([max(codec.framed_sizes(rows)), -1 if call.capacity is None else call.capacity])
             rejected = None if mask is None else rest_of(sparse, mask)
             return Outcome(gathered_mean(parts, out), rejected, given.errors(), hint)
 
         return finish
 
-    def _length(self, wanted: int, sparse: SparseGradient, call: Call) -> int:
-        """Return the length of all rows without their notes, the same on every worker."""
+    def _frame(self, sparse: SparseGradient, call: Call) -> int | None:
+        """Return the length of all payloads with their filling, the same on every worker; None: ask for it."""
+        known = call.hint is not None and call.hint.numel() == 2
+        largest, capacity = call.hint.tolist() if call.hint is not None and known else (0, 0)
         if call.capacity is None:
-            if call.hint is None or call.hint.numel() != 2 or self.ask:
-                largest = torch.tensor([wanted], dtype=torch.int64, device=sparse.indices.device)
-                return int(call.line.all_reduce(largest, dist.ReduceOp.MAX).wait())
-            return math.ceil(int(call.hint[0]) * self.slack) + _SPARE_BYTES
+            return math.ceil(largest * self.slack) + _SPARE_BYTES if known and not self.ask else None
         most = call.wire.max_bytes(call.capacity, sparse.numel, sparse.values.dtype)
-        if call.hint is None or call.hint.numel() != 2 or int(call.hint[1]) != call.capacity:
+        if not known or capacity != call.capacity:
             return most
-        return min(most, math.ceil(int(call.hint[0]) * self.spread) + _SPARE_BYTES)
+        return min(most, math.ceil(largest * self.spread) + _SPREAD_BYTES)
+
+    def _largest(self, size: int, row: Tensor, call: Call) -> int:
+        largest = torch.tensor([size], dtype=torch.int64, device=row.device)
+        return int(call.line.all_reduce(largest, dist.ReduceOp.MAX).wait())
 
 
-def _cut(sparse: SparseGradient, call: Call, length: int, share: float) -> tuple[Tensor, Given, Tensor]:
-    """Leave out the smallest entries until the payload fits; returns which are in, their rounding, and the payload."""
-    room = sparse.kept
+def _cut(sparse: SparseGradient, call: Call, frame: int, wanted: int) -> tuple[Tensor, Tensor, Given]:
+    """Leave out the smallest entries until the payload fits; returns which are in, the row, and their rounding.
+
+    The size behind the frame is that of all entries, so that the next frame has room for them.
+    """
+    room, size = sparse.kept, wanted
     while True:
-        room = min(room - 1, int(room * share * _NARROWER))
+        room = min(room - 1, int(room * frame / size * _NARROWER))
         mask = largest_mask(sparse, room)
-        payload, given = pack_rounded(pick(sparse, mask), call.wire, None, call.seed(call.line.rank))
-        if payload.numel() <= length:
-            return mask, given, payload
-        share = length / payload.numel()
+        row, size, given = pack_framed(pick(sparse, mask), call.wire, frame, call.seed(call.line.rank))
+        if size <= frame:
+            return mask, filled(row[:frame], note=wanted), given

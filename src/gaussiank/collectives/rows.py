@@ -107,8 +107,18 @@ def pack_rounded(
     sparse: SparseGradient, wire: Wire, room: int | None, seed: int = 0, note: int | None = None, length: int = 0
 ) -> tuple[Tensor, Given]:
     """Round and pack at once: ``rounded``, then ``pack``, in less time. The entries that it returns are not rounded."""
-    payload, error = wire.pack(sparse, capacity=room, generator=_generator(sparse, wire, seed))
-    return filled(payload, length, note), Given(sparse, error)
+    packed = wire.pack(sparse, capacity=room, generator=_generator(sparse, wire, seed))
+    return filled(packed.row, length, note), Given(sparse, packed.error)
+
+
+def pack_framed(sparse: SparseGradient, wire: Wire, frame: int, seed: int = 0) -> tuple[Tensor, int, Given]:
+    """Round and pack into a frame, if that is long enough, with the payload's size behind it.
+
+    Returns:
+        The row, ``frame`` and 8 bytes, or else the payload alone; the payload's size; and what was sent.
+    """
+    packed = wire.pack(sparse, frame=frame, generator=_generator(sparse, wire, seed))
+    return packed.row, packed.size, Given(sparse, packed.error)
 
 
 def _generator(sparse: SparseGradient, wire: Wire, seed: int) -> torch.Generator | None:

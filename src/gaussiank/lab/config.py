@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from gaussiank.codec import Wire
+from gaussiank.codec import chosen_wire
 from gaussiank.collectives import parse_collective
 from gaussiank.compressors import Compressor, parse_compressor
 from gaussiank.journey import require_feedback
@@ -165,7 +165,7 @@ class TrainConfig:
             raise ValueError(
                 f"clip_norm must come with momentum_correction, got {self.clip_norm} alone. Add --momentum-correction."
             )
-        wire = Wire() if self.wire is None else Wire.parse(self.wire)
+        wire = chosen_wire(self.wire, ())
         if self.max_bytes is not None:
             wire.entries_within(self.max_bytes, numel=1)
 
