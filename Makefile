@@ -67,7 +67,7 @@ sanitize: $(STAMP) $(SANITIZED)
 	GAUSSIANK_NATIVE_LIBRARY=$(abspath $(SANITIZED)) ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  $(PY) -m pytest -q -s -p no:cacheprovider tests/ops/test_native.py tests/ops/test_scatter.py tests/ops/test_threshold.py \
-	  tests/codec/indices tests/codec/values tests/codec/test_payload.py
+	  tests/codec/indices tests/codec/values tests/codec/test_payload.py tests/codec/test_wire.py
 
 # Needs gcc or clang with their sanitizers; nothing else here does.
 fuzz:

@@ -30,14 +30,18 @@ typedef uint64_t __attribute__((aligned(1), may_alias)) u64_any;
 
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 #define LE16(x) (x)
+#define LE32(x) (x)
 #define LE64(x) (x)
 #else
 #define LE16(x) __builtin_bswap16(x)
+#define LE32(x) __builtin_bswap32(x)
 #define LE64(x) __builtin_bswap64(x)
 #endif
 
 static inline uint64_t load64(const uint8_t *at) { return LE64(*(const u64_any *)at); }
 static inline void store64(uint8_t *at, uint64_t word) { *(u64_any *)at = LE64(word); }
+static inline uint32_t load32(const uint8_t *at) { return LE32(*(const u32_any *)at); }
+static inline void store32(uint8_t *at, uint32_t word) { *(u32_any *)at = LE32(word); }
 static inline uint16_t load16(const uint8_t *at) { return LE16(*(const u16_any *)at); }
 static inline void store16(uint8_t *at, uint16_t word) { *(u16_any *)at = LE16(word); }
 
@@ -93,5 +97,23 @@ static inline int64_t ones_next(struct ones *ones)
     ones->word &= ones->word - 1;
     return position;
 }
+
+/* What codec_payload.c puts together. */
+#define INDEX_CODE(name)                                                                                               \
+    int64_t gk_codec_##name##_encode(const int32_t *indices, int64_t count, int64_t numel, uint8_t *out, int64_t room); \
+    int64_t gk_codec_##name##_decode(const uint8_t *in, int64_t size, int64_t count, int64_t numel, int32_t *out);
+#define VALUE_CODE_OF(name)                                                                                            \
+    void gk_codec_##name##_round(const float *values, int64_t count, float *out);                                      \
+    void gk_codec_##name##_encode(const float *values, int64_t count, int64_t slots, uint8_t *out);                    \
+    void gk_codec_##name##_decode(const uint8_t *in, int64_t count, int64_t slots, float *out);
+
+INDEX_CODE(rice)
+INDEX_CODE(eliasfano)
+INDEX_CODE(chunks)
+VALUE_CODE_OF(8bit)
+VALUE_CODE_OF(4bit)
+VALUE_CODE_OF(2bit)
+VALUE_CODE_OF(sign)
+uint32_t gk_codec_crc32(uint32_t crc, const uint8_t *bytes, int64_t size);
 
 #endif

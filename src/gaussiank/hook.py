@@ -9,7 +9,8 @@ from torch import Tensor
 from torch._C._distributed_c10d import GradBucket  # torch.distributed shows it at run time only, not to type checkers
 from torch.nn.parallel import DistributedDataParallel
 
-from gaussiank import __version__, codec
+from gaussiank import __version__
+from gaussiank.codec import Wire, chosen_wire, entries_of_any_bucket
 from gaussiank.collectives import Collective, Done, parse_collective, require_agreement
 from gaussiank.compressors import Capped, Compressor, parse_compressor
 from gaussiank.feedback import ErrorFeedback
@@ -36,6 +37,7 @@ def compress(
     on_nonfinite: OnNonfinite = "propagate",
     scaler: torch.amp.GradScaler | None = None,
     collective: str | Collective = "allgather",
+    wire: str | Wire | None = None,
     timeout_s: float = 300.0,
     recorder: Observer | None = None,
 ) -> "Compression":
@@ -59,6 +61,9 @@ def compress(
             residual keeps the unit of the scale that it was computed with.
         collective: how workers agree on the mean: a name, ``name:field=value``, or a collective. ``allgather`` sends
             every selection to everyone; with many workers ``split`` sends less.
+        wire: how entries travel: ``index+values`` or a ``codec.Wire``. The default is ``rice+bf16`` on a CPU, at
+            most 29 bits an entry at density 0.001, and ``chunks+bf16`` elsewhere, 32 bits and no wait for the device.
+            What rounding takes off stays in the residual; ``raw+fp32`` rounds nothing.
         timeout_s: seconds after which an exchange fails that a worker did not answer, above 0; larger than any pause
             that one worker takes alone between two backwards, for an evaluation or a checkpoint. The first two steps
             also wait for DDP itself, which has the process group's own time-out.
@@ -102,8 +107,9 @@ def compress(
     require_scope(scope)
     if isinstance(compressor, str):
         compressor = parse_compressor(compressor)
+    wire = chosen_wire(wire, model.parameters())
     if max_bytes is not None:
-        compressor = Capped(compressor, codec.entries_within(max_bytes))
+        compressor = Capped(compressor, entries_of_any_bucket(wire, max_bytes, model.parameters()))
     if not timeout_s > 0:
         raise ValueError(f"timeout_s must be above 0, got {timeout_s}. 300 waits for five minutes.")
     compression = Compression(
@@ -115,6 +121,7 @@ def compress(
         on_nonfinite=on_nonfinite,
         scaler=scaler,
         collective=parse_collective(collective) if isinstance(collective, str) else collective,
+        wire=wire,
         timeout_s=timeout_s,
         observer=recorder,
     )
@@ -146,6 +153,7 @@ class Compression:
         on_nonfinite: OnNonfinite,
         scaler: torch.amp.GradScaler | None = None,
         collective: Collective,
+        wire: Wire,
         timeout_s: float,
         observer: Observer | None = None,
     ) -> None:
@@ -158,6 +166,7 @@ class Compression:
             "momentum": momentum,
             "on_nonfinite": on_nonfinite,
             "collective": collective,
+            "wire": wire,
             "timeout_s": timeout_s,
             "recorder": observer and observer.settings,  # it may communicate: every worker needs it
             "model parameters": numels,
@@ -171,6 +180,7 @@ class Compression:
             momentum=momentum,
             raise_nonfinite=on_nonfinite == "raise",
             collective=collective,
+            wire=wire,
             timeout_s=timeout_s,
             group=model.process_group,
             observer=observer,

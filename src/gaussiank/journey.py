@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gaussiank.collectives import AllGather, Collective, DenseAllReduce, Done, Exchange, engine_of, ring_bytes
+from gaussiank.codec import Wire
+from gaussiank.collectives import EXACT, AllGather, Collective, DenseAllReduce, Done, Exchange, engine_of, ring_bytes
 from gaussiank.compressors import Compressor
 from gaussiank.feedback import ErrorFeedback
 from gaussiank.layout import Layout
@@ -37,6 +38,7 @@ class Journey:
         momentum: momentum correction, or None.
         raise_nonfinite: raise when a mean is not finite, instead of passing it on.
         collective: how the sparse gradients become a mean.
+        wire: how their entries travel; None loses nothing.
         timeout_s: seconds after which a message fails that a worker did not answer.
         group: process group, or None for the default one; messages go over groups of their own with its workers.
         observer: told of every vector on its way, or None.
@@ -57,6 +59,7 @@ class Journey:
         momentum: MomentumCorrection | None = None,
         raise_nonfinite: bool = False,
         collective: Collective | None = None,
+        wire: Wire | None = None,
         timeout_s: float = 300.0,
         group: dist.ProcessGroup | None = None,
         observer: Observer | None = None,
@@ -74,6 +77,7 @@ class Journey:
         self._observer = observer or Unobserved()
         self._selector = Selector(compressor, per_layer=per_layer, rank=self._rank)
         self._collective = collective.join(group, timeout_s)
+        self._wire = wire or EXACT
         self._all_reduce = DenseAllReduce()
         self._routes: dict[str, Tensor] = {}  # what the collective wants to know at the next step, by layout
         self._parts = 0  # exchanges begun in this step
@@ -165,7 +169,7 @@ class Journey:
         started = time.perf_counter()
         grad = grads[0] if len(grads) == 1 else torch.cat(list(grads))
         k = self._selector.k(layout, density)
-        collective = self._collective.choose(layout.numel, k, self._world_size)
+        collective = self._collective.choose(layout.numel, k, self._world_size, self._wire)
         if isinstance(collective, DenseAllReduce) and collective is not self._collective:
             return self._reduce_dense_instead(layout, grad, grads, held)
         self._observer.taking(layout, grads)
@@ -178,6 +182,7 @@ class Journey:
         def start(group: dist.ProcessGroup) -> Exchange:
             return collective.start(
                 sparse,
+                wire=self._wire,
                 capacity=capacity,
                 group=group,
                 step=measured.step,
@@ -194,8 +199,8 @@ class Journey:
             if outcome.hint is not None:
                 self._routes[route] = outcome.hint
             if self._compressor.keeps_rest and measured is self.measured:  # else it is late, after an error
-                if outcome.rejected is not None:
-                    self.feedback.keep(layout, outcome.rejected)
+                for rest in outcome.returned:
+                    self.feedback.keep(layout, rest)
                 if any(part.dtype != mean.dtype for part in grads):
                     self.feedback.keep(layout, mean)
                 self.feedback.judge(finite)

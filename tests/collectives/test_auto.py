@@ -33,7 +33,7 @@ def test_prediction_is_messages_bytes_and_work() -> None:
     picks = Auto(touch_ns=10, message_us=100, link=Link(1e-3, 1e6, 1e-9), choices=ALL)
     dense = 6 * 1e-3 + 6 * 1000 / 1e6
     assert picks.predicted_s(DenseAllReduce(), 1000, 10, 4) == pytest.approx(dense)
-    gather = 3 * 1e-3 + 3 * (16 + 80) / 1e6 + 1000 * 1e-9 + 40 * 10e-9 + 100e-6
+    gather = 3 * 1e-3 + 3 * (20 + 80) / 1e6 + 1000 * 1e-9 + 40 * 10e-9 + 100e-6
     assert picks.predicted_s(AllGather(), 1000, 10, 4) == pytest.approx(gather)
 
 

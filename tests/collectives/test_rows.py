@@ -3,7 +3,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gaussiank.collectives.rows import largest_mask, member_mask, merge, pack, pick, rest_of, row_bytes, unpack
+from gaussiank.codec import Wire
+from gaussiank.collectives.rows import (
+    EXACT,
+    largest_mask,
+    member_mask,
+    merge,
+    notes,
+    pack,
+    pick,
+    rest_of,
+    rounded,
+    row_bytes,
+    unpack,
+)
 from gaussiank.sparse import SparseGradient
 
 
@@ -15,10 +28,17 @@ def sparse(entries: dict[int, float], numel: int = 10, dtype: torch.dtype = torc
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_rows_have_one_length_and_come_back(dtype: torch.dtype) -> None:
     parts = [sparse({1: 2.5, 9: -1.0}, dtype=dtype), sparse({}, dtype=dtype), sparse({0: 1e-30}, 4, dtype)]
-    rows = [pack(part, 3, note) for part, note in zip(parts, (7, -1, 2**40), strict=True)]
-    assert {row.numel() for row in rows} == {row_bytes(3, dtype.itemsize)}
-    back, notes = unpack(torch.stack(rows), [10, 10, 4], dtype)
-    assert notes == [7, -1, 2**40]
+    for wire in (EXACT, Wire("rice", "fp32"), Wire("chunks", "bf16")):
+        rounds = [rounded(part, wire).sparse for part in parts]
+        numbers = (7, -1, 2**40)
+        length = wire.max_bytes(3, 10, dtype)
+        rows = [pack(part, wire, 3, note, length) for part, note in zip(rounds, numbers, strict=True)]
+        assert {row.numel() for row in rows} == {row_bytes(3, 10, wire, dtype, noted=True)}
+        assert notes(torch.stack(rows)) == [7, -1, 2**40]
+        assert_same(rounds, unpack(torch.stack(rows), wire, [10, 10, 4], dtype, 3))
+
+
+def assert_same(parts: list[SparseGradient], back: list[SparseGradient]) -> None:
     for part, again in zip(parts, back, strict=True):
         assert torch.equal(again.indices, part.indices)
         assert torch.equal(again.values, part.values)
@@ -26,7 +46,7 @@ def test_rows_have_one_length_and_come_back(dtype: torch.dtype) -> None:
 
 def test_a_row_of_another_length_of_vector_is_refused() -> None:
     with pytest.raises(ValueError, match=r"payload must be of a vector of 11 entries, got one of 10\."):
-        unpack([pack(sparse({1: 2.0}), 1)], [11], torch.float32)
+        unpack([pack(sparse({1: 2.0}), EXACT, 1)], EXACT, [11], torch.float32, 1)
 
 
 def test_merge_adds_in_the_given_order() -> None:

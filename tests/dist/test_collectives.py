@@ -133,14 +133,14 @@ def test_mean_of_what_entered_is_right_and_bit_identical(contract_workers: Any, 
 
 def outgrown(rank: int, world_size: int) -> tuple[Tensor, Tensor, int, int]:
     part, out = _part("full", rank), torch.empty(NUMEL)
-    message = joined("allgather", world_size).start(part, capacity=None, hint=torch.tensor(8))
+    message = joined("allgather", world_size).start(part, capacity=None, hint=torch.tensor([20 + 8 * 8, -1]))
     outcome = message.finish(out)
     assert outcome.rejected is not None
     assert outcome.hint is not None
     rejected = outcome.rejected.check()
     sent = part.dense() - rejected.dense()
     assert sent.abs().masked_fill(sent == 0, 9.0).min() >= rejected.values.abs().max()
-    return out, sent, rejected.kept, int(outcome.hint)
+    return out, sent, rejected.kept, int(outcome.hint[0])
 
 
 def test_a_count_that_outgrows_its_room_sends_back_the_smallest(workers: Any) -> None:
@@ -148,8 +148,8 @@ def test_a_count_that_outgrows_its_room_sends_back_the_smallest(workers: Any) ->
     mean = torch.stack([sent for _, sent, _, _ in results]).mean(0)
     for out, _, rejected, hint in results:
         torch.testing.assert_close(out, mean)
-        assert rejected == NUMEL - (10 + 16)  # a quarter more than 8, and the spare room
-        assert hint == NUMEL  # the next exchange has room for all
+        assert rejected == NUMEL - 18  # a quarter more bytes than 8 entries took, and the spare ones: 169
+        assert hint == 20 + 8 * NUMEL  # the next exchange has room for all
 
 
 def given(rank: int, world_size: int, spec: str, parts: list[dict[int, float]], numel: int) -> list[float]:
@@ -227,7 +227,7 @@ def test_sent_bytes_are_those_the_kernel_counts(workers: Any, spec: str) -> None
 
 def test_all_gather_bytes_are_payload_times_peers(workers: Any) -> None:
     sent = [accounted for accounted, _ in workers.run(accounted_and_real, "allgather", 1)]
-    assert sent == [(workers.world_size - 1) * (16 + 1000 * 8)] * workers.world_size
+    assert sent == [(workers.world_size - 1) * (20 + 1000 * 8)] * workers.world_size
 
 
 # ---------------------------------------------------------------------- nodes, link, agreement

@@ -10,6 +10,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import gaussiank
+from gaussiank.codec import Wire
 from gaussiank.collectives import parse_collective
 from tests.dist import test_hook as hook_tests
 from tests.dist.test_hook import Given, assert_nothing_lost, feed, overflowing, resumed, run
@@ -195,5 +196,5 @@ def sent(rank: int, world_size: int, spec: str) -> tuple[int, int]:
 @pytest.mark.parametrize("spec", ["allgather", "split", "tree"])
 def test_metrics_count_the_bytes_of_every_message(workers: Any, spec: str) -> None:
     results = workers.run(sent, spec)
-    expected = parse_collective(spec).traffic(1076, results[0][1], workers.world_size).sent_bytes
+    expected = parse_collective(spec).traffic(1076, results[0][1], workers.world_size, Wire()).sent_bytes
     assert sum(sent_bytes for sent_bytes, _ in results) == pytest.approx(expected * workers.world_size, abs=8)

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 import gaussiank
 from gaussiank.collectives import engine_of
-from gaussiank.collectives.wire import Wire
+from gaussiank.collectives.line import Line
 from tests.dist.conftest import Workers
 
 LAYERS = 50
@@ -124,7 +124,7 @@ def killed(rank: int, world_size: int, spec: str) -> tuple[str, float]:
     gaussiank.compress(model, density=0.02, collective=spec, timeout_s=20.0)
     step, sends = 0, 0
 
-    def die(self: Wire, *arguments: Any) -> Any:
+    def die(self: Line, *arguments: Any) -> Any:
         nonlocal sends
         sends += step == 2
         if sends == 7:
@@ -132,7 +132,7 @@ def killed(rank: int, world_size: int, spec: str) -> tuple[str, float]:
         return send(self, *arguments)
 
     if rank == world_size - 1:
-        send, Wire.all_gather = Wire.all_gather, die  # type: ignore[method-assign]
+        send, Line.all_gather = Line.all_gather, die  # type: ignore[method-assign]
     began = time.perf_counter()
     try:
         for step in range(3):  # noqa: B007  read by die

@@ -19,6 +19,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import gaussiank
+from gaussiank.codec import Wire
 from gaussiank.compressors import COMPRESSORS
 
 SHAPES = {"first": (40, 5), "second": (64,), "third": (300,), "fourth": (8, 8, 8)}
@@ -152,7 +153,7 @@ def test_density_one_equals_ddps_all_reduce_to_the_bit(workers: Any) -> None:
 def topk_by_hand(rank: int, world_size: int) -> tuple[Any, Any]:
     """The algorithm of the paper, step by step on gathered dense vectors, beside the hook."""
     model = DDP(Given())
-    gaussiank.compress(model, density=0.01, scope="layer")
+    gaussiank.compress(model, density=0.01, scope="layer", wire="raw+fp32")
     residual = {name: torch.zeros(shape).flatten() for name, shape in SHAPES.items()}
     ours, theirs = [], []
     for step in range(5):
@@ -507,7 +508,7 @@ def test_misuse_gets_one_sentence(two_workers: Any) -> None:
         "compressor must be one of dense, topk, gaussiank, dgc, trimmedtopk, mstopk, sidco, chunktopk, randomk, got 'topkk'.",
         "scope must be one of bucket, layer, model, got 'world'.",
         "on_nonfinite must be propagate or raise, got 'ignore'.",
-        "max_bytes must be at least 24, a header and one entry, got 20.",
+        "max_bytes must be at least 26, a header and one entry, got 20.",
         "dtype of parameter wave must be one of float32, bfloat16, float16, float64, got torch.complex64.",
         "momentum must be None for a compressor without feedback",
         "density must be the same on every worker, got 'Constant(density=0.001)' on rank 0 and "
@@ -530,7 +531,8 @@ def test_metrics_are_what_was_sent(workers: Any) -> None:
     peers = workers.world_size - 1
     for metrics in workers.run(measured):
         assert (metrics["numel"], metrics["k"], metrics["kept"]) == (numel, round(0.01 * numel), round(0.01 * numel))
-        assert metrics["sent_bytes"] == peers * (16 + 8 * round(0.01 * numel))
+        row_bytes = Wire("rice", "bf16").max_bytes(round(0.01 * numel), numel) + 8  # nothing is known at the first step
+        assert metrics["sent_bytes"] == peers * row_bytes
         assert metrics["dense_bytes"] == 2 * peers * 4 * numel // workers.world_size
         assert metrics["compression"] == (metrics["dense_bytes"] / metrics["sent_bytes"] if peers else 1.0)
         assert metrics["select_s"] > 0

@@ -3,7 +3,9 @@
 ``Wire`` is the compact form. ``encode`` writes format 1, of entries as they are; ``decode`` reads every format.
 """
 
+from .choice import chosen_wire, default_wire, entries_of_any_bucket
 from .indices import INDEX_CODES, SharedDraw
+from .payload import counts, framed, framed_sizes
 from .raw import HEADER_BYTES, encode, entries_within, payload_bytes
 from .reading import decode
 from .values import VALUE_CODES, Rounding
@@ -16,8 +18,14 @@ __all__ = [
     "Rounding",
     "SharedDraw",
     "Wire",
+    "chosen_wire",
+    "counts",
     "decode",
+    "default_wire",
     "encode",
+    "entries_of_any_bucket",
     "entries_within",
+    "framed",
+    "framed_sizes",
     "payload_bytes",
 ]

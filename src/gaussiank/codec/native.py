@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gaussiank.ops.backend import kernels
 from gaussiank.ops.library import library
+from gaussiank.sparse import SparseGradient
 
 from .faults import error
 
@@ -74,6 +75,81 @@ def decode_values(name: str, section: Tensor, count: int, slots: int) -> Tensor:
     decode = _function(f"{name}_decode", c_void_p, c_int64, c_int64, c_void_p)
     decode(section.data_ptr(), count, slots, values.data_ptr())
     return values
+
+
+PAYLOAD_CODES = (("raw", "rice", "eliasfano", "chunks"), ("fp32", "bf16", "8bit", "4bit", "2bit", "sign"))
+"""Index codes and value codes that ``write_payload`` and ``read_payload`` know."""
+
+FRAME_BYTES = 8
+"""Behind a frame: the size of the payload in it."""
+
+FOREIGN = -100
+"""``read_payload`` has found something that it does not know; ``FOREIGN`` in ``csrc/codec_payload.c``."""
+
+
+def write_payload(
+    numbers: tuple[int, int], sparse: SparseGradient, slots: int, sizes: tuple[int, int, int], *, rounding: bool
+) -> tuple[Tensor, int, Tensor]:
+    """Write float32 entries to a whole payload, in one call.
+
+    Args:
+        numbers: of the index code and the value code.
+        sparse: entries; with values that are rounded, unless ``rounding``.
+        slots: entries to have room for.
+        sizes: most bytes of the payload; the exact size of its index section, 0 when the indices decide it; and the
+            frame to put it in, or 0.
+        rounding: round first.
+
+    Returns:
+        The payload, in its frame if it fits; its size; and scratch or, after rounding with a code that loses something,
+        what was rounded off each value.
+    """
+    indices, values = sparse.indices.contiguous(), sparse.values.contiguous()
+    most, index_bytes, frame = sizes
+    room = max(most, frame) + SLACK
+    payload = torch.empty(room, dtype=torch.uint8)
+    spare = torch.empty_like(values)
+    write = _function("write", *_WRITE)
+    size = write(
+        *numbers,
+        rounding,
+        indices.data_ptr(),
+        values.data_ptr(),
+        indices.numel(),
+        sparse.numel,
+        slots,
+        index_bytes,
+        frame,
+        payload.data_ptr(),
+        room,
+        spare.data_ptr(),
+    )
+    if size < 0:
+        raise error(size)
+    return payload[: frame + FRAME_BYTES if size <= frame else size], size, spare
+
+
+def read_payload(payload: Tensor, numbers: tuple[int, int], numel: int, room: int) -> SparseGradient | None:
+    """Read an untrusted payload in one call; None when the reference has to say what is wrong with it, or to read it.
+
+    Args:
+        payload: uint8 ``[bytes]``, contiguous.
+        numbers: of the index code and the value code that it must have.
+        numel: length that it must name.
+        room: most entries that so many bytes can hold.
+    """
+    indices, values = torch.empty(room, dtype=torch.int32), torch.empty(room)
+    read = _function("read", *_READ)
+    count = read(payload.data_ptr(), payload.numel(), *numbers, numel, indices.data_ptr(), values.data_ptr(), room)
+    if count == FOREIGN:
+        return None
+    if count < 0:
+        raise error(count)
+    return SparseGradient(indices[:count], values[:count], numel)
+
+
+_WRITE = (*[c_int64] * 3, c_void_p, c_void_p, *[c_int64] * 5, c_void_p, c_int64, c_void_p)
+_READ = (c_void_p, *[c_int64] * 4, c_void_p, c_void_p, c_int64)
 
 
 @cache

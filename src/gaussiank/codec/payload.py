@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from gaussiank.sparse import MAX_NUMEL, SparseGradient
 
+from . import native
 from .faults import Fault, error
 from .indices import INDEX_CODES, DeviceCode, IndexCode, Seed, SharedDraw
 from .values import VALUE_CODES, ValueCode
@@ -39,6 +41,16 @@ class Codes:
     def text(self) -> str:
         """``index+values``, as ``Wire.parse`` reads it."""
         return f"{self.index.name}+{self.values.name}"
+
+    @property
+    def native(self) -> bool:
+        """Whether the C code writes and reads such a payload as a whole."""
+        return self.index.name in native.PAYLOAD_CODES[0] and self.values.name in native.PAYLOAD_CODES[1]
+
+    @property
+    def numbers(self) -> tuple[int, int]:
+        """Both codes' numbers."""
+        return self.index.number, self.values.number
 
     def with_draw(self, shared: SharedDraw | None) -> Codes:
         """Return the codes with the draw that the index code ``seed`` needs."""
@@ -76,6 +88,8 @@ def write(sparse: SparseGradient, codes: Codes, slots: int) -> Tensor:
         ValueError: indices out of order, or values that are not rounded.
     """
     slots = slots if isinstance(codes.index, DeviceCode) else sparse.kept
+    if _runs_natively(sparse, codes):
+        return _write_natively(sparse, codes, slots, rounding=False)[0]
     on_cpu = sparse.indices.device.type == "cpu"
     indices = codes.index.encode(sparse.indices, sparse.numel, slots)
     values = codes.values.encode(sparse.values, slots)
@@ -91,6 +105,59 @@ def write(sparse: SparseGradient, codes: Codes, slots: int) -> Tensor:
     return torch.cat([whole.to(indices.device, non_blocking=True), indices, values])
 
 
+class Packed(NamedTuple):
+    """A payload, and what its values lost.
+
+    Attributes:
+        row: the payload; if it fits into the frame that was asked for, filled up to it, and then its size in 8 bytes.
+        size: bytes of the payload alone.
+        error: ``[kept]`` what was rounded off each value, None when the value code loses nothing.
+    """
+
+    row: Tensor
+    size: int
+    error: Tensor | None
+
+
+def write_rounded(sparse: SparseGradient, codes: Codes, slots: int, frame: int) -> Packed | None:
+    """Round values to the nearest levels and write them as ``write`` does, in one call; None if C code cannot do it."""
+    if not _runs_natively(sparse, codes):
+        return None
+    slots = slots if isinstance(codes.index, DeviceCode) else sparse.kept
+    row, size, error = _write_natively(sparse, codes, slots, frame, rounding=True)
+    return Packed(row, size, None if codes.values.exact else error)
+
+
+def _runs_natively(sparse: SparseGradient, codes: Codes) -> bool:
+    return codes.native and sparse.values.dtype == torch.float32 and native.runs_on(sparse.indices)
+
+
+def _write_natively(
+    sparse: SparseGradient, codes: Codes, slots: int, frame: int = 0, *, rounding: bool
+) -> tuple[Tensor, int, Tensor]:
+    index_bytes = codes.index.max_bytes(max(slots, 1), sparse.numel)
+    most = HEADER_BYTES + index_bytes + codes.values.bytes_for(slots)
+    exact = codes.index.max_bytes(slots, sparse.numel) if isinstance(codes.index, DeviceCode) else 0
+    return native.write_payload(codes.numbers, sparse, slots, (most, exact, frame), rounding=rounding)
+
+
+def framed(payload: Tensor, frame: int) -> Tensor:
+    """Fill a payload up to a frame that it fits into, and append its size in 8 bytes.
+
+    Example:
+        >>> framed(torch.tensor([7, 8], dtype=torch.uint8), 3).tolist()
+        [7, 8, 0, 2, 0, 0, 0, 0, 0, 0, 0]
+    """
+    size = torch.tensor([payload.numel()]).view(torch.uint8).to(payload.device, non_blocking=True)
+    return torch.cat([payload, payload.new_zeros(frame - payload.numel()), size])
+
+
+def framed_sizes(rows: Tensor) -> list[int]:
+    """Read the sizes behind frames, rows of uint8 ``[rows, frame + 8]``; one synchronisation on an accelerator."""
+    sizes: list[int] = rows[:, -native.FRAME_BYTES :].flatten().clone().view(torch.int64).tolist()
+    return sizes
+
+
 def require_same_bits(back: Tensor, values: Tensor) -> None:
     """Raise ``ValueError`` unless values came back as they were: the same bits, and NaN for NaN."""
     bits = torch.int64 if values.dtype == torch.float64 else torch.int32
@@ -104,6 +171,7 @@ def read(
     numel: int | None = None,
     expected: Collection[str] | None = None,
     shared: SharedDraw | None = None,
+    known: Codes | None = None,
 ) -> SparseGradient:
     """Read an untrusted payload on the CPU; bytes behind its sections are ignored.
 
@@ -115,11 +183,17 @@ def read(
         numel: length that is expected; None takes the header's word.
         expected: texts of the codes that are expected; None takes the header's word.
         shared: how indices are drawn, if they are not sent.
+        known: codes to try first, all in one call; they must be among those that are expected.
 
     Raises:
         ValueError: foreign, truncated or damaged, or not what was expected.
     """
     body = payload.contiguous()
+    if known is not None and numel is not None and known.native and native.built():
+        room = min(numel, 8 * max(0, body.numel() - HEADER_BYTES) // known.values.least_bits)
+        sparse = native.read_payload(body, known.numbers, numel, room)
+        if sparse is not None:
+            return sparse
     header = _read_header(bytes(_view(body[:HEADER_BYTES])), numel)
     if expected is not None and header.codes.text not in expected:
         raise ValueError(
@@ -163,6 +237,17 @@ def _view(section: Tensor) -> memoryview:
     """Return the bytes of a contiguous uint8 tensor on the CPU, without a copy."""
     array: NDArray[np.uint8] = section.numpy()
     return array.data
+
+
+def counts(rows: Iterable[Tensor]) -> list[int]:
+    """Read the counts in the headers of payloads; one synchronisation on an accelerator.
+
+    Example:
+        >>> counts([torch.tensor([2, 75, 71, 0, 9, 0, 0, 0, 5, 0, 0, 0, 0], dtype=torch.uint8)])
+        [5]
+    """
+    read: list[int] = torch.stack([row[8:12] for row in rows]).view(torch.int32).flatten().tolist()
+    return read
 
 
 def is_ours(payload: Tensor) -> bool:

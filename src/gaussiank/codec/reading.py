@@ -41,4 +41,4 @@ def decode(
         require_payload(payload)
         if compact.is_ours(payload) and int(payload[0]) != raw.VERSION:
             return with_dtype(compact.read(payload, numel, shared=shared), dtype)
-    return raw.decode(payload, numel, dtype or torch.float32)
+    return raw.decode(payload, numel, dtype)

@@ -11,7 +11,7 @@ from torch import Tensor
 from gaussiank.sparse import SparseGradient
 
 from .indices import INDEX_CODES, DeviceCode, SharedDraw
-from .payload import HEADER_BYTES, Codes, read, read_unchecked, write
+from .payload import HEADER_BYTES, Codes, Packed, framed, read, read_unchecked, write, write_rounded
 from .values import VALUE_CODES, Rounding
 
 WIDE = "fp64"
@@ -76,6 +76,16 @@ class Wire:
     def __str__(self) -> str:
         return f"{self.index}+{self.values}" + ("" if self.rounding == "nearest" else f"+{self.rounding}")
 
+    @property
+    def exact(self) -> bool:
+        """Whether ``round`` changes nothing."""
+        return VALUE_CODES[self.values].exact
+
+    @property
+    def varies(self) -> bool:
+        """Whether the size of a payload depends on where its entries lie, and not on their count alone."""
+        return INDEX_CODES[self.index].varies
+
     def round(self, values: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Round float32 or float64 ``[kept]`` values to what the wire can carry; a new tensor of the same dtype.
 
@@ -119,10 +129,40 @@ class Wire:
         if not isinstance(codes.index, DeviceCode):
             sparse = SparseGradient(sparse.indices.cpu(), sparse.values.cpu(), sparse.numel)
         payload = write(sparse, codes, sparse.kept if capacity is None else capacity).to(device)
-        if capacity is None:
-            return payload
-        unused = self.max_bytes(capacity, sparse.numel, sparse.values.dtype) - payload.numel()
-        return torch.cat([payload, payload.new_zeros(unused)]) if unused else payload
+        return self._with_room(payload, capacity, sparse)
+
+    def pack(
+        self,
+        sparse: SparseGradient,
+        *,
+        capacity: int | None = None,
+        frame: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> Packed:
+        """Round and encode at once: what ``encode`` makes of values that ``round`` has rounded.
+
+        Args:
+            sparse: entries as they were selected.
+            capacity: as for ``encode``.
+            frame: without a capacity: length to fill up a payload to that is not longer; its size follows then.
+            generator: source of stochastic rounding.
+
+        Example:
+            >>> packed = Wire().pack(SparseGradient(torch.tensor([7]).int(), torch.tensor([0.1]), numel=1000))
+            >>> packed.size, (Wire().decode(packed.row).values + packed.error).tolist() == torch.tensor([0.1]).tolist()
+            (25, True)
+        """
+        codes = self._codes(sparse.values.dtype)
+        if self.rounding == "nearest" and (capacity is None or sparse.kept <= capacity):
+            slots = sparse.kept if capacity is None else min(capacity, sparse.numel)
+            packed = write_rounded(sparse, codes, slots, frame)
+            if packed is not None:
+                return packed._replace(row=self._with_room(packed.row, capacity, sparse))
+        values = sparse.values if self.exact else self.round(sparse.values, generator)
+        row = self.encode(SparseGradient(sparse.indices, values, sparse.numel), capacity=capacity)
+        size = row.numel()
+        row = framed(row, frame) if 0 < size <= frame else row
+        return Packed(row, size, None if self.exact else sparse.values - values)
 
     def decode(
         self,
@@ -155,7 +195,7 @@ class Wire:
             if numel is None:
                 raise ValueError("numel must be given for a payload on an accelerator, got None. Pass the length.")
             return with_dtype(read_unchecked(payload, codes, min(capacity, numel), numel), dtype)
-        sparse = with_dtype(read(payload.cpu(), numel, self._accepted(dtype), shared), dtype)
+        sparse = with_dtype(read(payload.cpu(), numel, self._accepted(dtype), shared, known=codes), dtype)
         if payload.device.type == "cpu":
             return sparse
         return SparseGradient(sparse.indices.to(payload.device), sparse.values.to(payload.device), sparse.numel)
@@ -195,6 +235,13 @@ class Wire:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self.max_bytes(middle, numel, dtype) <= max_bytes else (low, middle - 1)
         return low
+
+    def _with_room(self, payload: Tensor, capacity: int | None, sparse: SparseGradient) -> Tensor:
+        """Fill a payload up to the size that its capacity has at most."""
+        if capacity is None:
+            return payload
+        unused = self.max_bytes(capacity, sparse.numel, sparse.values.dtype) - payload.numel()
+        return torch.cat([payload, payload.new_zeros(unused)]) if unused else payload
 
     def _codes(self, dtype: torch.dtype) -> Codes:
         if dtype not in (torch.float32, torch.float64):

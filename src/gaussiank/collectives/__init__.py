@@ -10,17 +10,19 @@ from .dense import DenseAllReduce
 from .engine import Done, Engine, engine_of
 from .hierarchical import Hierarchical
 from .leader import Leader
+from .line import ring_bytes
 from .link import Link
 from .parse import parse
+from .rows import EXACT
 from .split import Split
 from .tree import Tree
-from .wire import ring_bytes
 
 COLLECTIVES: dict[str, type[Collective]] = {**CANDIDATES, "auto": Auto}
 """Name -> class; the command line, the docs and the contract tests are driven by this table."""
 
 __all__ = [
     "COLLECTIVES",
+    "EXACT",
     "AllGather",
     "Auto",
     "Call",

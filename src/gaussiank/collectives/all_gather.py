@@ -10,25 +10,45 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gaussiank import codec
+from gaussiank.codec import Wire
 from gaussiank.sparse import SparseGradient
 
 from .collective import Call, Collective, Outcome, Program, Traffic
-from .rows import gathered_mean, largest_mask, pack, pick, rest_of, unpack
+from .rows import (
+    EXACT,
+    Given,
+    filled,
+    gathered_mean,
+    largest_mask,
+    pack_framed,
+    pack_rounded,
+    pick,
+    rest_of,
+    row_bytes,
+    unpack,
+)
 
-_SPARE = 16  # entries on top of the slack, so that small counts have some too
+_SPARE_BYTES = 64  # on top of the slack, so that small messages have some too
+_SPREAD_BYTES = 16  # and on top of the spread
+_NARROWER = 0.98  # of the room's share, so that a second cut is rarely needed
 
 
 @dataclass(frozen=True)
 class AllGather(Collective):
     """Send each worker's payload to all others; traffic grows with the number of workers.
 
-    Counts may differ between workers, and be zero: payloads are padded to the capacity. Where that is not known
-    beforehand, room is made for ``slack`` times the last step's largest count, which travels along; what a worker has
-    beyond that goes back to its residual, smallest entries first. Only the first exchange asks for the largest count.
+    Counts may differ between workers, and be zero: all rows have one length. When the count is known beforehand and
+    decides the size, it is that size. Otherwise room is made for what the largest payload of the last step took, which
+    travels along, and some more: real selections cluster, so that they take less than the most that their count can.
+    What does not fit goes back to the residual, smallest entries first. Without a residual there is room for the most
+    that the count can take. Only the first exchange asks for the largest payload, where no count bounds it.
 
     Args:
-        slack: room over the last largest count, at least 1; a larger one pads more and delays less.
-        ask: ask for the largest count every time, one more short message that ``start`` waits for; nothing comes back.
+        slack: room over the last largest payload where nothing bounds the count, at least 1; a larger one pads more and
+            delays less.
+        spread: the same where the count is known, and only the places of the entries are not.
+        ask: ask for the largest payload every time, one more short message that ``start`` waits for; nothing comes
+            back.
 
     Source: the aggregation of the paper, step 1 of its algorithm.
     Differs: the published code cuts the gathered entries into equal slices and drops repeated indices; here each
@@ -36,11 +56,13 @@ class AllGather(Collective):
     """
 
     slack: float = 1.25
+    spread: float = 1.02
     ask: bool = False
 
     def __post_init__(self) -> None:
-        if not self.slack >= 1:
-            raise ValueError(f"slack must be at least 1, got {self.slack}. 1.25 leaves room for a quarter more.")
+        for argument in ("slack", "spread"):
+            if not getattr(self, argument) >= 1:
+                raise ValueError(f"{argument} must be at least 1, got {getattr(self, argument)}. 1.25 adds a quarter.")
 
     @property
     def phased(self) -> bool:
@@ -48,41 +70,73 @@ class AllGather(Collective):
         return False
 
     def rejects(self, *, bounded: bool) -> bool:
-        """Only when a count outgrows the room that its predecessor suggested."""
+        """Only when a payload outgrows the room that its predecessor suggested."""
         return not bounded and not self.ask
 
-    def traffic(self, numel: int, k: int, world_size: int, value_bytes: int = 4) -> Traffic:
+    def traffic(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Traffic:
         """Everyone's k entries go to everyone else."""
-        sent_bytes = (world_size - 1) * codec.payload_bytes(k, value_bytes)
-        return Traffic(world_size - 1, sent_bytes, world_size * k)
+        row = row_bytes(k, numel, wire, noted=wire.varies)
+        return Traffic(world_size - 1, (world_size - 1) * row, world_size * k)
 
     def program(self, sparse: SparseGradient, call: Call) -> Program:
         """Send the payload to all."""
-        if call.capacity is not None:
+        if call.capacity is not None and (not call.wire.varies or call.draw is None):
             return self._exactly(sparse, call, call.capacity)
-        if call.hint is None or self.ask:
-            return self._within(sparse, call, self._largest(sparse, call))
-        return self._within(sparse, call, math.ceil(int(call.hint) * self.slack) + _SPARE)
+        return self._within(sparse, call)
 
     def _exactly(self, sparse: SparseGradient, call: Call, capacity: int) -> Program:
-        rows = yield call.wire.all_gather(codec.encode(sparse, capacity))
+        row, given = pack_rounded(sparse, call.wire, capacity, call.seed(call.line.rank))
+        rows = yield call.line.all_gather(row)
 
         def finish(out: Tensor) -> Outcome:
-            return Outcome(gathered_mean([codec.decode(row, sparse.numel, sparse.values.dtype) for row in rows], out))
+            parts = [call.wire.decode(row, sparse.numel, dtype=sparse.values.dtype, capacity=capacity) for row in rows]
+            return Outcome(gathered_mean(parts, out), rounded_off=given.errors())
 
         return finish
 
-    def _within(self, sparse: SparseGradient, call: Call, room: int) -> Program:
-        entered = largest_mask(sparse, room)
-        sent = sparse if sparse.kept <= room else pick(sparse, entered)
-        rows = yield call.wire.all_gather(pack(sent, room, note=sparse.kept))
+    def _within(self, sparse: SparseGradient, call: Call) -> Program:
+        seed, frame, mask = call.seed(call.line.rank), self._frame(sparse, call), None
+        row, size, given = pack_framed(sparse, call.wire, frame or 0, seed)
+        if frame is None:
+            frame = self._largest(size, row, call)
+            row = codec.framed(row, frame)
+        elif size > frame:
+            mask, row, given = _cut(sparse, call, frame, size)
+        rows = yield call.line.all_gather(row)
 
         def finish(out: Tensor) -> Outcome:
-            parts, counts = unpack(rows, [sparse.numel] * len(rows), sparse.values.dtype)
-            return Outcome(gathered_mean(parts, out), rest_of(sparse, entered), torch.tensor(max(counts)))
+            parts = unpack(rows, call.wire, [sparse.numel] * len(rows), sparse.values.dtype, None)
+            hint = torch.tensor([max(codec.framed_sizes(rows)), -1 if call.capacity is None else call.capacity])
+            rejected = None if mask is None else rest_of(sparse, mask)
+            return Outcome(gathered_mean(parts, out), rejected, given.errors(), hint)
 
         return finish
 
-    def _largest(self, sparse: SparseGradient, call: Call) -> int:
-        largest = torch.tensor([sparse.kept], dtype=torch.int64, device=sparse.indices.device)
-        return int(call.wire.all_reduce(largest, dist.ReduceOp.MAX).wait())
+    def _frame(self, sparse: SparseGradient, call: Call) -> int | None:
+        """Return the length of all payloads with their filling, the same on every worker; None: ask for it."""
+        known = call.hint is not None and call.hint.numel() == 2
+        largest, capacity = call.hint.tolist() if call.hint is not None and known else (0, 0)
+        if call.capacity is None:
+            return math.ceil(largest * self.slack) + _SPARE_BYTES if known and not self.ask else None
+        most = call.wire.max_bytes(call.capacity, sparse.numel, sparse.values.dtype)
+        if not known or capacity != call.capacity:
+            return most
+        return min(most, math.ceil(largest * self.spread) + _SPREAD_BYTES)
+
+    def _largest(self, size: int, row: Tensor, call: Call) -> int:
+        largest = torch.tensor([size], dtype=torch.int64, device=row.device)
+        return int(call.line.all_reduce(largest, dist.ReduceOp.MAX).wait())
+
+
+def _cut(sparse: SparseGradient, call: Call, frame: int, wanted: int) -> tuple[Tensor, Tensor, Given]:
+    """Leave out the smallest entries until the payload fits; returns which are in, the row, and their rounding.
+
+    The size behind the frame is that of all entries, so that the next frame has room for them.
+    """
+    room, size = sparse.kept, wanted
+    while True:
+        room = min(room - 1, int(room * frame / size * _NARROWER))
+        mask = largest_mask(sparse, room)
+        row, size, given = pack_framed(pick(sparse, mask), call.wire, frame, call.seed(call.line.rank))
+        if size <= frame:
+            return mask, filled(row[:frame], note=wanted), given

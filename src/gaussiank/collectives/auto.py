@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import torch.distributed as dist
 
+from gaussiank.codec import Wire
 from gaussiank.sparse import SparseGradient
 
 from .all_gather import AllGather
@@ -14,7 +15,7 @@ from .dense import DenseAllReduce
 from .hierarchical import Hierarchical
 from .leader import Leader
 from .link import Link, measure
-from .rows import agree_on_capacity
+from .rows import EXACT, agree_on_capacity
 from .split import Split
 from .tree import Tree
 
@@ -78,17 +79,17 @@ class Auto(Collective):
         device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
         return replace(self, choices=choices, link=measure(group, device))
 
-    def predicted_s(self, collective: Collective, numel: int, k: int, world_size: int) -> float:
+    def predicted_s(self, collective: Collective, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> float:
         """Predict the seconds from gradient to mean with one of the candidates."""
         assert self.link is not None  # joined
-        messages, sent_bytes, touched = collective.traffic(numel, k, world_size)
+        messages, sent_bytes, touched = collective.traffic(numel, k, world_size, wire)
         wire_s = messages * self.link.latency_s + sent_bytes / self.link.bytes_per_s
         if isinstance(collective, DenseAllReduce):
             return wire_s
         phases = 1 + 2 * collective.phased
         return wire_s + numel * self.link.select_s + touched * self.touch_ns * 1e-9 + phases * self.message_us * 1e-6
 
-    def choose(self, numel: int, k: int, world_size: int) -> Collective:
+    def choose(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Collective:
         """Return the candidate with the least predicted time; the first of equals.
 
         Raises:
@@ -96,16 +97,16 @@ class Auto(Collective):
         """
         if self.link is None:
             raise RuntimeError("collective must join a group before it starts, got none. Call join(group) first.")
-        return min(self.choices, key=lambda choice: self.predicted_s(choice, numel, k, world_size))
+        return min(self.choices, key=lambda choice: self.predicted_s(choice, numel, k, world_size, wire))
 
-    def traffic(self, numel: int, k: int, world_size: int, value_bytes: int = 4) -> Traffic:
+    def traffic(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Traffic:
         """That of its choice."""
-        return self.choose(numel, k, world_size).traffic(numel, k, world_size, value_bytes)
+        return self.choose(numel, k, world_size, wire).traffic(numel, k, world_size, wire)
 
     def program(self, sparse: SparseGradient, call: Call) -> Program:
         """Choose by the capacity, and exchange so."""
         capacity = call.capacity
         if capacity is None:
-            capacity = yield from agree_on_capacity(call.wire, sparse)
-        choice = self.choose(sparse.numel, max(1, capacity), call.wire.world_size)
+            capacity = yield from agree_on_capacity(call.line, sparse)
+        choice = self.choose(sparse.numel, max(1, capacity), call.line.world_size, call.wire)
         return (yield from choice.program(sparse, replace(call, capacity=capacity)))

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 from torch import Tensor
 
+from gaussiank.codec import Wire
 from gaussiank.sparse import SparseGradient
 
-from .wire import AnyFuture, Message, Wire
+from .line import AnyFuture, Line, Message
+from .rows import EXACT
 
 
 class Outcome(NamedTuple):
@@ -20,13 +22,21 @@ class Outcome(NamedTuple):
 
     Attributes:
         finite: 0-d bool tensor, whether every entry that was written is finite; the same on every worker.
-        rejected: what this worker sent and the mean does not hold, or None when all of it entered.
+        rejected: what this worker selected and the mean does not hold, or None when all of it entered.
+        rounded_off: what the mean lacks because values were rounded on their way, as far as this worker answers for it:
+            of its own entries, and of sums that it rounded.
         hint: small tensor to pass to the next exchange of these parameters, the same on every worker, or None.
     """
 
     finite: Tensor
     rejected: SparseGradient | None = None
+    rounded_off: tuple[SparseGradient, ...] = ()
     hint: Tensor | None = None
+
+    @property
+    def returned(self) -> tuple[SparseGradient, ...]:
+        """All that this worker's residual gets back, to be added to it."""
+        return self.rounded_off if self.rejected is None else (self.rejected, *self.rounded_off)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +44,8 @@ class Call:
     """All that an exchange may depend on besides its entries; passed in, so that collectives hold no state.
 
     Args:
-        wire: what to send with.
+        line: what to send with.
+        wire: how entries travel.
         capacity: largest count on any worker, known to all without asking; None when only the data limits it.
         step: optimizer steps taken, the same on every worker.
         part: number of this exchange within its step, the same on every worker.
@@ -43,12 +54,17 @@ class Call:
             when nothing is kept.
     """
 
-    wire: Wire
+    line: Line
+    wire: Wire = EXACT
     capacity: int | None = None
     step: int = 0
     part: int = 0
     hint: Tensor | None = None
     draw: Callable[[Tensor], Tensor] | None = None
+
+    def seed(self, rank: int, phase: int = 0) -> int:
+        """Return a seed for stochastic rounding, the same for all that give the same rank and phase."""
+        return (((self.step << 16) + self.part << 8) + phase << 16) + rank & (2**63 - 1)
 
 
 Finish = Callable[[Tensor], Outcome]
@@ -61,12 +77,12 @@ class Exchange:
 
     Args:
         program: started here, up to its first message.
-        wire: what it sends with.
+        line: what it sends with.
     """
 
-    def __init__(self, program: Program, wire: Wire) -> None:
+    def __init__(self, program: Program, line: Line) -> None:
         self._program = program
-        self._wire = wire
+        self._line = line
         self._message = next(program)
         self._finish: Finish | None = None
 
@@ -78,7 +94,7 @@ class Exchange:
     @property
     def sent_bytes(self) -> int:
         """Bytes that this worker has put on the wire for it so far."""
-        return self._wire.sent_bytes
+        return self._line.sent_bytes
 
     def advance(self) -> bool:
         """Wait for the message under way and send the next one; False when there was none left to send.
@@ -143,13 +159,16 @@ class Collective(ABC):
         """
         return self
 
-    def choose(self, numel: int, k: int, world_size: int) -> Collective:
+    def choose(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Collective:
         """Return what to use for ``k`` entries of ``[numel]``, the same on every worker: itself, except for Auto."""
         return self
 
     @abstractmethod
-    def traffic(self, numel: int, k: int, world_size: int, value_bytes: int = 4) -> Traffic:
-        """Return the messages and bytes of one exchange when each worker sends ``k`` entries of ``[numel]``."""
+    def traffic(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Traffic:
+        """Return the messages and bytes of one exchange when each worker sends ``k`` float32 entries of ``[numel]``.
+
+        Bytes are those of entries that lie anywhere; where they cluster, ``allgather`` sends fewer.
+        """
 
     @abstractmethod
     def program(self, sparse: SparseGradient, call: Call) -> Program:
@@ -169,5 +188,5 @@ class Collective(ABC):
         Raises:
             ValueError: more entries than ``capacity``.
         """
-        wire = Wire(group)
-        return Exchange(self.program(sparse, Call(wire, capacity, **more)), wire)
+        line = Line(group)
+        return Exchange(self.program(sparse, Call(line, capacity=capacity, **more)), line)

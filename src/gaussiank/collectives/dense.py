@@ -8,10 +8,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gaussiank import ops
+from gaussiank.codec import Wire
 from gaussiank.sparse import SparseGradient
 
 from .collective import Call, Collective, Exchange, Outcome, Program, Traffic
-from .wire import Wire
+from .line import Line
+from .rows import EXACT
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,13 @@ class DenseAllReduce(Collective):
         """Everything enters."""
         return False
 
-    def traffic(self, numel: int, k: int, world_size: int, value_bytes: int = 4) -> Traffic:
+    def traffic(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Traffic:
         """A ring: each part of the vector travels twice around, a P-th of it at a time."""
-        return Traffic(2 * (world_size - 1), 2 * (world_size - 1) / world_size * numel * value_bytes, 0)
+        return Traffic(2 * (world_size - 1), 2 * (world_size - 1) / world_size * 4 * numel, 0)
 
     def program(self, sparse: SparseGradient, call: Call) -> Program:
-        """Spread the entries over a dense vector and send that; counts do not matter."""
-        return self._reduce(sparse.dense(), call.wire)
+        """Spread the entries over a dense vector and send that; neither counts nor the wire matter."""
+        return self._reduce(sparse.dense(), call.line)
 
     def start_dense(self, vector: Tensor, *, group: dist.ProcessGroup | None = None) -> Exchange:
         """Send a dense vector, which becomes the mean in place.
@@ -42,11 +44,11 @@ class DenseAllReduce(Collective):
             vector: ``[numel]`` of any dtype that the backend reduces; divided by the world size first, as DDP does.
             group: process group, or None for the default one.
         """
-        wire = Wire(group)
-        return Exchange(self._reduce(vector, wire), wire)
+        line = Line(group)
+        return Exchange(self._reduce(vector, line), line)
 
-    def _reduce(self, vector: Tensor, wire: Wire) -> Program:
-        yield wire.all_reduce(vector.div_(wire.world_size))
+    def _reduce(self, vector: Tensor, line: Line) -> Program:
+        yield line.all_reduce(vector.div_(line.world_size))
 
         def finish(out: Tensor) -> Outcome:
             if out.data_ptr() != vector.data_ptr():

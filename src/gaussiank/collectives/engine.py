@@ -26,8 +26,8 @@ from torch import Tensor
 
 from .collective import Exchange
 from .groups import new_group
+from .line import AnyFuture
 from .roll_call import RollCall
-from .wire import AnyFuture
 
 Start = Callable[[dist.ProcessGroup], Exchange]
 Finish = Callable[[Exchange], Tensor]

@@ -11,16 +11,19 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from gaussiank.codec import Wire
 from gaussiank.sparse import SparseGradient
 
 from .collective import Call, Collective, Outcome, Program, Traffic
 from .groups import new_group
 from .rows import (
+    EXACT,
+    Given,
     agree_on_capacity,
     largest_mask,
     member_mask,
     merge,
-    pack,
+    pack_rounded,
     pick,
     rest_of,
     row_bytes,
@@ -35,7 +38,9 @@ class Hierarchical(Collective):
 
     Three steps: the node's selections become its sum, on each of its workers; worker i of each node exchanges the i-th
     share of it with worker i of the others; the shares' sums are gathered inside the node. Between nodes go
-    ``(nodes - 1) * k / ranks_per_node`` entries a worker.
+    ``(nodes - 1) * k / ranks_per_node`` entries a worker. Each step rounds to the wire what it sends, except a dense
+    sum: a worker keeps what it rounded off its own entries and off its share of the node's sum, and the first node's
+    workers what was rounded off the shares' sums, which all nodes round alike.
 
     Args:
         ranks_per_node: workers of a node, whose ranks follow each other; 0 takes what torchrun says.
@@ -98,42 +103,46 @@ class Hierarchical(Collective):
         groups = new_group(ranks[0], group, timeout_s), new_group(ranks[1], group, timeout_s)
         return replace(self, ranks_per_node=len(ranks[0]), ranks=ranks, groups=groups)
 
-    def traffic(self, numel: int, k: int, world_size: int, value_bytes: int = 4) -> Traffic:
+    def traffic(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Traffic:
         """The three steps; the third holds all nodes' shares."""
         node = self.ranks_per_node or world_size
         nodes = world_size // node
         room, share = self._rooms(k, node)
-        first = row_bytes(k, value_bytes) if self.inside == "sparse" else 2 * numel * value_bytes / node
-        sent_bytes = (node - 1) * (first + row_bytes(nodes * share, value_bytes)) + (nodes - 1) * row_bytes(
-            share, value_bytes
-        )
+        first = row_bytes(k, numel, wire) if self.inside == "sparse" else 2 * 4 * numel / node
+        last, between = row_bytes(nodes * share, numel, wire), row_bytes(share, numel, wire)
+        sent_bytes = (node - 1) * (first + last) + (nodes - 1) * between
         return Traffic(2 * (node - 1) + nodes - 1, sent_bytes, node * k + nodes * (share + room))
 
     def program(self, sparse: SparseGradient, call: Call) -> Program:
         """Sum inside the node, between nodes, and gather inside the node."""
         if self.groups is None:
             raise RuntimeError("collective must join a group before it starts, got none. Call join(group) first.")
-        wire, capacity, numel, dtype = call.wire, call.capacity, sparse.numel, sparse.values.dtype
+        line, wire, capacity, numel, dtype = call.line, call.wire, call.capacity, sparse.numel, sparse.values.dtype
         if capacity is None:
-            capacity = yield from agree_on_capacity(wire, sparse)
-        inside, across = wire.within(self.groups[0]), wire.within(self.groups[1])
+            capacity = yield from agree_on_capacity(line, sparse)
+        inside, across = line.within(self.groups[0]), line.within(self.groups[1])
         if self.inside == "dense":
+            given = Given(sparse)
             vector = yield inside.all_reduce(sparse.dense())
             node = SparseGradient.pick(vector, vector.nonzero().squeeze(1).int())
         else:
-            rows = yield inside.all_gather(pack(sparse, capacity))
-            node = merge(unpack(rows, [numel] * inside.world_size, dtype)[0])
+            row, given = pack_rounded(sparse, wire, capacity, call.seed(line.rank))
+            rows = yield inside.all_gather(row)
+            node = merge(unpack(rows, wire, [numel] * inside.world_size, dtype, capacity))
         room, share = self._rooms(capacity, inside.world_size)
         node = pick(node, largest_mask(node, room))
-        own = _share(node, inside.rank, inside.world_size)
-        rows = yield across.all_gather(pack(own, share))
-        column = merge(unpack(rows, [numel] * across.world_size, dtype)[0])
-        rows = yield inside.all_gather(pack(column, across.world_size * share))
+        row, own = pack_rounded(_share(node, inside.rank, inside.world_size), wire, share, call.seed(line.rank, 1))
+        rows = yield across.all_gather(row)
+        summed = merge(unpack(rows, wire, [numel] * across.world_size, dtype, share))
+        shares = across.world_size * share
+        row, column = pack_rounded(summed, wire, shares, call.seed(inside.rank, 2))
+        rows = yield inside.all_gather(row)
 
         def finish(out: Tensor) -> Outcome:
-            total = merge(unpack(rows, [numel] * inside.world_size, dtype)[0])
+            total = merge(unpack(rows, wire, [numel] * inside.world_size, dtype, shares))
             entered = member_mask(sparse.indices, among=node.indices)
-            return Outcome(summed_mean(total, wire.world_size, out), rest_of(sparse, entered))
+            errors = *given.errors(entered), *own.errors(), *(column.errors() if across.rank == 0 else ())
+            return Outcome(summed_mean(total, line.world_size, out), rest_of(sparse, entered), errors)
 
         return finish
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from gaussiank import ops
 
-from .wire import Wire
+from .line import Line
 
 _ENOUGH_S = 0.02  # a message that takes this long is long enough to tell bandwidth from latency
 _LARGEST_BYTES = 1 << 22
@@ -41,35 +41,35 @@ def measure(group: dist.ProcessGroup | None = None, device: str = "cpu") -> Link
         group: process group, or None for the default one; all its workers must call it. One worker has a perfect link.
         device: where the messages are.
     """
-    wire = Wire(group)
-    peers = wire.world_size - 1
+    line = Line(group)
+    peers = line.world_size - 1
     if not peers:
         return Link(0.0, float("inf"), 0.0)
-    latency_s = min(_message_s(wire, 1, device) for _ in range(9)) / peers
+    latency_s = min(_message_s(line, 1, device) for _ in range(9)) / peers
     length, took_s = 1 << 14, 0.0
     while took_s < _ENOUGH_S and length < _LARGEST_BYTES:
         length *= 4
-        took_s = min(_message_s(wire, length, device) for _ in range(3))
+        took_s = min(_message_s(line, length, device) for _ in range(3))
     bytes_per_s = peers * length / max(took_s - peers * latency_s, 1e-9)
-    return Link(latency_s, bytes_per_s, min(_select_s(wire, device) for _ in range(3)) / _SELECTED_NUMEL)
+    return Link(latency_s, bytes_per_s, min(_select_s(line, device) for _ in range(3)) / _SELECTED_NUMEL)
 
 
-def _message_s(wire: Wire, length: int, device: str) -> float:
+def _message_s(line: Line, length: int, device: str) -> float:
     row = torch.zeros(length, dtype=torch.uint8, device=device)
-    wire.all_reduce(torch.zeros(1, device=device)).wait()  # so that all begin together
+    line.all_reduce(torch.zeros(1, device=device)).wait()  # so that all begin together
     began = time.perf_counter()
-    wire.all_gather(row).wait().cpu()
-    return _slowest(wire, time.perf_counter() - began, device)
+    line.all_gather(row).wait().cpu()
+    return _slowest(line, time.perf_counter() - began, device)
 
 
-def _select_s(wire: Wire, device: str) -> float:
+def _select_s(line: Line, device: str) -> float:
     grad = torch.linspace(-1, 1, _SELECTED_NUMEL, device=device).sin_()
     began = time.perf_counter()
     accumulated = ops.accumulate(grad, grad, out=torch.empty_like(grad))
     ops.select_topk(accumulated, _SELECTED_NUMEL // 1000).cpu()
-    return _slowest(wire, time.perf_counter() - began, device)
+    return _slowest(line, time.perf_counter() - began, device)
 
 
-def _slowest(wire: Wire, took_s: float, device: str) -> float:
+def _slowest(line: Line, took_s: float, device: str) -> float:
     slowest = torch.tensor([took_s], dtype=torch.float64, device=device)
-    return float(wire.all_reduce(slowest, dist.ReduceOp.MAX).wait())
+    return float(line.all_reduce(slowest, dist.ReduceOp.MAX).wait())

@@ -1,75 +1,168 @@
-"""Entries <-> rows of bytes of equal length: the only file here that calls the codec, and how entries are summed."""
+"""Entries <-> rows of bytes: the only file here that calls the codec, and how entries are cut, rounded and summed."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from gaussiank import codec, ops
+from gaussiank.codec import Wire
 from gaussiank.sparse import SparseGradient
 
-from .wire import Message, Wire
+from .line import Line, Message
 
 _NOTE = torch.int64
-_TRAILER_BYTES = 2 * _NOTE.itemsize
+
+EXACT = Wire("raw", "fp32")
+"""The wire that loses nothing and needs no decoder."""
 
 
-def row_bytes(room: int, value_bytes: int = 4) -> int:
-    """Return the length of a row with room for so many entries.
+class Given(NamedTuple):
+    """Entries that are sent, and what they lose by it.
 
-    Example:
-        >>> row_bytes(100) - row_bytes(0)
-        800
+    Attributes:
+        sparse: which ones.
+        error: ``[kept]`` what was rounded off each value, or None when the wire is exact.
     """
-    return codec.payload_bytes(room, value_bytes) + _TRAILER_BYTES
+
+    sparse: SparseGradient
+    error: Tensor | None = None
+
+    def errors(self, entered: Tensor | None = None) -> tuple[SparseGradient, ...]:
+        """Return what the residual gets back of the entries that a bool ``[kept]`` mask marks; None marks all."""
+        if self.error is None:
+            return ()
+        error = SparseGradient(self.sparse.indices, self.error, self.sparse.numel)
+        return (error if entered is None else pick(error, entered),)
 
 
-def pack(sparse: SparseGradient, room: int, note: int = 0) -> Tensor:
-    """Encode entries, and behind them their count and a number of the caller's.
+def rounded(sparse: SparseGradient, wire: Wire, seed: int = 0) -> Given:
+    """Round values to those that the wire carries: of exactly the entries that one message holds.
+
+    It is done here and not before, because codes of a few bits have a scale for each block of entries: rounded before
+    they are cut, entries would no longer fit the blocks of their message.
 
     Args:
-        sparse: at most ``room`` entries.
-        room: entries that the row has room for, the same on every worker.
-        note: any int64.
+        sparse: all that a message will hold.
+        wire: how it travels.
+        seed: where stochastic rounding starts; workers that give the same round alike.
+
+    Example:
+        >>> sparse = SparseGradient(torch.tensor([4], dtype=torch.int32), torch.tensor([0.1]), 9)
+        >>> given = rounded(sparse, Wire("rice", "bf16"))
+        >>> bool(given.sparse.values + given.error == sparse.values), rounded(sparse, EXACT).error
+        (True, None)
+    """
+    if wire.exact:
+        return Given(sparse)
+    values = wire.round(sparse.values, _generator(sparse, wire, seed))
+    return Given(SparseGradient(sparse.indices, values, sparse.numel), sparse.values - values)
+
+
+def row_bytes(room: int, numel: int, wire: Wire, dtype: torch.dtype = torch.float32, *, noted: bool = False) -> int:
+    """Return the length of a row with room for so many entries, wherever they lie.
+
+    Example:
+        >>> row_bytes(100, 10**6, EXACT) - row_bytes(0, 10**6, EXACT), row_bytes(100, 10**6, Wire())
+        (800, 374)
+    """
+    return wire.max_bytes(room, numel, dtype) + (_NOTE.itemsize if noted else 0)
+
+
+def pack(sparse: SparseGradient, wire: Wire, room: int | None, note: int | None = None, length: int = 0) -> Tensor:
+    """Encode entries and, behind them, a number of the caller's.
+
+    Args:
+        sparse: at most ``room`` entries, rounded.
+        wire: how they travel.
+        room: entries that the row has room for, the same on every worker; None for no more than there are.
+        note: any int64, or None to leave it out.
+        length: least length of the row without the note.
 
     Returns:
-        uint8 ``[row_bytes(room)]``.
+        uint8 ``[row_bytes(room, numel, wire)]``, or more to fill ``length``.
 
     Raises:
         ValueError: more entries than room.
     """
-    payload = codec.encode(sparse, room)
-    trailer = torch.tensor([sparse.kept, note], dtype=_NOTE).view(torch.uint8)
-    return torch.cat([payload, trailer.to(payload.device, non_blocking=True)])
+    return filled(wire.encode(sparse, capacity=room), length, note)
+
+
+def filled(payload: Tensor, length: int = 0, note: int | None = None) -> Tensor:
+    """Append zeros up to ``length``, then a number of the caller's."""
+    unused = max(0, length - payload.numel())
+    if note is None and not unused:
+        return payload
+    pieces = [payload, payload.new_zeros(unused)]
+    if note is not None:
+        pieces.append(torch.tensor([note], dtype=_NOTE).view(torch.uint8).to(payload.device, non_blocking=True))
+    return torch.cat(pieces)
+
+
+def pack_rounded(
+    sparse: SparseGradient, wire: Wire, room: int | None, seed: int = 0, note: int | None = None, length: int = 0
+) -> tuple[Tensor, Given]:
+    """Round and pack at once: ``rounded``, then ``pack``, in less time. The entries that it returns are not rounded."""
+    packed = wire.pack(sparse, capacity=room, generator=_generator(sparse, wire, seed))
+    return filled(packed.row, length, note), Given(sparse, packed.error)
+
+
+def pack_framed(sparse: SparseGradient, wire: Wire, frame: int, seed: int = 0) -> tuple[Tensor, int, Given]:
+    """Round and pack into a frame, if that is long enough, with the payload's size behind it.
+
+    Returns:
+        The row, ``frame`` and 8 bytes, or else the payload alone; the payload's size; and what was sent.
+    """
+    packed = wire.pack(sparse, frame=frame, generator=_generator(sparse, wire, seed))
+    return packed.row, packed.size, Given(sparse, packed.error)
+
+
+def _generator(sparse: SparseGradient, wire: Wire, seed: int) -> torch.Generator | None:
+    return torch.Generator(sparse.values.device).manual_seed(seed) if wire.rounding == "stochastic" else None
 
 
 def unpack(
-    rows: Sequence[Tensor] | Tensor, numels: Sequence[int], dtype: torch.dtype
-) -> tuple[list[SparseGradient], list[int]]:
-    """Decode rows; returns their entries and their notes. Reads all counts at once, one synchronisation.
+    rows: Sequence[Tensor] | Tensor, wire: Wire, numels: Sequence[int], dtype: torch.dtype, room: int | None
+) -> list[SparseGradient]:
+    """Decode rows. On an accelerator it reads all counts at once, one synchronisation.
 
     Args:
         rows: uint8 rows as ``pack`` makes them.
+        wire: how they travelled.
         numels: length of the vector that each row is a part of.
         dtype: dtype of the values.
+        room: what ``pack`` was given.
     """
-    trailers = torch.stack([row[-_TRAILER_BYTES:] for row in rows]).view(_NOTE).tolist()
-    parts = []
-    for row, numel, (kept, _) in zip(rows, numels, trailers, strict=True):
-        part = codec.decode(row[:-_TRAILER_BYTES], numel, dtype)
-        # on an accelerator unused room comes back as zeros at the last index, which would look like an entry
-        parts.append(SparseGradient(part.indices[:kept], part.values[:kept], numel))
-    return parts, [note for _, note in trailers]
+    parts = [wire.decode(row, numel, dtype=dtype, capacity=room) for row, numel in zip(rows, numels, strict=True)]
+    if not parts or parts[0].indices.device.type == "cpu":
+        return parts
+    # on an accelerator unused room comes back as zeros at the last index, which would look like an entry
+    return [
+        SparseGradient(part.indices[:kept], part.values[:kept], part.numel)
+        for part, kept in zip(parts, codec.counts(rows), strict=True)
+    ]
 
 
-def agree_on_capacity(wire: Wire, sparse: SparseGradient) -> Generator[Message[Any], Any, int]:
+def notes(rows: Sequence[Tensor] | Tensor) -> list[int]:
+    """Read the numbers behind the entries of rows; one synchronisation on an accelerator."""
+    ends = torch.stack([row[-_NOTE.itemsize :] for row in rows])
+    read: list[int] = ends.view(_NOTE).flatten().tolist()
+    return read
+
+
+def agree_on(line: Line, number: int, device: torch.device) -> Generator[Message[Any], Any, int]:
+    """Ask for the largest of all workers' numbers: one short message."""
+    largest = torch.tensor([number], dtype=torch.int64, device=device)
+    return int((yield line.all_reduce(largest, dist.ReduceOp.MAX)))
+
+
+def agree_on_capacity(line: Line, sparse: SparseGradient) -> Generator[Message[Any], Any, int]:
     """Ask for the largest count on any worker: one short message."""
-    largest = torch.tensor([sparse.kept], dtype=torch.int64, device=sparse.indices.device)
-    return int((yield wire.all_reduce(largest, dist.ReduceOp.MAX)))
+    return (yield from agree_on(line, sparse.kept, sparse.indices.device))
 
 
 def pick(sparse: SparseGradient, mask: Tensor) -> SparseGradient:

@@ -11,10 +11,26 @@ import torch
 from torch import Tensor
 
 from gaussiank import ops
+from gaussiank.codec import Wire
 from gaussiank.sparse import SparseGradient
 
 from .collective import Call, Collective, Outcome, Program, Traffic
-from .rows import agree_on_capacity, largest_mask, member_mask, merge, pack, pick, rest_of, row_bytes, unpack
+from .rows import (
+    EXACT,
+    Given,
+    agree_on,
+    agree_on_capacity,
+    filled,
+    largest_mask,
+    member_mask,
+    merge,
+    notes,
+    pack_rounded,
+    pick,
+    rest_of,
+    row_bytes,
+    unpack,
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +40,9 @@ class Split(Collective):
     Every worker sends ``slack * k / (P - 1)`` entries to each owner and, as an owner, as many of its region's sums to
     each worker: ``2 * slack * k`` entries in all, whatever P is. What does not fit goes back to the residuals of those
     who sent it, smallest magnitudes first; each worker sees in the result which of its entries entered, so nothing
-    more has to be sent for that. Borders move so that every region holds the same load as at the last step.
+    more has to be sent for that. Entries are rounded to the wire as they leave, and sums once more by their owner, who
+    keeps what it rounded off: so both phases are compact, and nothing is lost over all workers. Borders move so that
+    every region holds the same load as at the last step.
 
     Args:
         trim: keep messages at that size. Otherwise nothing comes back: sizes are exchanged first, two more short
@@ -49,57 +67,63 @@ class Split(Collective):
         """Only the lossless form returns nothing."""
         return self.trim
 
-    def traffic(self, numel: int, k: int, world_size: int, value_bytes: int = 4) -> Traffic:
+    def traffic(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Traffic:
         """The lossless form is taken at its worst: no entry of one worker coincides with another's."""
-        peers = world_size - 1
+        peers, width = world_size - 1, -(-numel // world_size)
         if self.trim:
             room = self._room(k, world_size)
-            return Traffic(world_size if peers else 0, 2 * peers * row_bytes(room, value_bytes), 2 * world_size * room)
+            row = row_bytes(room, width, wire, noted=True)
+            return Traffic(world_size if peers else 0, 2 * peers * row, 2 * world_size * room)
         sizes = peers * 8 + 2 * peers * 8 / world_size
-        first = peers * row_bytes(0, value_bytes) + peers / world_size * (row_bytes(k, value_bytes) - row_bytes(0))
-        return Traffic(
-            3 * peers + 2 if peers else 0, sizes + first + peers * row_bytes(k, value_bytes), k + world_size * k
-        )
+        empty, first = row_bytes(0, width, wire), row_bytes(-(-k // world_size), width, wire, noted=True)
+        second = row_bytes(min(k, width), width, wire, noted=True)
+        return Traffic(3 * peers + 2 if peers else 0, sizes + peers * (max(empty, first) + second), k + world_size * k)
 
     def program(self, sparse: SparseGradient, call: Call) -> Program:
         """Send each owner its region, then everyone the own region's sum."""
-        wire, dtype = call.wire, sparse.values.dtype
-        borders = self._borders(call.hint, sparse.numel, wire.world_size)
+        line, wire, dtype = call.line, call.wire, sparse.values.dtype
+        borders = self._borders(call.hint, sparse.numel, line.world_size)
         widths = [max(1, high - low) for low, high in itertools.pairwise(borders)]
+        room: int | None = None
         if self.trim:
             capacity = call.capacity
             if capacity is None:
-                capacity = yield from agree_on_capacity(wire, sparse)
-            room = self._room(capacity, wire.world_size)
-            parts, wanted, sent = _cut(sparse, borders, room)
-            rows = [pack(part, room, count) for part, count in zip(parts, wanted, strict=True)]
-            received = yield wire.all_to_all(torch.stack(rows))
-        else:
-            parts, wanted, sent = _cut(sparse, borders, sparse.kept)
-            rows = [pack(part, part.kept, count) for part, count in zip(parts, wanted, strict=True)]
-            sizes = torch.tensor([[row.numel()] for row in rows]).to(sparse.indices.device)
-            arriving = yield wire.all_to_all(sizes)
-            received = yield wire.all_to_all_uneven(rows, arriving.flatten().tolist())
-        addends, loads = unpack(received, [widths[wire.rank]] * wire.world_size, dtype)
-        total = merge(addends)
+                capacity = yield from agree_on_capacity(line, sparse)
+            room = self._room(capacity, line.world_size)
+        parts, wanted, sent = _cut(sparse, borders, room)
+        length = 0 if room is None else wire.max_bytes(room, max(widths), dtype)
+        packed = [
+            pack_rounded(part, wire, room, call.seed(line.rank, region), note=count, length=length)
+            for region, (part, count) in enumerate(zip(parts, wanted, strict=True))
+        ]
+        rows, given = [row for row, _ in packed], [given for _, given in packed]
         if self.trim:
-            total = pick(total, largest_mask(total, room))
+            received: Sequence[Tensor] | Tensor = yield line.all_to_all(torch.stack(rows))
         else:
-            room = yield from agree_on_capacity(wire, total)
-        gathered = yield wire.all_gather(pack(total, room, sum(loads)))
+            sizes = torch.tensor([[row.numel()] for row in rows]).to(sparse.indices.device)
+            arriving = yield line.all_to_all(sizes)
+            received = yield line.all_to_all_uneven(rows, arriving.flatten().tolist())
+        total = merge(unpack(received, wire, [widths[line.rank]] * line.world_size, dtype, room))
+        if room is not None:
+            total = pick(total, largest_mask(total, room))
+        payload, owned = pack_rounded(total, wire, room, call.seed(line.rank, line.world_size))
+        if room is None:
+            length = yield from agree_on(line, payload.numel(), payload.device)
+        gathered = yield line.all_gather(filled(payload, length, note=sum(notes(received))))
 
         def finish(out: Tensor) -> Outcome:
-            parts, loads = unpack(gathered, widths, dtype)
             regions = [
-                SparseGradient(part.indices + low, part.values, sparse.numel)
-                for part, low in zip(parts, borders, strict=False)
+                shifted(part, low, sparse.numel)
+                for part, low in zip(unpack(gathered, wire, widths, dtype, room), borders, strict=False)
             ]
             ops.scatter_mean(regions, out)  # a region for each worker: dividing by their number is the mean
             indices = torch.cat([region.indices for region in regions])
             finite = ops.all_finite(torch.cat([region.values for region in regions]))
-            rejected = rest_of(sparse, sent & member_mask(sparse.indices, indices)) if self.trim else None
+            entered = sent & member_mask(sparse.indices, indices) if self.trim else sent
+            errors = _errors(given, owned, sent, entered, borders, line.rank, sparse)
+            loads = notes(gathered)
             hint = _rebalanced(borders, [region.indices for region in regions], loads) if self.rebalance else None
-            return Outcome(finite, rejected, hint)
+            return Outcome(finite, rest_of(sparse, entered), errors, hint)
 
         return finish
 
@@ -112,8 +136,33 @@ class Split(Collective):
         return [numel * region // world_size for region in range(world_size + 1)]
 
 
-def _cut(sparse: SparseGradient, borders: Sequence[int], room: int) -> tuple[list[SparseGradient], list[int], Tensor]:
-    """Cut entries at the borders, with at most ``room`` in a part.
+def shifted(part: SparseGradient, low: int, numel: int) -> SparseGradient:
+    """Move the entries of a region to where they stand in the vector of ``numel``."""
+    return SparseGradient(part.indices + low, part.values, numel)
+
+
+def _errors(
+    given: Sequence[Given],
+    owned: Given,
+    sent: Tensor,
+    entered: Tensor,
+    borders: Sequence[int],
+    rank: int,
+    sparse: SparseGradient,
+) -> tuple[SparseGradient, ...]:
+    """Return what was rounded off: of this worker's entries that entered, and of the sums that it owns."""
+    if owned.error is None:
+        return ()
+    error = torch.cat([part.error for part in given if part.error is not None])
+    inside = entered[sent]
+    own = SparseGradient(sparse.indices[entered], error[inside], sparse.numel)
+    return own, *(shifted(part, borders[rank], sparse.numel) for part in owned.errors())
+
+
+def _cut(
+    sparse: SparseGradient, borders: Sequence[int], room: int | None
+) -> tuple[list[SparseGradient], list[int], Tensor]:
+    """Cut entries at the borders, with at most ``room`` in a part, or all.
 
     Returns:
         The parts, with indices that start at their border; the count that each would have had; which entries are in.
@@ -128,7 +177,7 @@ def _cut(sparse: SparseGradient, borders: Sequence[int], room: int) -> tuple[lis
         low, high = borders[region], borders[region + 1]
         part = SparseGradient(sparse.indices[start:end] - low, sparse.values[start:end], max(1, high - low))
         wanted.append(part.kept)
-        if part.kept > room:
+        if room is not None and part.kept > room:
             sent[start:end] = largest_mask(part, room)
             part = pick(part, sent[start:end])
         parts.append(part)

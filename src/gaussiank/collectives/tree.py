@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from gaussiank.codec import Wire
 from gaussiank.sparse import SparseGradient
 
 from .collective import Call, Collective, Outcome, Program, Traffic
 from .rows import (
+    EXACT,
     agree_on_capacity,
     largest_mask,
     member_mask,
     merge,
     pack,
+    pack_rounded,
     pick,
     rest_of,
+    rounded,
     row_bytes,
     summed_mean,
     unpack,
 )
-from .wire import Message, Wire
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class Tree(Collective):
     same index through. Without a power of two, the workers beyond one give their entries to a worker before the first
     round and get the result after the last.
 
+    What a half sends it rounds to the wire, and goes on with itself, so that both sides merge the same. The lowest
+    rank of a half keeps what was rounded off, of entries that no later merge drops: what is dropped comes back whole,
+    to those who gave it. The result for guests travels exactly.
+
     Source: Shi et al. 2019, "A Distributed Synchronous SGD Algorithm with Global Top-k Sparsification for Low Bandwidth
     Networks" (gTop-k), algorithm 2. Differs: an exchange in both directions in place of reduce and broadcast; any
     number of workers.
@@ -46,61 +51,87 @@ class Tree(Collective):
         """Whatever a merge drops."""
         return True
 
-    def traffic(self, numel: int, k: int, world_size: int, value_bytes: int = 4) -> Traffic:
+    def traffic(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Traffic:
         """One row a round, and two more messages and rows for each worker beyond a power of two, and its host."""
         rounds, beyond = _rounds(world_size)
-        row = row_bytes(k, value_bytes)
-        rows = (rounds * (1 << rounds) + 2 * beyond) / world_size
-        return Traffic(rounds + 2 * bool(beyond), rows * row + beyond * k / world_size, 2 * k * (rounds + bool(beyond)))
+        rows = (rounds * (1 << rounds) + beyond) / world_size
+        answer = row_bytes(k, numel, _exactly(wire)) + k
+        sent_bytes = rows * row_bytes(k, numel, wire) + beyond * answer / world_size
+        return Traffic(rounds + 2 * bool(beyond), sent_bytes, 2 * k * (rounds + bool(beyond)))
 
     def program(self, sparse: SparseGradient, call: Call) -> Program:
         """Swap, merge, cut, round after round."""
-        wire, capacity = call.wire, call.capacity
+        line, capacity = call.line, call.capacity
         if capacity is None:
-            capacity = yield from agree_on_capacity(wire, sparse)
-        rounds, beyond = _rounds(wire.world_size)
-        if wire.world_size == 1:
-            yield wire.pause()
-        if wire.rank >= 1 << rounds:
-            total, entered = yield from _as_guest(sparse, wire, capacity, rounds)
-        else:
-            branch = _Branch(sparse, capacity)
-            guest = wire.rank + (1 << rounds) if wire.rank < beyond else None
-            if guest is not None:
-                row = yield wire.receive(torch.empty_like(pack(sparse, capacity)), guest)
-                branch.host(row)
-            elif beyond:
-                yield wire.pause()
-            for bit in range(rounds):
-                row = yield wire.swap(pack(branch.total, capacity), wire.rank ^ (1 << bit))
-                branch.merge(row, first=bool(wire.rank & (1 << bit)))
-            if guest is not None:
-                yield wire.send(branch.answer(), guest)
-            elif beyond:
-                yield wire.pause()
-            total, entered = branch.total, branch.entered[0]
+            capacity = yield from agree_on_capacity(line, sparse)
+        rounds, beyond = _rounds(line.world_size)
+        if line.world_size == 1:
+            yield line.pause()
+        if line.rank >= 1 << rounds:
+            return (yield from _as_guest(sparse, call, capacity, rounds))
+        branch = _Branch(sparse, call, capacity)
+        guest = line.rank + (1 << rounds) if line.rank < beyond else None
+        if guest is not None:
+            length = row_bytes(capacity, sparse.numel, call.wire, sparse.values.dtype)
+            row = yield line.receive(torch.empty(length, dtype=torch.uint8, device=sparse.indices.device), guest)
+            branch.host(row)
+        elif beyond:
+            yield line.pause()
+        for bit in range(rounds):
+            branch.round(bit)
+            row = yield line.swap(branch.row(), line.rank ^ (1 << bit))
+            branch.merge(row, first=bool(line.rank & (1 << bit)))
+        if guest is not None:
+            yield line.send(branch.answer(), guest)
+        elif beyond:
+            yield line.pause()
 
         def finish(out: Tensor) -> Outcome:
-            return Outcome(summed_mean(total, wire.world_size, out), rest_of(sparse, entered))
+            finite = summed_mean(branch.total, line.world_size, out)
+            return Outcome(finite, rest_of(sparse, branch.own.entered), branch.errors())
 
         return finish
+
+
+@dataclass(eq=False)
+class _Followed:
+    """Entries that a worker answers for, and which of them no merge has dropped so far."""
+
+    sparse: SparseGradient
+    entered: Tensor
+
+    @classmethod
+    def all_of(cls, sparse: SparseGradient) -> _Followed:
+        return cls(sparse, torch.ones_like(sparse.indices, dtype=torch.bool))
 
 
 class _Branch:
     """What a worker's half has kept so far, and which entries of those it answers for are in it."""
 
-    def __init__(self, sparse: SparseGradient, capacity: int) -> None:
+    def __init__(self, sparse: SparseGradient, call: Call, capacity: int) -> None:
         self.total = sparse
-        self._capacity = capacity
-        self._given = [sparse]  # this worker's, and its guest's
-        self.entered = [torch.ones_like(sparse.indices, dtype=torch.bool)]
+        self.own = _Followed.all_of(sparse)
+        self._call, self._capacity = call, capacity
+        self._guest: _Followed | None = None
+        self._rounded_off: list[_Followed] = []
 
     def host(self, row: Tensor) -> None:
         """Take a guest's entries in."""
         visitor = self._read(row)
-        self._given.append(visitor)
-        self.entered.append(torch.ones_like(visitor.indices, dtype=torch.bool))
+        self._guest = _Followed.all_of(visitor)
         self._cut(merge([self.total, visitor]))
+
+    def round(self, bit: int) -> None:
+        """Go on with values that the wire carries; the lowest rank of this half keeps what that takes off."""
+        lowest = self._call.line.rank >> bit << bit
+        given = rounded(self.total, self._call.wire, self._call.seed(lowest, bit))
+        self.total = given.sparse
+        if lowest == self._call.line.rank:
+            self._rounded_off += map(_Followed.all_of, given.errors())
+
+    def row(self) -> Tensor:
+        """Return what this half has kept, to be sent."""
+        return pack(self.total, self._call.wire, self._capacity)
 
     def merge(self, row: Tensor, *, first: bool) -> None:
         """Add what another branch has kept; ``first``: its ranks are the lower ones."""
@@ -109,30 +140,47 @@ class _Branch:
 
     def answer(self) -> Tensor:
         """Return the result for the guest, and for each of its entries whether it is in."""
-        entered = self.entered[1].to(torch.uint8)
-        return torch.cat([pack(self.total, self._capacity), entered, entered.new_zeros(self._capacity - len(entered))])
+        assert self._guest is not None  # hosted
+        entered = self._guest.entered.to(torch.uint8)
+        total = pack(self.total, _exactly(self._call.wire), self._capacity)
+        return torch.cat([total, entered, entered.new_zeros(self._capacity - len(entered))])
+
+    def errors(self) -> tuple[SparseGradient, ...]:
+        """Return what was rounded off the entries that are in the result, as far as this worker keeps it."""
+        return tuple(pick(followed.sparse, followed.entered) for followed in self._rounded_off)
 
     def _read(self, row: Tensor) -> SparseGradient:
-        [part], _ = unpack([row], [self.total.numel], self.total.values.dtype)
-        return part
+        return unpack([row], self._call.wire, [self.total.numel], self.total.values.dtype, self._capacity)[0]
 
     def _cut(self, merged: SparseGradient) -> None:
         self.total = pick(merged, largest_mask(merged, self._capacity))
-        for given, entered in zip(self._given, self.entered, strict=True):
-            entered.logical_and_(member_mask(given.indices, among=self.total.indices))
+        for followed in (self.own, *([self._guest] if self._guest else ()), *self._rounded_off):
+            followed.entered.logical_and_(member_mask(followed.sparse.indices, among=self.total.indices))
 
 
-def _as_guest(
-    sparse: SparseGradient, wire: Wire, capacity: int, rounds: int
-) -> Generator[Message[Any], Any, tuple[SparseGradient, Tensor]]:
-    """Leave the entries with a host; returns the result, and which of the entries are in it."""
-    row, host = pack(sparse, capacity), wire.rank - (1 << rounds)
-    yield wire.send(row, host)
+def _as_guest(sparse: SparseGradient, call: Call, capacity: int, rounds: int) -> Program:
+    """Leave the entries with a host, and get the result and which of the entries are in it."""
+    line, wire = call.line, _exactly(call.wire)
+    row, given = pack_rounded(sparse, call.wire, capacity, call.seed(line.rank))
+    host = line.rank - (1 << rounds)
+    yield line.send(row, host)
     for _ in range(rounds):
-        yield wire.pause()
-    answer = yield wire.receive(row.new_empty(row.numel() + capacity), host)
-    [total], _ = unpack([answer[: row.numel()]], [sparse.numel], sparse.values.dtype)
-    return total, answer[row.numel() :][: sparse.kept].bool()
+        yield line.pause()
+    length = row_bytes(capacity, sparse.numel, wire, sparse.values.dtype)
+    answer = yield line.receive(row.new_empty(length + capacity), host)
+
+    def finish(out: Tensor) -> Outcome:
+        [total] = unpack([answer[:length]], wire, [sparse.numel], sparse.values.dtype, capacity)
+        entered = answer[length:][: sparse.kept].bool()
+        finite = summed_mean(total, line.world_size, out)
+        return Outcome(finite, rest_of(sparse, entered), given.errors(entered))
+
+    return finish
+
+
+def _exactly(wire: Wire) -> Wire:
+    """Return the wire with values as they are."""
+    return replace(wire, values="fp32", rounding="nearest")
 
 
 def _rounds(world_size: int) -> tuple[int, int]:

@@ -98,6 +98,9 @@ def train(
     collective: Annotated[
         str | None, typer.Option(help="How workers agree: allgather, split, leader, tree, hierarchical, auto, dense.")
     ] = None,
+    wire: Annotated[
+        str | None, typer.Option(help="How entries travel, index+values (rice+bf16; raw+fp32 loses nothing).")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of initialisation and data order.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     record: Annotated[

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from gaussiank import codec
+from gaussiank.codec import chosen_wire
 from gaussiank.collectives import parse_collective
 from gaussiank.compressors import Compressor, parse_compressor
 from gaussiank.journey import require_feedback
@@ -64,6 +64,7 @@ class TrainConfig:
         scope: where k is counted: bucket, layer or model.
         max_bytes: largest payload of a message, or None.
         collective: how workers agree on the mean, ``name`` or ``name:field=value``.
+        wire: how entries travel, ``index+values``; None takes the default of the device.
         seed: of initialisation and data order, the same for every method.
         device: ``cpu`` or ``cuda``.
         timeout_s: seconds after which a worker that does not answer ends the run.
@@ -102,6 +103,7 @@ class TrainConfig:
     scope: Scope = "bucket"
     max_bytes: int | None = None
     collective: str = "allgather"
+    wire: str | None = None
     seed: int = 0
     device: str = "cpu"
     timeout_s: float = 120.0
@@ -163,8 +165,9 @@ class TrainConfig:
             raise ValueError(
                 f"clip_norm must come with momentum_correction, got {self.clip_norm} alone. Add --momentum-correction."
             )
+        wire = chosen_wire(self.wire, ())
         if self.max_bytes is not None:
-            codec.entries_within(self.max_bytes)
+            wire.entries_within(self.max_bytes, numel=1)
 
     @property
     def spec(self) -> ModelSpec:

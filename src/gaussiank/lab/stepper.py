@@ -75,6 +75,7 @@ class Stepper:
             max_bytes=None if compressor.sends_all else config.max_bytes,
             scaler=self.precision.scaler,
             collective=config.collective,
+            wire=config.wire,
             timeout_s=config.timeout_s,
             recorder=recorder,
         )

@@ -28,7 +28,10 @@ static value_encoder *const value_encoders[] = {gk_codec_8bit_encode, gk_codec_4
                                                 gk_codec_sign_encode};
 static const int level_bits[] = {8, 4, 2, 1}, scale_bytes[] = {1, 1, 2, 2};
 
-enum { HEAD = 9, SLACK = 8, BLOCK = 64 };
+int64_t gk_codec_read(const uint8_t *, int64_t, int64_t, int64_t, int64_t, int32_t *, float *, int64_t);
+uint32_t gk_codec_crc32(uint32_t, const uint8_t *, int64_t);
+
+enum { HEAD = 9, HEADER = 20, SLACK = 8, BLOCK = 64 };
 
 static void fail(const char *what)
 {
@@ -92,6 +95,41 @@ static void check_values(int which, const uint8_t *section, int64_t size, int64_
     free(values);
 }
 
+/* A whole payload, with the checksum put right: without that hardly an input would be looked at. */
+static void check_payload(const uint8_t *bytes, int64_t size, int64_t numel, int64_t count)
+{
+    if (size < HEADER)
+        return;
+    uint8_t *payload = exactly((size_t)size);
+    memcpy(payload, bytes, (size_t)size);
+    int index = payload[3] & 7, code = payload[3] >> 3 & 15;
+    uint32_t index_bytes = number(payload + 12);
+    memcpy(payload, "\2KG", 3);
+    payload[3] &= 0x7f;
+    for (int i = 0; i < 4; i++) {
+        payload[4 + i] = (uint8_t)(numel >> (8 * i));
+        payload[8 + i] = (uint8_t)(count >> (8 * i));
+    }
+    if (index_bytes > size - HEADER)
+        payload[12] %= (uint8_t)(size - HEADER < 255 ? size - HEADER + 1 : 255), payload[13] = payload[14] = payload[15] = 0;
+    int32_t *indices = exactly(4 * (size_t)count);
+    float *values = exactly(4 * (size_t)count);
+    for (int64_t end = size; end >= HEADER; end = end > HEADER + 32 ? end / 2 : end - 1) { /* of some end it is right */
+        uint32_t sum = gk_codec_crc32(gk_codec_crc32(0, payload, 16), payload + HEADER, end - HEADER);
+        for (int i = 0; i < 4; i++)
+            payload[16 + i] = (uint8_t)(sum >> (8 * i));
+        int64_t found = gk_codec_read(payload, size, index, code, numel, indices, values, count);
+        if (found >= 0 && found != count)
+            fail("another count than the header's");
+        for (int64_t i = 0; i < found; i++)
+            if (indices[i] < 0 || indices[i] >= numel || (i && indices[i] <= indices[i - 1]))
+                fail("indices of a payload do not ascend");
+    }
+    free(payload);
+    free(indices);
+    free(values);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -106,8 +144,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         count = numel;
     uint8_t *section = exactly((size_t)left);
     memcpy(section, data + HEAD, (size_t)left);
-    int which = data[0] % 7;
-    if (which < 3)
+    int which = data[0] % 8;
+    if (which == 7)
+        check_payload(section, left, numel, count);
+    else if (which < 3)
         check_indices(which, section, left, count, numel);
     else
         check_values(which - 3, section, left, count);

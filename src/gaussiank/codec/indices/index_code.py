@@ -25,10 +25,12 @@ class IndexCode(ABC):
     Attributes:
         name: its key in ``INDEX_CODES``, and its word in ``Wire.parse``.
         number: its number on the wire, for ever.
+        varies: whether the size depends on where the indices lie, not on count and numel alone.
     """
 
     name: ClassVar[str]
     number: ClassVar[int]
+    varies: ClassVar[bool] = False
 
     @abstractmethod
     def max_bytes(self, count: int, numel: int) -> int:

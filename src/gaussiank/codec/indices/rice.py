@@ -30,6 +30,7 @@ class Rice(IndexCode):
 
     name: ClassVar[str] = "rice"
     number: ClassVar[int] = 1
+    varies: ClassVar[bool] = True
 
     def max_bytes(self, count: int, numel: int) -> int:
         """Return the bound: the best single parameter on the mean gap.
@@ -38,7 +39,8 @@ class Rice(IndexCode):
         sum: so no distribution of gaps over blocks is worse than the even one.
         """
         rest = numel - count
-        bits = min(count * (r + 1) + (rest >> r) for r in range(32))
+        r = (rest // (2 * count)).bit_length() if count else 0  # the least: halving the rest saves less than count
+        bits = count * (r + 1) + (rest >> r)
         return bytes_of(_blocks(count) * PARAMETER_BITS) + bits // 8 + 2
 
     def least_bytes(self, count: int, numel: int) -> int:

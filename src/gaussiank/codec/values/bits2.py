@@ -23,6 +23,7 @@ class Bits2(ScaledBlocks):
     name: ClassVar[str] = "2bit"
     number: ClassVar[int] = 6
     bits: ClassVar[int] = 2
+    least_bits: ClassVar[int] = 2
 
     def scale_of(self, magnitudes: Tensor, weights: Tensor) -> Tensor:
         """Fit the scale: sum(magnitude * multiple) / sum(multiple**2), twice."""

@@ -19,4 +19,5 @@ class Bits4(PowerBlocks):
     name: ClassVar[str] = "4bit"
     number: ClassVar[int] = 5
     bits: ClassVar[int] = 4
+    least_bits: ClassVar[int] = 4
     top: ClassVar[int] = 7

@@ -15,4 +15,5 @@ class Bits8(PowerBlocks):
     name: ClassVar[str] = "8bit"
     number: ClassVar[int] = 4
     bits: ClassVar[int] = 8
+    least_bits: ClassVar[int] = 8
     top: ClassVar[int] = 127

@@ -18,6 +18,7 @@ class FP32(ValueCode):
     """Write float32 values bit for bit."""
 
     name: ClassVar[str] = "fp32"
+    least_bits: ClassVar[int] = 32
     number: ClassVar[int] = 0
     exact: ClassVar[bool] = True
     stochastic: ClassVar[bool] = False

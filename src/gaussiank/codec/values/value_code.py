@@ -23,6 +23,7 @@ class ValueCode(ABC):
         name: its key in ``VALUE_CODES``, and its word in ``Wire.parse``.
         number: its number on the wire, for ever.
         dtype: dtype of decoded values.
+        least_bits: bits that each value takes at least.
         exact: whether ``round`` changes nothing.
         stochastic: whether it can round at random.
     """
@@ -30,6 +31,7 @@ class ValueCode(ABC):
     name: ClassVar[str]
     number: ClassVar[int]
     dtype: ClassVar[torch.dtype] = torch.float32
+    least_bits: ClassVar[int] = 1
     exact: ClassVar[bool] = False
     stochastic: ClassVar[bool] = True
 

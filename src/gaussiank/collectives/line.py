@@ -49,8 +49,8 @@ class Message(Generic[Result]):
         return self.read()
 
 
-class Wire:
-    """Start messages among the workers of a group, and count what this worker sends.
+class Line:
+    """Connect the workers of a group: start messages among them, and count what this worker sends.
 
     Args:
         group: process group, or None for the default one.
@@ -64,14 +64,14 @@ class Wire:
 
     @property
     def sent_bytes(self) -> int:
-        """Bytes put on the wire so far, as the ring, tree and pairwise algorithms of Gloo and NCCL send them."""
+        """Bytes sent so far, as the ring, tree and pairwise algorithms of Gloo and NCCL send them."""
         return self._sent_bytes[0]
 
-    def within(self, group: dist.ProcessGroup) -> Wire:
-        """Return a wire for some of the workers that counts its bytes here."""
-        wire = Wire(group)
-        wire._sent_bytes = self._sent_bytes
-        return wire
+    def within(self, group: dist.ProcessGroup) -> Line:
+        """Return a line for some of the workers that counts its bytes here."""
+        line = Line(group)
+        line._sent_bytes = self._sent_bytes
+        return line
 
     def all_reduce(self, vector: Tensor, op: Any = dist.ReduceOp.SUM) -> Message[Tensor]:
         """Reduce ``vector`` in place."""

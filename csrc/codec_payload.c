@@ -1,0 +1,236 @@
+/* A whole payload in one call: header, indices, values, checksum. Layout: docs/wire.md.
+ *
+ * What the sections hold is the other files' business; here they are put together, so that an exchange of a few hundred
+ * entries costs one call and not a dozen. The caller falls back to the reference for whatever this refuses as foreign.
+ */
+#include "codec.h"
+
+#include <math.h>
+
+enum { HEADER = 20, VERSION = 2, UNCHECKED = 0x80, FOREIGN = -100 };
+enum { RAW, RICE, ELIASFANO, CHUNKS };                   /* numbers of index codes */
+enum { FP32, BF16 = 2, BITS8 = 4, BITS4, BITS2, SIGN };  /* and of value codes */
+
+/* ------------------------------------------------------------------ bfloat16 */
+
+static inline uint32_t bits_of(float value)
+{
+    union { float value; uint32_t bits; } both = {.value = value};
+    return both.bits;
+}
+
+static inline float float_of(uint32_t bits)
+{
+    union { uint32_t bits; float value; } both = {.bits = bits};
+    return both.value;
+}
+
+GK_EXPORT void gk_codec_bf16_round(const float *values, int64_t count, float *out)
+{
+    for (int64_t i = 0; i < count; i++) { /* no branch, so that the loop becomes vector code */
+        uint32_t bits = bits_of(values[i]), sign = bits & 0x80000000u, magnitude = bits & 0x7FFFFFFFu;
+        uint32_t near = (magnitude + 0x7FFF + (magnitude >> 16 & 1)) & 0xFFFF0000u;
+        near = magnitude < 0x7F800000u && near > 0x7F7F0000u ? 0x7F7F0000u : near; /* finite stays finite */
+        near = magnitude == 0x7F800000u ? magnitude : near;
+        out[i] = float_of(magnitude > 0x7F800000u ? 0x7FC00000u : near | sign);
+    }
+}
+
+static void bf16_encode(const float *values, int64_t count, int64_t slots, uint8_t *out)
+{
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t bits = bits_of(values[i]);
+        store16(out + 2 * i, (uint16_t)((bits & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FC0 : bits >> 16));
+    }
+    memset(out + 2 * count, 0, (size_t)(2 * (slots - count)));
+}
+
+static void bf16_decode(const uint8_t *in, int64_t count, float *out)
+{
+    for (int64_t i = 0; i < count; i++)
+        out[i] = float_of((uint32_t)load16(in + 2 * i) << 16);
+}
+
+/* ------------------------------------------------------------------ sections */
+
+static int64_t value_bytes(int code, int64_t slots)
+{
+    int64_t blocks = (slots + 63) / 64;
+    switch (code) {
+    case FP32: return 4 * slots;
+    case BF16: return 2 * slots;
+    case BITS8: return slots + blocks;
+    case BITS4: return bytes_of((uint64_t)slots * 4) + blocks;
+    case BITS2: return bytes_of((uint64_t)slots * 2) + 2 * blocks;
+    default: return bytes_of((uint64_t)slots) + 2 * blocks;
+    }
+}
+
+static void round_values(int code, const float *values, int64_t count, float *out)
+{
+    switch (code) {
+    case FP32: memcpy(out, values, (size_t)count * sizeof *out); break;
+    case BF16: gk_codec_bf16_round(values, count, out); break;
+    case BITS8: gk_codec_8bit_round(values, count, out); break;
+    case BITS4: gk_codec_4bit_round(values, count, out); break;
+    case BITS2: gk_codec_2bit_round(values, count, out); break;
+    default: gk_codec_sign_round(values, count, out);
+    }
+}
+
+static void encode_values(int code, const float *values, int64_t count, int64_t slots, uint8_t *out)
+{
+    switch (code) {
+    case FP32:
+        memcpy(out, values, (size_t)count * sizeof *values);
+        memset(out + 4 * count, 0, (size_t)(4 * (slots - count)));
+        break;
+    case BF16: bf16_encode(values, count, slots, out); break;
+    case BITS8: gk_codec_8bit_encode(values, count, slots, out); break;
+    case BITS4: gk_codec_4bit_encode(values, count, slots, out); break;
+    case BITS2: gk_codec_2bit_encode(values, count, slots, out); break;
+    default: gk_codec_sign_encode(values, count, slots, out);
+    }
+}
+
+static void decode_values(int code, const uint8_t *in, int64_t count, int64_t slots, float *out)
+{
+    switch (code) {
+    case FP32: memcpy(out, in, (size_t)count * sizeof *out); break;
+    case BF16: bf16_decode(in, count, out); break;
+    case BITS8: gk_codec_8bit_decode(in, count, slots, out); break;
+    case BITS4: gk_codec_4bit_decode(in, count, slots, out); break;
+    case BITS2: gk_codec_2bit_decode(in, count, slots, out); break;
+    default: gk_codec_sign_decode(in, count, slots, out);
+    }
+}
+
+static int64_t encode_indices(int code, const int32_t *indices, int64_t count, int64_t numel, uint8_t *out, int64_t room)
+{
+    if (code == RICE)
+        return gk_codec_rice_encode(indices, count, numel, out, room);
+    if (code == ELIASFANO)
+        return gk_codec_eliasfano_encode(indices, count, numel, out, room);
+    if (code == CHUNKS)
+        return gk_codec_chunks_encode(indices, count, numel, out, room);
+    if (!ascending(indices, count, numel))
+        return FAULT_INDICES;
+    if (4 * count > room)
+        return FAULT_ROOM;
+    memcpy(out, indices, (size_t)count * sizeof *indices);
+    return 4 * count;
+}
+
+static int64_t decode_indices(int code, const uint8_t *in, int64_t size, int64_t count, int64_t numel, int32_t *out)
+{
+    if (code == RICE)
+        return gk_codec_rice_decode(in, size, count, numel, out);
+    if (code == ELIASFANO)
+        return gk_codec_eliasfano_decode(in, size, count, numel, out);
+    if (code == CHUNKS)
+        return gk_codec_chunks_decode(in, size, count, numel, out);
+    if (4 * count > size)
+        return FAULT_TRUNCATED;
+    memcpy(out, in, (size_t)count * sizeof *out);
+    return ascending(out, count, numel) ? 4 * count : FAULT_RANGE;
+}
+
+/* Entries that the index section has room for: as many values follow it. */
+static int64_t slots_of(int code, int64_t size, int64_t count, int64_t numel)
+{
+    int64_t chunks = (numel + 65535) / 65536, head = 2 * chunks + bytes_of((uint64_t)chunks);
+    if (code == RAW)
+        return size % 4 ? FAULT_SURPLUS : size / 4;
+    if (code == CHUNKS)
+        return size < head ? FAULT_TRUNCATED : (size - head) % 2 ? FAULT_SURPLUS : (size - head) / 2;
+    return count;
+}
+
+/* ------------------------------------------------------------------ payloads */
+
+static int known(int index, int values)
+{
+    return index >= RAW && index <= CHUNKS && (values == FP32 || values == BF16 || (values >= BITS8 && values <= SIGN));
+}
+
+static uint32_t checksum_of(const uint8_t *payload, int64_t size)
+{
+    return gk_codec_crc32(gk_codec_crc32(0, payload, HEADER - 4), payload + HEADER, size - HEADER);
+}
+
+/* Write `count` entries; returns the bytes of the payload, or a fault. `spare` has room for as many floats.
+ *
+ * With `rounding`, values are rounded first, and `spare` ends up with what that took off each. Without, they must be
+ * rounded, which is found out by reading them back. `size` is the exact size of the index section for the codes that
+ * have room for `slots`; it is 0 for the others, whose slots are their count. With `frame` > 0, a payload that is not
+ * longer is filled up to it, and its size follows in 8 bytes. */
+GK_EXPORT int64_t gk_codec_write(int64_t index, int64_t code, int64_t rounding, const int32_t *indices,
+                                 const float *values, int64_t count, int64_t numel, int64_t slots, int64_t size,
+                                 int64_t frame, uint8_t *out, int64_t room, float *spare)
+{
+    const float *sent = values;
+    if (!known((int)index, (int)code))
+        return FOREIGN;
+    if (room < HEADER + SLACK + size || (frame > 0 && room < frame + 8))
+        return FAULT_ROOM;
+    int64_t written = encode_indices((int)index, indices, count, numel, out + HEADER, room - HEADER);
+    if (written < 0)
+        return written;
+    int64_t index_bytes = size ? size : written, end = HEADER + index_bytes + value_bytes((int)code, slots);
+    if (index_bytes < written || end > room || index_bytes > UINT32_MAX)
+        return FAULT_ROOM;
+    memset(out + HEADER + written, 0, (size_t)(index_bytes - written));
+    if (rounding && code != FP32) {
+        round_values((int)code, values, count, spare);
+        sent = spare;
+    }
+    encode_values((int)code, sent, count, slots, out + HEADER + index_bytes);
+    if (rounding && code != FP32) {
+        for (int64_t i = 0; i < count; i++)
+            spare[i] = values[i] - spare[i];
+    } else if (code != FP32) {
+        int same = 1;
+        decode_values((int)code, out + HEADER + index_bytes, count, slots, spare);
+        for (int64_t i = 0; i < count; i++)
+            same &= (bits_of(spare[i]) == bits_of(values[i])) | (isnan(spare[i]) & isnan(values[i]));
+        if (!same)
+            return FAULT_VALUES;
+    }
+    out[0] = VERSION;
+    out[1] = 'K';
+    out[2] = 'G';
+    out[3] = (uint8_t)(index | code << 3);
+    store32(out + 4, (uint32_t)numel);
+    store32(out + 8, (uint32_t)count);
+    store32(out + 12, (uint32_t)index_bytes);
+    store32(out + 16, checksum_of(out, end));
+    if (frame > 0 && end <= frame) {
+        memset(out + end, 0, (size_t)(frame - end));
+        store64(out + frame, (uint64_t)end);
+    }
+    return end;
+}
+
+/* Read an untrusted payload with known codes and length of vector; returns its count, a fault, or FOREIGN: then the
+ * reference has to look at it. `room` is how many entries fit into both buffers. */
+GK_EXPORT int64_t gk_codec_read(const uint8_t *in, int64_t size, int64_t index, int64_t code, int64_t numel,
+                                int32_t *indices, float *values, int64_t room)
+{
+    if (!known((int)index, (int)code) || size < HEADER || in[0] != VERSION || in[1] != 'K' || in[2] != 'G' ||
+        in[3] != (index | code << 3) || load32(in + 4) != numel)
+        return FOREIGN; /* unchecked ones too */
+    int64_t count = load32(in + 8), index_bytes = load32(in + 12);
+    if (count > numel || count > room || index_bytes > size - HEADER)
+        return FOREIGN;
+    int64_t slots = slots_of((int)index, index_bytes, count, numel);
+    if (slots < count)
+        return FOREIGN;
+    int64_t end = HEADER + index_bytes + value_bytes((int)code, slots);
+    if (end > size || load32(in + 16) != checksum_of(in, end))
+        return FOREIGN;
+    int64_t fault = decode_indices((int)index, in + HEADER, index_bytes, count, numel, indices);
+    if (fault < 0)
+        return fault;
+    decode_values((int)code, in + HEADER + index_bytes, count, slots, values);
+    return count;
+}

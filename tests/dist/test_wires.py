@@ -1,0 +1,234 @@
+"""Every collective x wires x mixes of counts x compressors: what is rounded off is kept, and all workers agree."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+import gaussiank
+from gaussiank.codec import INDEX_CODES, VALUE_CODES, Wire
+from gaussiank.collectives import EXACT
+from gaussiank.collectives.rows import rounded
+from gaussiank.sparse import SparseGradient
+from tests.dist import test_collectives as contract
+from tests.dist.test_collectives import CASES, NUMEL, SPECS, joined
+from tests.dist.test_hook import Given, Totals, assert_nothing_lost, feed, run
+
+WIRES = ["raw+fp32", "rice+bf16", "eliasfano+fp16", "chunks+8bit", "rice+4bit", "rice+2bit", "rice+sign"]
+STOCHASTIC = "rice+8bit+stochastic"
+DENSE = ("dense", "auto")
+
+
+def test_every_code_is_under_contract() -> None:
+    wires = [Wire.parse(text) for text in WIRES]
+    assert {wire.index for wire in wires} == set(INDEX_CODES) - {"seed"}
+    assert {wire.values for wire in wires} == set(VALUE_CODES) - {"fp64"}
+
+
+def part_of(case: str, rank: int, dtype: torch.dtype) -> SparseGradient:
+    return contract._part(case, rank, dtype)
+
+
+def exchange(
+    rank: int, world_size: int, spec: str, wire: Wire, case: str, dtype: torch.dtype, steps: int, bounded: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Exchange the same entries step after step; of the last, return mean, what entered, and what was rounded off."""
+    collective, part = joined(spec, world_size), part_of(case, rank, dtype)
+    capacity = max(contract._counts(case, other) for other in range(world_size)) if bounded else None
+    hint = None
+    for step in range(steps):
+        residual = torch.randn(NUMEL, generator=torch.Generator().manual_seed(200 + rank)).to(dtype)
+        residual[part.indices] = 0
+        before = residual.clone()
+
+        def draw(indices: Tensor, residual: Tensor = residual) -> Tensor:
+            drawn = residual[indices]
+            residual[indices] = 0
+            return drawn
+
+        message = collective.start(part, wire=wire, capacity=capacity, step=step, part=1, hint=hint, draw=draw)
+        out = torch.full((NUMEL,), 7.0, dtype=dtype)
+        outcome = message.finish(out)
+        assert bool(outcome.finite)
+        hint = outcome.hint
+    entered, off = before - residual + part.dense(), torch.zeros(NUMEL, dtype=dtype)
+    for error in outcome.rounded_off:
+        off += error.check().dense()
+    if outcome.rejected is not None:
+        rejected = outcome.rejected.check()
+        assert torch.equal(rejected.values, part.dense()[rejected.indices])  # whole, to the bit
+        entered -= rejected.dense()
+        if world_size == 1:
+            assert not off[rejected.indices].any()
+    return out, entered - off, off
+
+
+def exchange_all(rank: int, world_size: int, spec: str) -> list[Any]:
+    wires = [Wire.parse(text) for text in (*WIRES, STOCHASTIC)]
+    variants = [
+        *itertools.product(wires, CASES, (torch.float32,), (1,), (True,)),
+        *itertools.product(wires, ("unequal",), (torch.float32,), (3,), (True, False)),
+        *itertools.product(wires[:4], ("equal",), (torch.float64,), (1,), (False,)),
+    ]
+    return [(variant, exchange(rank, world_size, spec, *variant)) for variant in variants]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_mean_is_what_entered_without_what_was_rounded_off(contract_workers: Any, spec: str) -> None:
+    rounding = set()
+    for results in zip(*contract_workers.run(exchange_all, spec), strict=True):
+        wire = results[0][0][0]
+        outcomes = [outcome for _, outcome in results]
+        entered = torch.stack([entered for _, entered, _ in outcomes]).mean(0)
+        for out, _, off in outcomes:
+            assert torch.equal(out, outcomes[0][0])
+            torch.testing.assert_close(out, entered, msg=lambda text, which=results[0][0]: f"{which}: {text}")
+            if off.any():
+                rounding.add(str(wire))
+    silent = spec.startswith((*DENSE, "leader")) or (spec == "tree" and contract_workers.world_size == 1)
+    assert rounding <= {*WIRES[1:], STOCHASTIC}
+    assert silent or rounding == {*WIRES[1:], STOCHASTIC}
+
+
+def poisoned(rank: int, world_size: int, spec: str) -> list[bool]:
+    seen = []
+    for text in WIRES:
+        values = torch.full((6,), 1.0 + rank)
+        if rank == world_size - 1:
+            values[2] = torch.nan
+        sparse = SparseGradient(torch.arange(6, dtype=torch.int32), values, 9)
+        out = torch.empty(9)
+        finite = joined(spec, world_size).start(sparse, wire=Wire.parse(text), capacity=6).finish(out).finite
+        seen.append(not finite and not bool(out.isfinite().all()))
+    return seen
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_nan_of_one_worker_reaches_all(three_workers: Any, spec: str) -> None:
+    assert three_workers.run(poisoned, spec) == [[True] * len(WIRES)] * 3
+
+
+@pytest.mark.parametrize("text", [*WIRES, STOCHASTIC])
+def test_an_entry_and_its_rounding_error_are_the_value_to_the_bit(text: str) -> None:
+    wire = Wire.parse(text)
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(5)).exp() - 0.5
+    sparse = SparseGradient(torch.arange(1000, dtype=torch.int32), values, 1000)
+    given = rounded(sparse, wire, seed=3)
+    if wire.exact:
+        assert given.error is None
+        return
+    assert given.error is not None
+    back = given.sparse.values + given.error
+    if wire.values in ("2bit", "sign"):
+        torch.testing.assert_close(back, values, rtol=2e-7, atol=1e-7)
+    else:
+        assert torch.equal(back, values)
+    assert torch.equal(rounded(sparse, wire, seed=3).sparse.values, given.sparse.values)
+
+
+def sizes(rank: int, world_size: int) -> list[tuple[int, int, int]]:
+    """Exchange clustered entries three times, then scattered ones: bytes sent, entries that came back, and the most."""
+    wire, numel, k, hint, found = Wire("rice", "bf16"), 100_000, 500, None, []
+    generator = torch.Generator().manual_seed(rank)
+    places = [torch.randperm(2000, generator=generator)[:k]] * 3 + [torch.randperm(numel, generator=generator)[:k]] * 2
+    for place in places:
+        sparse = SparseGradient(place.sort().values.int(), torch.randn(k, generator=generator), numel)
+        message = joined("allgather", world_size).start(sparse, wire=wire, capacity=k, hint=hint, draw=lambda at: at * 0.0)
+        outcome = message.finish(torch.empty(numel))
+        hint = outcome.hint
+        kept_back = 0 if outcome.rejected is None else outcome.rejected.kept
+        found.append((message.sent_bytes // (world_size - 1), kept_back, wire.max_bytes(k, numel) + 8))
+    return found
+
+
+def test_rows_take_what_clustered_entries_need(three_workers: Any) -> None:
+    for (first, none, most), (second, _, _), (third, _, _), (late, back, _), (last, all_fit, _) in three_workers.run(sizes):
+        assert (first, none) == (most, 0)  # nothing is known yet
+        assert second == third < 0.8 * most
+        assert late == third
+        assert 0 < back < 250  # they do not fit, for one step
+        assert third < last <= most
+        assert all_fit == 0
+
+
+# ---------------------------------------------------------------------- in DDP
+
+TRAINED = [
+    "allgather",
+    "split",
+    "split:trim=false",
+    "leader",
+    "tree",
+    "hierarchical:ranks_per_node=1",
+    "auto:mbit=10:latency_us=100:candidates=dense+allgather+split+tree",
+]
+COMPRESSORS = ["topk", "gaussiank:mode=published", "randomk", "dgc"]
+
+
+def train_all(rank: int, world_size: int, spec: str) -> list[Totals]:
+    wires = itertools.cycle(WIRES)
+    results = []
+    for compressor, _ in itertools.product(COMPRESSORS, range(2)):
+        how = {"density": 0.05, "collective": spec, "compressor": compressor, "wire": next(wires)}
+        results.append(run(rank, world_size, 3, {"bucket_cap_mb": 0.0005}, how, torch.float32))
+    return results
+
+
+@pytest.mark.parametrize("spec", TRAINED)
+def test_nothing_is_lost(contract_workers: Any, spec: str) -> None:
+    for results in zip(*contract_workers.run(train_all, spec), strict=True):
+        assert_nothing_lost(list(results))
+
+
+def one_worker_law(rank: int, world_size: int) -> list[bool]:
+    """Train a worker alone: residual + all means == all gradients, which are multiples of 1/64, to the bit."""
+    same = []
+    for text in WIRES[:5]:
+        model = DDP(Given())
+        compression = gaussiank.compress(model, density=0.02, wire=text)
+        total = {name: torch.zeros_like(parameter) for name, parameter in model.module.named_parameters()}
+        for step in range(3):
+            model.zero_grad()
+            fed = feed(rank, step)
+            model(fed).backward()
+            for name, parameter in model.module.named_parameters():
+                assert parameter.grad is not None
+                total[name] += fed[name] - parameter.grad
+        same.append(all(
+            torch.equal(compression.feedback.residual(name), total[name].flatten()) for name in total
+        ))
+    return same
+
+
+def test_the_law_holds_to_the_bit_for_one_worker(worker_groups: Any) -> None:
+    from tests.dist.conftest import _started
+
+    group = worker_groups.get(1) or _started(worker_groups, 1)
+    assert group.run(one_worker_law) == [[True] * 5]
+
+
+def misused(rank: int, world_size: int) -> list[str]:
+    messages = []
+    for wire in ("rice", "rice+bf17", "gzip+bf16", "seed+bf16", "rice+bf16" if rank else EXACT):
+        try:
+            gaussiank.compress(DDP(Given()), wire=wire)
+        except ValueError as error:
+            messages.append(str(error))
+    return messages
+
+
+def test_misuse_gets_one_sentence(two_workers: Any) -> None:
+    beginnings = [
+        "wire must be index+values or index+values+rounding, got 'rice'.",
+        "values must be one of ",
+        "index must be one of ",
+        "wire must send its indices, got seed+bf16.",
+        "wire must be the same on every worker, got 'raw+fp32' on rank 0 and 'rice+bf16' on rank 1.",
+    ]
+    for messages in two_workers.run(misused):
+        assert [message[: len(start)] for message, start in zip(messages, beginnings, strict=True)] == beginnings
