@@ -24,8 +24,8 @@ from .topology import Cluster
 from .wire import Wire
 
 FP32_BYTES = 4
-TRAILER_BYTES = 16
-"""Count and note behind each payload, wherever a message is not the whole selection of a worker."""
+NOTE_BYTES = 8
+"""Behind each payload of a split: the load of its region."""
 
 
 class Cost(NamedTuple):
@@ -62,7 +62,7 @@ class Load:
 
     def row_bytes(self, entries: float, parts: float = 1) -> float:
         """Return the size of a message of ``entries`` of a region, one of ``parts`` of the vector."""
-        return self.wire.payload_bytes(entries, self.numel / parts) + TRAILER_BYTES
+        return self.wire.payload_bytes(entries, self.numel / parts)
 
 
 def dense(cluster: Cluster, workers: int, vector_bytes: float) -> Cost:
@@ -81,7 +81,7 @@ def split(cluster: Cluster, workers: int, load: Load) -> Cost:
     if workers == 1:
         return Cost(0.0, 0.0, 0.0, load.room)
     room = min(load.room, math.ceil(load.room / (workers - 1)))
-    row = load.row_bytes(room, workers)
+    row = load.row_bytes(room, workers) + NOTE_BYTES
     network_s = all_to_all_s(cluster, workers, row) + all_gather_s(cluster, workers, row)
     return Cost(network_s, 2 * (workers - 1) * row, workers * room, workers * room)
 
@@ -94,7 +94,7 @@ def split_exact(cluster: Cluster, workers: int, load: Load) -> Cost:
     first, second = load.row_bytes(load.room / workers, workers), load.row_bytes(region, workers)
     sizes_s = all_to_all_s(cluster, workers, 8) + all_reduce_s(cluster, workers, 8)
     network_s = sizes_s + all_to_all_s(cluster, workers, first) + all_gather_s(cluster, workers, second)
-    sent = (workers - 1) * (first + second + 8) + ring_bytes(workers, 8)
+    sent = (workers - 1) * (first + second + 8 + 2 * NOTE_BYTES) + ring_bytes(workers, 8)
     return Cost(network_s, sent, load.room, workers * region)
 
 

@@ -11,7 +11,7 @@ from .overlap import Overlap
 from .topology import Cluster
 from .wire import Wire, fixed_bits
 
-RAW = Wire("raw+fp32", 32, fixed_bits(32), header_bytes=16)
+RAW = Wire("raw+fp32", 32, fixed_bits(32), header_bytes=20)
 
 
 class Journey(NamedTuple):

@@ -19,19 +19,19 @@ class Wire:
         header_bytes: of a payload.
 
     Example:
-        >>> raw = Wire("raw+fp32", 32, Curve.of([(1e-6, 32), (1, 32)]), header_bytes=16)
+        >>> raw = Wire("raw+fp32", 32, Curve.of([(1e-6, 32), (1, 32)]), header_bytes=20)
         >>> raw.payload_bytes(1000, 10**6)
-        8016.0
+        8020.0
     """
 
     name: str
     value_bits: float
     index_bits: Curve
-    header_bytes: int = 16
+    header_bytes: int = 20
 
     def __post_init__(self) -> None:
         require_at_least(f"value_bits of wire {self.name}", self.value_bits, 0, "32 for float32.")
-        require_at_least(f"header_bytes of wire {self.name}", self.header_bytes, 0, "16 for the raw format.")
+        require_at_least(f"header_bytes of wire {self.name}", self.header_bytes, 0, "20 for ours.")
 
     def payload_bytes(self, entries: float, numel: float) -> float:
         """Return the size of a payload with so many entries of a vector of ``numel``."""
