@@ -18,7 +18,8 @@ enum fault {
     FAULT_INDICES = -2,   /* indices to encode do not ascend, or leave [0, numel) */
     FAULT_TRUNCATED = -3, /* a section ends before its last entry */
     FAULT_RANGE = -4,     /* a decoded index does not ascend, or leaves [0, numel) */
-    FAULT_SURPLUS = -5    /* a section is longer than what it holds */
+    FAULT_SURPLUS = -5,   /* a section is longer than what it holds */
+    FAULT_VALUES = -6     /* values to encode are not rounded to the code */
 };
 
 #define SLACK 8 /* bytes past the result that an encoder may scribble on, so that it can store whole words */
