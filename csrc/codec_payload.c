@@ -13,6 +13,13 @@ enum { FP32, BF16 = 2, BITS8 = 4, BITS4, BITS2, SIGN };  /* and of value codes *
 
 /* ------------------------------------------------------------------ bfloat16 */
 
+/* An empty tensor has no address, and memcpy wants one. */
+static inline void copy(void *to, const void *from, int64_t bytes)
+{
+    if (bytes > 0)
+        memcpy(to, from, (size_t)bytes);
+}
+
 static inline uint32_t bits_of(float value)
 {
     union { float value; uint32_t bits; } both = {.value = value};
@@ -69,7 +76,7 @@ static int64_t value_bytes(int code, int64_t slots)
 static void round_values(int code, const float *values, int64_t count, float *out)
 {
     switch (code) {
-    case FP32: memcpy(out, values, (size_t)count * sizeof *out); break;
+    case FP32: copy(out, values, 4 * count); break;
     case BF16: gk_codec_bf16_round(values, count, out); break;
     case BITS8: gk_codec_8bit_round(values, count, out); break;
     case BITS4: gk_codec_4bit_round(values, count, out); break;
@@ -82,7 +89,7 @@ static void encode_values(int code, const float *values, int64_t count, int64_t 
 {
     switch (code) {
     case FP32:
-        memcpy(out, values, (size_t)count * sizeof *values);
+        copy(out, values, 4 * count);
         memset(out + 4 * count, 0, (size_t)(4 * (slots - count)));
         break;
     case BF16: bf16_encode(values, count, slots, out); break;
@@ -96,7 +103,7 @@ static void encode_values(int code, const float *values, int64_t count, int64_t 
 static void decode_values(int code, const uint8_t *in, int64_t count, int64_t slots, float *out)
 {
     switch (code) {
-    case FP32: memcpy(out, in, (size_t)count * sizeof *out); break;
+    case FP32: copy(out, in, 4 * count); break;
     case BF16: bf16_decode(in, count, out); break;
     case BITS8: gk_codec_8bit_decode(in, count, slots, out); break;
     case BITS4: gk_codec_4bit_decode(in, count, slots, out); break;
@@ -117,7 +124,7 @@ static int64_t encode_indices(int code, const int32_t *indices, int64_t count, i
         return FAULT_INDICES;
     if (4 * count > room)
         return FAULT_ROOM;
-    memcpy(out, indices, (size_t)count * sizeof *indices);
+    copy(out, indices, 4 * count);
     return 4 * count;
 }
 
@@ -131,7 +138,7 @@ static int64_t decode_indices(int code, const uint8_t *in, int64_t size, int64_t
         return gk_codec_chunks_decode(in, size, count, numel, out);
     if (4 * count > size)
         return FAULT_TRUNCATED;
-    memcpy(out, in, (size_t)count * sizeof *out);
+    copy(out, in, 4 * count);
     return ascending(out, count, numel) ? 4 * count : FAULT_RANGE;
 }
 

@@ -106,9 +106,10 @@ class AllGather(Collective):
 
         def finish(out: Tensor) -> Outcome:
             parts = unpack(rows, call.wire, [sparse.numel] * len(rows), sparse.values.dtype, None)
-            hint = torch.tensor([max(codec.framed_sizes(rows)), -1 if call.capacity is None else call.capacity])
-            rejected = None if mask is None else rest_of(sparse, mask)
-            return Outcome(gathered_mean(parts, out), rejected, given.errors(), hint)
+            finite, hint = gathered_mean(parts, out), call.hint
+            if bool(finite):  # what infinities and NaN took says nothing of the next step
+                hint = torch.tensor([max(codec.framed_sizes(rows)), -1 if call.capacity is None else call.capacity])
+            return Outcome(finite, None if mask is None else rest_of(sparse, mask), given.errors(), hint)
 
         return finish
 
