@@ -213,12 +213,12 @@ def test_what_is_resumed_goes_to_the_workers(run_dir: Path, tmp_path: Path, monk
     launched: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     monkeypatch.setattr(train_command, "launch", lambda *given, **named: launched.append((given, named)))
     start(Options(resume=run_dir, max_restarts=3), {"workers": 2, "timeout_s": 7.0})
-    (_, workers, config, out, _, plan, resume, trackers), named = launched[0]
+    (_, workers, config, out, _, plan, resume, record, trackers), named = launched[0]
     assert (workers, config.workers, config.steps, config.timeout_s) == (2, 2, 4, 7.0)
     assert out == run_dir.resolve()
     assert plan == CheckpointPlan(run_dir / "checkpoints", every=2, keep=3)
     assert resume.manifest.step == 4
-    assert trackers == ()
+    assert (record, trackers) == (None, ())
     assert named == {"timeout_s": 7.0, "max_restarts": 3}
     start(Options(resume=run_dir / "checkpoints", out=tmp_path / "new", keep=1), {})
     _, _, _, out, _, plan, *_ = launched[1][0]
