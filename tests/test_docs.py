@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import types
@@ -39,8 +40,11 @@ def test_readme_exists() -> None:
 
 @pytest.fixture
 def no_process_group() -> Iterator[None]:
-    """Close the process group that a block leaves open, so that the next one can start its own."""
+    """Close the process group that a block leaves open, and take back the environment that it set for it."""
+    before = dict(os.environ)
     yield
+    os.environ.clear()
+    os.environ.update(before)
     if "torch.distributed" in sys.modules:
         import torch.distributed as dist
 
