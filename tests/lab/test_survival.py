@@ -69,8 +69,9 @@ def plan(run_dir: Path) -> CheckpointPlan:
 
 
 def start(run_dir: Path, fault: str, number: int, *, rank: int = 1, **options: Any) -> None:
-    arguments = (fault, number, rank, CONFIG, run_dir, "test", plan(run_dir), None)
-    launch(faulty_run, 2, *arguments, **{"timeout_s": CONFIG.timeout_s, **options})
+    config = TrainConfig(**{**vars(CONFIG), "timeout_s": options.pop("timeout_s", CONFIG.timeout_s)})
+    arguments = (fault, number, rank, config, run_dir, "test", plan(run_dir), None)
+    launch(faulty_run, 2, *arguments, timeout_s=config.timeout_s, **options)
 
 
 def go_on(run_dir: Path, workers: int = 2) -> None:

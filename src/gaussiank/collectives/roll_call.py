@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import threading
 
@@ -30,15 +31,22 @@ class RollCall:
     def silent(self) -> list[int]:
         """Say that this worker has lost a message; returns the ranks that do not say so within two seconds.
 
-        None are returned when nobody can be asked, because the store is gone with the worker that held it.
+        None are returned when nobody can be asked, because the store is gone with the worker that held it, or stands
+        still with it: then there is no answer at all, and after six seconds none is waited for.
         """
         with self._asking:
             if self._silent is None:
-                try:
-                    self._silent = self._ask()
-                except Exception:  # noqa: BLE001  nothing that goes wrong here may hide the error that led here
-                    self._silent = []
+                answers: list[list[int]] = []
+                thread = threading.Thread(target=self._answer, args=(answers,), name="gaussiank roll call", daemon=True)
+                thread.start()
+                thread.join(3 * _GRACE_S)
+                self._silent = answers[0] if answers else []
             return self._silent
+
+    def _answer(self, answers: list[list[int]]) -> None:
+        # nothing that goes wrong here may hide the error that led here
+        with contextlib.suppress(Exception):
+            answers.append(self._ask())
 
     def _ask(self) -> list[int]:
         store = PrefixStore(f"gaussiank/lost/{self._group.group_name}", _get_default_store())
