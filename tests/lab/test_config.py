@@ -38,7 +38,7 @@ from gaussiank.lab.config import TrainConfig
         ),
         ({"methods": ()}, r"methods must name at least one, got none\."),
         ({"methods": ("topk", "topk")}, r"methods must differ, got topk, topk\. Name each once\."),
-        ({"methods": ("topkk",)}, r"method must be one of dense, topk, .* got 'topkk'\."),
+        ({"methods": ("topkk",)}, r"compressor must be one of dense, topk, .* got 'topkk'\."),
         ({"density": 0.0}, r"density must be in \(0, 1\], got 0\.0\."),
         ({"density": 1.01}, r"density must be in \(0, 1\], got 1\.01\."),
         ({"scope": "world"}, r"scope must be one of bucket, layer, model, got 'world'\."),

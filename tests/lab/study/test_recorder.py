@@ -192,7 +192,7 @@ def test_opening_says_how_the_run_was_made(study_dir: Path) -> None:
         ({"every": 0}, "every must be at least 1, got 0"),
         ({"vectors": -1}, "vectors must be at least 0, got -1"),
         ({"vector_bytes": 0}, "vector_bytes must be at least 1, got 0"),
-        ({"operators": ("topkk",)}, "method must be one of"),
+        ({"operators": ("topkk",)}, "compressor must be one of"),
     ],
 )
 def test_bad_arguments(tmp_path: Path, options: dict[str, Any], message: str) -> None:

@@ -97,7 +97,7 @@ def test_table(study_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((["topkk"],), "method must be one of"),
+        ((["topkk"],), "compressor must be one of"),
         ((["topk"], [0.0]), r"densities must be in \(0, 1\], got 0"),
         ((["topk"], [2.0]), r"densities must be in \(0, 1\], got 2"),
     ],
