@@ -68,7 +68,7 @@ def row_bytes(room: int, numel: int, wire: Wire, dtype: torch.dtype = torch.floa
 
     Example:
         >>> row_bytes(100, 10**6, EXACT) - row_bytes(0, 10**6, EXACT), row_bytes(100, 10**6, Wire())
-        (800, 374)
+        (800, 414)
     """
     return wire.max_bytes(room, numel, dtype) + (_NOTE.itemsize if noted else 0)
 
