@@ -83,6 +83,7 @@ randomk, got 'topkk'. Correct it.
     name, *settings = spec.strip().split(":")
     if name not in COMPRESSORS:
         raise ValueError(f"compressor must be one of {', '.join(COMPRESSORS)}, got {name!r}. Correct it.")
+    # mypy cannot know that all rows of the table are dataclasses
     fields = {field.name: field for field in dataclasses.fields(COMPRESSORS[name])}  # type: ignore[arg-type]
     values: dict[str, object] = {}
     for setting in settings:
