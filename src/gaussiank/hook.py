@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gaussiank import __version__
 from gaussiank.codec import Wire, chosen_wire, entries_of_any_bucket
-from gaussiank.collectives import Collective, Done, parse_collective, require_agreement
+from gaussiank.collectives import Collective, Done, Promise, parse_collective, require_agreement
 from gaussiank.compressors import Capped, Compressor, parse_compressor
 from gaussiank.feedback import ErrorFeedback
 from gaussiank.journey import Journey
@@ -191,7 +191,8 @@ class Compression:
         self._scaler = scaler
         self._unused_possible = bool(model.find_unused_parameters or model.static_graph)
         self._names = {id(parameter): name for name, parameter in model.module.named_parameters()}
-        self._waiting: list[tuple[GradBucket, Done]] = []
+        self._layouts: dict[tuple[int, ...], Layout] = {}
+        self._waiting: list[tuple[GradBucket, Promise]] = []
 
     @property
     def metrics(self) -> Metrics:
@@ -248,9 +249,9 @@ class Compression:
         if grad.is_sparse:
             return self._journey.pass_through(grad)
         if not self._journey.dense and self._whole_model:
-            future = Done(devices=[grad.device] if grad.device.type == "cuda" else None)
-            self._waiting.append((bucket, future))
-            return future
+            promise = Promise(grad.device)
+            self._waiting.append((bucket, promise))
+            return promise.future
         layout = self._layout([bucket])
         held = self._without_gradient(layout, [grad])
         if self._journey.dense:
@@ -268,21 +269,23 @@ class Compression:
             try:
                 done.value()
             except Exception as error:  # noqa: BLE001  whatever it is, every bucket's future must get it or DDP waits on
-                for _, future in waiting:
-                    future.set_exception(error)  # type: ignore[arg-type]  # torch annotates it wrongly
+                for _, promise in waiting:
+                    promise.fail(error)
                 return
-            for (_, future), grad in zip(waiting, grads, strict=True):
-                future.set_result(grad)
+            for (_, promise), grad in zip(waiting, grads, strict=True):
+                promise.keep(grad)
 
         self._journey.reduce_sparse(layout, grads, self._without_gradient(layout, grads)).then(hand_out)
 
     def _layout(self, buckets: list[GradBucket]) -> Layout:
-        # by name: after DDP rebuilds its buckets, one can have the same size and its parameters reversed
+        # by parameter: after DDP rebuilds its buckets, one can have the same size and its parameters reversed
         parameters = [parameter for bucket in buckets for parameter in bucket.parameters()]
-        return Layout(
-            tuple(self._names[id(parameter)] for parameter in parameters),
-            tuple(parameter.numel() for parameter in parameters),
-        )
+        key = tuple(map(id, parameters))
+        layout = self._layouts.get(key)
+        if layout is None:
+            names, numels = [self._names[one] for one in key], [parameter.numel() for parameter in parameters]
+            layout = self._layouts[key] = Layout(tuple(names), tuple(numels))
+        return layout
 
     def _without_gradient(self, layout: Layout, grads: list[Tensor]) -> list[slice]:
         """Find the parameters without gradient: DDP drops what comes back for one that no worker used."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -249,9 +249,10 @@ class Journey:
 
         return done.then(hand_out)
 
-    def _label(self, layout: Layout) -> str:
+    def _label(self, layout: Layout) -> Callable[[], str]:
+        part, step, names = self._parts, self.measured.step, layout.names
         self._parts += 1
-        return f"bucket {self._parts - 1} of step {self.measured.step} ({layout.names[0]} to {layout.names[-1]})"
+        return lambda: f"bucket {part} of step {step} ({names[0]} to {names[-1]})"
 
     # ------------------------------------------------------------------ saving
 

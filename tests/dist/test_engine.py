@@ -103,7 +103,7 @@ def test_timeout_names_rank_and_bucket(three_workers: Workers, spec: str, timeou
 def later_fails_at_once(rank: int, world_size: int, timeout_s: float) -> str:
     """Use the engine of a group whose message was lost in an earlier test."""
     engine = engine_of(None, timeout_s)
-    done = engine.carry("another bucket", lambda group: 1 / 0, lambda exchange: torch.ones(1), phased=True,
+    done = engine.carry(lambda: "another bucket", lambda group: 1 / 0, lambda exchange: torch.ones(1), phased=True,
                         device=torch.device("cpu"))  # fmt: skip
     try:
         done.wait()

@@ -7,7 +7,7 @@ from .all_gather import AllGather
 from .auto import CANDIDATES, Auto
 from .collective import Call, Collective, Exchange, Outcome, Traffic
 from .dense import DenseAllReduce
-from .engine import Done, Engine, engine_of
+from .engine import Done, Engine, Promise, engine_of
 from .hierarchical import Hierarchical
 from .leader import Leader
 from .line import ring_bytes
@@ -35,6 +35,7 @@ __all__ = [
     "Leader",
     "Link",
     "Outcome",
+    "Promise",
     "Split",
     "Traffic",
     "Tree",

@@ -17,8 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -56,11 +55,13 @@ class Engine:
         self._orders: queue.SimpleQueue[_Order | object] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def carry(self, label: str, start: Start, finish: Finish, *, phased: bool, device: torch.device) -> Done:
+    def carry(
+        self, label: Callable[[], str], start: Start, finish: Finish, *, phased: bool, device: torch.device
+    ) -> Done:
         """Start an exchange, or put it in line.
 
         Args:
-            label: names the bucket in errors.
+            label: returns the name of the bucket, for errors.
             start: sends the first message over the group that it is given.
             finish: called when the last message has arrived; must not send or wait.
             phased: whether the thread has to carry it.
@@ -71,12 +72,16 @@ class Engine:
         """
         lost = _Lost(label, self._rank, self._timeout_s, self._roll_call, time.perf_counter())
         if not phased:
-            with lost.explained():
+            try:
                 exchange = start(self.group)
+            except RuntimeError as error:  # what backends raise
+                raise lost.explained(error) from error
 
             def arrived(done: AnyFuture) -> Tensor:
-                with lost.explained():
+                try:
                     done.value()  # raises when a worker is gone; without it, memory that never arrived would be decoded
+                except RuntimeError as error:
+                    raise lost.explained(error) from error
                 with torch.no_grad():
                     return finish(exchange)
 
@@ -86,9 +91,9 @@ class Engine:
             self._thread = threading.Thread(target=_serve, args=arguments, name="gaussiank exchange", daemon=True)
             self._thread.start()
             weakref.finalize(self, self._orders.put, _STOP)
-        order = _Order(lost, start, finish, _Stream(device))
+        order = _Order(lost, start, finish, device)
         self._orders.put(order)
-        return order.future
+        return order.promise.future
 
     def flush(self) -> None:
         """Say that no exchange follows for now, so that those in line can end."""
@@ -112,29 +117,55 @@ def engine_of(parent: dist.ProcessGroup | None, timeout_s: float) -> Engine:
     return engines[timeout_s]
 
 
-@dataclass(frozen=True)
-class _Lost:
+class Promise:
+    """A future, and the way to fulfil it: by a tensor or, otherwise than torch's own, by an error.
+
+    Torch carries an error on, to C++ too, only when a callback raises it; ``set_exception`` wraps it in a result.
+
+    Args:
+        device: where the tensor will be.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._error: Exception | None = None
+        self._ended: torch.futures.Future[Tensor | None]
+        self._ended = torch.futures.Future(devices=[device] if device.type == "cuda" else None)
+        self.future = cast(Done, self._ended.then(self._result))
+
+    def keep(self, tensor: Tensor) -> None:
+        """Fulfil the future."""
+        self._ended.set_result(tensor)
+
+    def fail(self, error: Exception) -> None:
+        """Make whoever reads the future get an error, if it is not fulfilled yet."""
+        if not self._ended.done():
+            self._error = error
+            self._ended.set_result(None)
+
+    def _result(self, ended: torch.futures.Future[Tensor | None]) -> Tensor | None:
+        if self._error is not None:
+            raise self._error
+        return ended.value()
+
+
+class _Lost(NamedTuple):
     """What to say when a message does not arrive."""
 
-    label: str
+    label: Callable[[], str]
     rank: int
     timeout_s: float
     roll_call: RollCall
     began: float
 
-    @contextlib.contextmanager
-    def explained(self) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:  # what backends raise
-            waited_s = time.perf_counter() - self.began
-            silent = ", ".join(map(str, self.roll_call.silent()))
-            raise RuntimeError(
-                f"rank {self.rank} lost {self.label} after {waited_s:.1f} s: {error}. "
-                + (f"Nothing was heard from rank {silent}. " if silent else "")
-                + "A worker has ended, raised, or stands still: look for the first error among all workers. Set "
-                f"timeout_s above {self.timeout_s:g} if one may be busy with something else for longer."
-            ) from error
+    def explained(self, error: RuntimeError) -> RuntimeError:
+        waited_s = time.perf_counter() - self.began
+        silent = ", ".join(map(str, self.roll_call.silent()))
+        return RuntimeError(
+            f"rank {self.rank} lost {self.label()} after {waited_s:.1f} s: {error}. "
+            + (f"Nothing was heard from rank {silent}. " if silent else "")
+            + "A worker has ended, raised, or stands still: look for the first error among all workers. Set "
+            f"timeout_s above {self.timeout_s:g} if one may be busy with something else for longer."
+        )
 
 
 class _Stream:
@@ -147,9 +178,6 @@ class _Stream:
             self._stream = torch.cuda.Stream(self._device)
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
 
-    def future(self) -> torch.futures.Future[Tensor | None]:
-        return torch.futures.Future(devices=None if self._device is None else [self._device])
-
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
         if self._stream is None:
@@ -160,42 +188,34 @@ class _Stream:
 
 
 class _Order:
-    """An exchange in line, and the future that its end fulfils."""
+    """An exchange in line, and the promise that its end fulfils."""
 
-    def __init__(self, lost: _Lost, start: Start, finish: Finish, stream: _Stream) -> None:
-        self._lost, self._start, self._finish, self._stream = lost, start, finish, stream
+    def __init__(self, lost: _Lost, start: Start, finish: Finish, device: torch.device) -> None:
+        self._lost, self._start, self._finish, self._stream = lost, start, finish, _Stream(device)
         self._exchange: Exchange | None = None
-        self._error: Exception | None = None
-        self._ended: torch.futures.Future[Tensor | None] = stream.future()
-        # torch carries an error on, to C++ too, only when a callback raises it; set_exception wraps it in a result
-        self.future = cast(Done, self._ended.then(self._result))
+        self.promise = Promise(device)
 
     def begin(self, group: dist.ProcessGroup) -> None:
-        with self._lost.explained(), self._stream.entered():
-            self._exchange = self._start(group)
+        with self._stream.entered():
+            try:
+                self._exchange = self._start(group)
+            except RuntimeError as error:
+                raise self._lost.explained(error) from error
 
     def step(self) -> bool:
         """Move on by one message; False when the exchange has ended."""
         assert self._exchange is not None  # begun
         with self._stream.entered():
-            with self._lost.explained():
+            try:
                 if self._exchange.advance():
                     return True
+            except RuntimeError as error:
+                raise self._lost.explained(error) from error
             try:
-                self._ended.set_result(self._finish(self._exchange))
+                self.promise.keep(self._finish(self._exchange))
             except Exception as error:  # noqa: BLE001  the reader must get it, and the next exchange is not concerned
-                self.fail(error)
+                self.promise.fail(error)
         return False
-
-    def fail(self, error: Exception) -> None:
-        if not self._ended.done():
-            self._error = error
-            self._ended.set_result(None)
-
-    def _result(self, ended: torch.futures.Future[Tensor | None]) -> Tensor | None:
-        if self._error is not None:
-            raise self._error
-        return ended.value()
 
 
 _FLUSH, _STOP = object(), object()
@@ -221,5 +241,5 @@ def _serve(orders: queue.SimpleQueue[_Order | object], group: dist.ProcessGroup)
             broken = error
             for one in [*flying, order]:
                 if isinstance(one, _Order):
-                    one.fail(error)
+                    one.promise.fail(error)
             flying = []
