@@ -131,8 +131,10 @@ def compress(
 
 def hook(state: "Compression", bucket: GradBucket) -> torch.futures.Future[Tensor]:
     """Reduce one bucket; what ``compress`` registers with DDP."""
-    with torch.no_grad():
-        return state.reduce(bucket)
+    if torch.is_grad_enabled():  # not in an ordinary backward
+        with torch.no_grad():
+            return state.reduce(bucket)
+    return state.reduce(bucket)
 
 
 class Compression:
@@ -252,18 +254,17 @@ class Compression:
             promise = Promise(grad.device)
             self._waiting.append((bucket, promise))
             return promise.future
-        layout = self._layout([bucket])
-        held = self._without_gradient(layout, [grad])
         if self._journey.dense:
-            return self._journey.reduce_dense(layout, grad, held)
-        return self._journey.reduce_sparse(layout, [grad], held)
+            held = self._without_gradient([bucket], [grad])
+            return self._journey.reduce_dense(lambda: self._layout([bucket]), grad, held)
+        return self._journey.reduce_sparse(self._layout([bucket]), [grad], self._without_gradient([bucket], [grad]))
 
     def _reduce_waiting(self) -> None:
         """Exchange the whole model at once, and hand each bucket its own part when it has arrived."""
         waiting, self._waiting = self._waiting, []
         buckets = [bucket for bucket, _ in waiting]
         grads = [bucket.buffer() for bucket in buckets]
-        layout = self._layout(buckets)
+        held = self._without_gradient(buckets, grads)
 
         def hand_out(done: Done) -> None:
             try:
@@ -275,7 +276,7 @@ class Compression:
             for (_, promise), grad in zip(waiting, grads, strict=True):
                 promise.keep(grad)
 
-        self._journey.reduce_sparse(layout, grads, self._without_gradient(layout, grads)).then(hand_out)
+        self._journey.reduce_sparse(self._layout(buckets), grads, held).then(hand_out)
 
     def _layout(self, buckets: list[GradBucket]) -> Layout:
         # by parameter: after DDP rebuilds its buckets, one can have the same size and its parameters reversed
@@ -287,12 +288,12 @@ class Compression:
             layout = self._layouts[key] = Layout(tuple(names), tuple(numels))
         return layout
 
-    def _without_gradient(self, layout: Layout, grads: list[Tensor]) -> list[slice]:
+    def _without_gradient(self, buckets: list[GradBucket], grads: list[Tensor]) -> list[slice]:
         """Find the parameters without gradient: DDP drops what comes back for one that no worker used."""
         if not self._unused_possible:
             return []
         grad = grads[0] if len(grads) == 1 else torch.cat(grads)
-        return [place for _, place in layout.slices() if not bool(grad[place].any())]
+        return [place for _, place in self._layout(buckets).slices() if not bool(grad[place].any())]
 
 
 def _checked_numels(model: DistributedDataParallel) -> dict[str, int]:

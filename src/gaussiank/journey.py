@@ -120,20 +120,23 @@ class Journey:
         self.step += 1
         self.measured.launched_at = time.perf_counter()
 
-    def reduce_dense(self, layout: Layout, grad: Tensor, held: Sequence[slice] = ()) -> Done:
+    def reduce_dense(self, layout_of: Callable[[], Layout], grad: Tensor, held: Sequence[slice] = ()) -> Done:
         """Start the mean of the whole gradient and its residual; it comes back in ``grad``.
 
         Args:
-            layout: parameters in ``grad``.
+            layout_of: returns the parameters in ``grad``; only asked where something depends on it, because a step
+                that neither compresses nor keeps anything should cost what DDP's own does.
             grad: ``[numel]`` local gradient; becomes the mean in place.
             held: places of parameters without gradient, whose residual stays.
         """
-        measured = self.measured
-        self._observer.taking(layout, [grad])
+        measured, observed = self.measured, not isinstance(self._observer, Unobserved)
+        if observed:
+            self._observer.taking(layout_of(), [grad])
         started = time.perf_counter()
-        judged = self.feedback.take_all(layout, grad, held=held)
-        sent_at = self._note_taken(started, grad.numel(), grad.numel(), [grad])
-        self._observer.taken(layout, layout.numel, None)
+        judged = not self.feedback.empty and self.feedback.take_all(layout_of(), grad, held=held)
+        if observed:
+            self._observer.taken(layout_of(), grad.numel(), None)
+        sent_at = time.perf_counter()
 
         def finish(exchange: Exchange) -> Tensor:
             measured.note_arrived(sent_at, exchange.sent_bytes)
@@ -142,17 +145,20 @@ class Journey:
                 if judged and measured is self.measured:
                     self.feedback.judge(finite)
                 if self._raise_nonfinite:
-                    require_finite(finite, layout, [grad], measured.step)
-            self._observer.arrived(layout, [grad])
+                    require_finite(finite, layout_of(), [grad], measured.step)
+            if observed:
+                self._observer.arrived(layout_of(), [grad])
             return grad
 
-        return self._engine.carry(
-            self._label(layout),
+        done = self._engine.carry(
+            self._label(layout_of),
             lambda group: self._all_reduce.start_dense(grad, group=group),
             finish,
             phased=False,
             device=grad.device,
         )
+        self._note_taken(started, sent_at, grad.numel(), grad.numel(), [grad])  # while the message travels
+        return done
 
     def reduce_sparse(self, layout: Layout, grads: Sequence[Tensor], held: Sequence[slice] = ()) -> Done:
         """Start the mean of one selection over all the given gradients; it comes back in them.
@@ -174,7 +180,8 @@ class Journey:
             return self._reduce_dense_instead(layout, grad, grads, held)
         self._observer.taking(layout, grads)
         sparse = self._take(layout, grad, held)
-        sent_at = self._note_taken(started, k, sparse.kept, grads)
+        sent_at = time.perf_counter()
+        self._note_taken(started, sent_at, k, sparse.kept, grads)
         self._observer.taken(layout, k, sparse)
         capacity = self._selector.capacity(layout, density)
         route, part = f"{layout.names[0]}..{layout.names[-1]}/{layout.numel}", self._parts
@@ -191,6 +198,7 @@ class Journey:
                 draw=(lambda indices: self.feedback.draw(layout, indices)) if self._compressor.keeps_rest else None,
             )
 
+        @torch.no_grad()  # callbacks run in threads of the backend
         def finish(exchange: Exchange) -> Tensor:
             arrived = measured.note_arrived(sent_at, exchange.sent_bytes)
             mean = grad if grad.dtype == sparse.values.dtype else grad.to(sparse.values.dtype)
@@ -210,7 +218,9 @@ class Journey:
             self._observer.arrived(layout, grads)
             return grads[0]
 
-        return self._engine.carry(self._label(layout), start, finish, phased=collective.phased, device=grad.device)
+        return self._engine.carry(
+            self._label(lambda: layout), start, finish, phased=collective.phased, device=grad.device
+        )
 
     def pass_through(self, grad: Tensor) -> torch.futures.Future[Any]:
         """Start the mean of a ``torch.sparse`` gradient, an embedding's, as DDP itself would."""
@@ -218,10 +228,10 @@ class Journey:
         assert work is not None  # async_op
         return cast(torch.futures.Future[Any], work.get_future().then(lambda done: done.value()[0]))
 
-    def _note_taken(self, started: float, k: int, kept: int, grads: Sequence[Tensor]) -> float:
+    def _note_taken(self, started: float, sent_at: float, k: int, kept: int, grads: Sequence[Tensor]) -> None:
         dense_bytes = sum(ring_bytes(grad, self._world_size) for grad in grads)
         numel = sum(grad.numel() for grad in grads)
-        return self.measured.note_taken(started, numel=numel, k=k, kept=kept, dense_bytes=dense_bytes)
+        self.measured.note_taken(sent_at - started, numel=numel, k=k, kept=kept, dense_bytes=dense_bytes)
 
     def _take(self, layout: Layout, grad: Tensor, held: Sequence[slice]) -> SparseGradient:
         def select(accumulated: Tensor) -> SparseGradient:
@@ -238,7 +248,7 @@ class Journey:
         self, layout: Layout, grad: Tensor, grads: Sequence[Tensor], held: Sequence[slice]
     ) -> Done:
         """Exchange the whole gradient where that costs less than a selection of it."""
-        done = self.reduce_dense(layout, grad, held)
+        done = self.reduce_dense(lambda: layout, grad, held)
         if grad is grads[0]:
             return done
 
@@ -249,10 +259,15 @@ class Journey:
 
         return done.then(hand_out)
 
-    def _label(self, layout: Layout) -> Callable[[], str]:
-        part, step, names = self._parts, self.measured.step, layout.names
+    def _label(self, layout_of: Callable[[], Layout]) -> Callable[[], str]:
+        part, step = self._parts, self.measured.step
         self._parts += 1
-        return lambda: f"bucket {part} of step {step} ({names[0]} to {names[-1]})"
+
+        def label() -> str:
+            names = layout_of().names
+            return f"bucket {part} of step {step} ({names[0]} to {names[-1]})"
+
+        return label
 
     # ------------------------------------------------------------------ saving
 

@@ -45,15 +45,13 @@ class Metrics:
         """Dense bytes over sent bytes; 1 when nothing is sent at all (one worker)."""
         return self.dense_bytes / self.sent_bytes if self.sent_bytes else 1.0
 
-    def note_taken(self, started: float, *, numel: int, k: int, kept: int, dense_bytes: int) -> float:
-        """Count one selection that began at ``started``; returns the time now, when its message leaves."""
-        now = time.perf_counter()
-        self.select_s += now - started
+    def note_taken(self, select_s: float, *, numel: int, k: int, kept: int, dense_bytes: int) -> None:
+        """Count one selection that took ``select_s``."""
+        self.select_s += select_s
         self.numel += numel
         self.k += k
         self.kept += kept
         self.dense_bytes += dense_bytes
-        return now
 
     def note_arrived(self, left: float, sent_bytes: int) -> float:
         """Count one exchange whose message left at ``left``."""

@@ -17,7 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -70,20 +70,19 @@ class Engine:
         Returns:
             A future of what ``finish`` returns. An error of the communication names this worker's rank and the label.
         """
-        lost = _Lost(label, self._rank, self._timeout_s, self._roll_call, time.perf_counter())
+        began = time.perf_counter()
         if not phased:
             try:
                 exchange = start(self.group)
             except RuntimeError as error:  # what backends raise
-                raise lost.explained(error) from error
+                raise self._lost(error, label, began) from error
 
             def arrived(done: AnyFuture) -> Tensor:
                 try:
                     done.value()  # raises when a worker is gone; without it, memory that never arrived would be decoded
                 except RuntimeError as error:
-                    raise lost.explained(error) from error
-                with torch.no_grad():
-                    return finish(exchange)
+                    raise self._lost(error, label, began) from error
+                return finish(exchange)
 
             return exchange.future.then(arrived)
         if self._thread is None:
@@ -91,9 +90,19 @@ class Engine:
             self._thread = threading.Thread(target=_serve, args=arguments, name="gaussiank exchange", daemon=True)
             self._thread.start()
             weakref.finalize(self, self._orders.put, _STOP)
-        order = _Order(lost, start, finish, device)
+        order = _Order(lambda error: self._lost(error, label, began), start, finish, device)
         self._orders.put(order)
         return order.promise.future
+
+    def _lost(self, error: RuntimeError, label: Callable[[], str], began: float) -> RuntimeError:
+        waited_s = time.perf_counter() - began
+        silent = ", ".join(map(str, self._roll_call.silent()))
+        return RuntimeError(
+            f"rank {self._rank} lost {label()} after {waited_s:.1f} s: {error}. "
+            + (f"Nothing was heard from rank {silent}. " if silent else "")
+            + "A worker has ended, raised, or stands still: look for the first error among all workers. Set "
+            f"timeout_s above {self._timeout_s:g} if one may be busy with something else for longer."
+        )
 
     def flush(self) -> None:
         """Say that no exchange follows for now, so that those in line can end."""
@@ -148,26 +157,6 @@ class Promise:
         return ended.value()
 
 
-class _Lost(NamedTuple):
-    """What to say when a message does not arrive."""
-
-    label: Callable[[], str]
-    rank: int
-    timeout_s: float
-    roll_call: RollCall
-    began: float
-
-    def explained(self, error: RuntimeError) -> RuntimeError:
-        waited_s = time.perf_counter() - self.began
-        silent = ", ".join(map(str, self.roll_call.silent()))
-        return RuntimeError(
-            f"rank {self.rank} lost {self.label()} after {waited_s:.1f} s: {error}. "
-            + (f"Nothing was heard from rank {silent}. " if silent else "")
-            + "A worker has ended, raised, or stands still: look for the first error among all workers. Set "
-            f"timeout_s above {self.timeout_s:g} if one may be busy with something else for longer."
-        )
-
-
 class _Stream:
     """Where an exchange computes: a stream of its own on CUDA, which waits for what the caller has queued."""
 
@@ -190,7 +179,13 @@ class _Stream:
 class _Order:
     """An exchange in line, and the promise that its end fulfils."""
 
-    def __init__(self, lost: _Lost, start: Start, finish: Finish, device: torch.device) -> None:
+    def __init__(
+        self,
+        lost: Callable[[RuntimeError], RuntimeError],
+        start: Start,
+        finish: Finish,
+        device: torch.device,
+    ) -> None:
         self._lost, self._start, self._finish, self._stream = lost, start, finish, _Stream(device)
         self._exchange: Exchange | None = None
         self.promise = Promise(device)
@@ -200,7 +195,7 @@ class _Order:
             try:
                 self._exchange = self._start(group)
             except RuntimeError as error:
-                raise self._lost.explained(error) from error
+                raise self._lost(error) from error
 
     def step(self) -> bool:
         """Move on by one message; False when the exchange has ended."""
@@ -210,7 +205,7 @@ class _Order:
                 if self._exchange.advance():
                     return True
             except RuntimeError as error:
-                raise self._lost.explained(error) from error
+                raise self._lost(error) from error
             try:
                 self.promise.keep(self._finish(self._exchange))
             except Exception as error:  # noqa: BLE001  the reader must get it, and the next exchange is not concerned

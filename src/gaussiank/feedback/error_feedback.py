@@ -108,6 +108,11 @@ class ErrorFeedback:
         part.clean = False
         return sparse
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was ever taken from these residuals, so that all are zero, and no velocity is kept."""
+        return self._momentum is None and not self._places
+
     def take_all(self, layout: Layout, grad: Tensor, *, held: Iterable[slice] = ()) -> bool:
         """Add the residual to ``grad`` in place and send all of it; the rounding to grad's dtype stays.
 
@@ -163,6 +168,9 @@ class ErrorFeedback:
         Returns:
             Whether it was committed.
         """
+        if not self._step.parts and not self._step.verdicts:  # a dense step without residuals
+            whole, self._step.sealed = self._step.sealed, False
+            return whole
         step, self._step = self._step, _Step()
         whole = step.sealed and len(step.verdicts) == len(step.parts)
         committed = whole and all(bool(verdict) for verdict in step.verdicts)
