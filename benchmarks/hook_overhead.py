@@ -1,8 +1,8 @@
 """What does the hook cost when it compresses nothing? Density 1 against DDP's own all-reduce hook.
 
 Both models train in the same processes, a step of one and a step of the other in turn, on the same batches. The figure
-is the ratio of their step times, pair by pair; ``--check`` fails when its median is 1.05 or more. A step of 3 ms varies by
-half of itself on two cores, so thousands of pairs are needed before the median stands still.
+is the ratio of their step times, pair by pair; ``--check`` fails when its median is 1.05 or more. A step of 3 ms varies
+by half of itself on two cores, so thousands of pairs are needed before the median stands still.
 
     python benchmarks/hook_overhead.py --check
 """
