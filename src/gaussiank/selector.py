@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gaussiank import ops
+from gaussiank.codec import SharedDraw
 from gaussiank.compressors import Compressor, Taken, Turn, finish_take
 from gaussiank.layout import Layout
 from gaussiank.schedule import entries
@@ -104,6 +105,29 @@ class Selector:
             return SparseGradient(parts[0].indices, parts[0].values, layout.numel)
         indices = torch.cat([part.indices for part in parts])
         return SparseGradient(indices, torch.cat([part.values for part in parts]), layout.numel)
+
+    def shared(self, layout: Layout, density: float, step: int, part: int, device: torch.device) -> SharedDraw:
+        """Return how the indices of this step were drawn, for a compressor that ``draws_alike``.
+
+        Args:
+            layout: what lies in the vector.
+            density: share of entries to send.
+            step: number of the step.
+            part: number of this exchange within its step, the same on every worker.
+            device: where the vector is: generators differ between devices.
+        """
+
+        def draw(numel: int, count: int) -> Tensor:
+            if not drawn:
+                drawn.extend(
+                    self.compressor.drawn(place.stop - place.start, k, self._turn(key, step), device) + place.start
+                    for key, place, k in self._places(layout, density)
+                )
+                drawn[:] = [torch.cat(drawn)]
+            return drawn[0]
+
+        drawn: list[Tensor] = []
+        return SharedDraw(zlib.crc32(repr(self.compressor).encode()), step, part, draw)
 
     def load_hints(self, hints: Mapping[str, Tensor]) -> None:
         """Replace the hints by saved ones."""

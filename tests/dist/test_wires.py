@@ -211,12 +211,12 @@ def test_nothing_is_lost(contract_workers: Any, spec: str) -> None:
         assert_nothing_lost(list(results))
 
 
-def one_worker_law(rank: int, world_size: int) -> list[bool]:
+def one_worker_law(rank: int, world_size: int, how: dict[str, Any]) -> list[bool]:
     """Train a worker alone: residual + all means == all gradients, which are multiples of 1/64, to the bit."""
     same = []
     for text in WIRES[:5]:
         model = DDP(Given())
-        compression = gaussiank.compress(model, density=0.02, wire=text)
+        compression = gaussiank.compress(model, density=0.02, wire=text, **how)
         total = {name: torch.zeros_like(parameter) for name, parameter in model.module.named_parameters()}
         for step in range(3):
             model.zero_grad()
@@ -233,7 +233,7 @@ def test_the_law_holds_to_the_bit_for_one_worker(worker_groups: Any) -> None:
     from tests.dist.conftest import _started
 
     group = worker_groups.get(1) or _started(worker_groups, 1)
-    assert group.run(one_worker_law) == [[True] * 5]
+    assert group.run(one_worker_law, {}) == [[True] * 5]
 
 
 def misused(rank: int, world_size: int) -> list[str]:
@@ -251,7 +251,7 @@ def test_misuse_gets_one_sentence(two_workers: Any) -> None:
         "wire must be index+values or index+values+rounding, got 'rice'.",
         "values must be one of ",
         "index must be one of ",
-        "wire must send its indices, got seed+bf16.",
+        "wire must send the indices of TopK(), got seed+bf16.",
         "wire must be the same on every worker, got 'raw+fp32' on rank 0 and 'rice+bf16' on rank 1.",
     ]
     for messages in two_workers.run(misused):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +14,11 @@ from gaussiank.codec import Wire, sections
 from gaussiank.sparse import SparseGradient
 
 from .collective import Call, Collective, Outcome, Program, Traffic
+from .line import Message
 from .rows import (
     EXACT,
     agree_on_capacity,
+    at_drawn,
     gathered_mean,
     largest_mask,
     member_mask,
@@ -47,32 +51,35 @@ class Leader(Collective):
         """Whatever a worker selected that the leader did not."""
         return True
 
+    @property
+    def sends_values_alone(self) -> bool:
+        """Nobody has to say which entries; then there is no leader, and nothing comes back."""
+        return True
+
     def traffic(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Traffic:
         """A broadcast down a binomial tree, then the sums; bytes are the mean over a worker's turns."""
-        indices = sections.indices_bytes(wire, k, numel) * (world_size - 1) / world_size
-        messages = (world_size - 1).bit_length() + world_size if world_size > 1 else 0
-        return Traffic(messages, indices + sums_bytes(k, world_size, wire), 2 * k)
+        peers = world_size - 1
+        sums_alone = Traffic(world_size if peers else 0, sums_bytes(k, world_size, wire), 2 * k)
+        if wire.index == "seed":
+            return sums_alone
+        indices = sections.indices_bytes(wire, k, numel) * peers / world_size
+        return Traffic(peers.bit_length() + sums_alone.messages, indices + sums_alone.sent_bytes, 2 * k)
 
     def program(self, sparse: SparseGradient, call: Call) -> Program:
         """Broadcast the leader's indices, then sum everyone's values there."""
         line, capacity, numel = call.line, call.capacity, sparse.numel
         if capacity is None:
             capacity = yield from agree_on_capacity(line, sparse)
-        leader = (call.step + call.part) % line.world_size
-        if line.rank == leader:
-            row = sections.write_indices(call.wire, sparse.indices, numel, capacity)
+        if call.shared is not None:
+            indices = call.shared.draw(numel, capacity)
+            given, chosen = at_drawn(sparse, indices), torch.ones_like(sparse.indices, dtype=torch.bool)
         else:
-            length = sections.indices_bytes(call.wire, capacity, numel)
-            row = torch.empty(length, dtype=torch.uint8, device=sparse.indices.device)
-        row = yield line.broadcast(row, leader)
-        indices = sparse.indices if line.rank == leader else sections.read_indices(call.wire, row, numel)
-        chosen = member_mask(sparse.indices, among=indices)
-        values = sparse.values.new_zeros(indices.numel())
-        if call.draw is not None:
-            values += call.draw(indices)
-        values[torch.searchsorted(indices, sparse.indices[chosen])] += sparse.values[chosen]
-        broken = not bool(ops.all_finite(sparse.values))
-        total = yield from sums(SparseGradient(indices, values, numel), call, flag=broken)
+            indices = yield from _told(sparse, call, capacity)
+            chosen = member_mask(sparse.indices, among=indices)
+            values = sparse.values.new_zeros(indices.numel()) if call.draw is None else call.draw(indices)
+            values[torch.searchsorted(indices, sparse.indices[chosen])] += sparse.values[chosen]
+            given = SparseGradient(indices, values, numel)
+        total = yield from sums(given, call, flag=not bool(ops.all_finite(sparse.values)))
         if total.flagged:
             return (yield from _everything(sparse, call, capacity))
 
@@ -81,6 +88,19 @@ class Leader(Collective):
             return Outcome(mean, rest_of(sparse, chosen), total.errors)
 
         return finish
+
+
+def _told(sparse: SparseGradient, call: Call, capacity: int) -> Generator[Message[Any], Any, Tensor]:
+    """Let the leader of this exchange tell its indices to all."""
+    line, numel = call.line, sparse.numel
+    leader = (call.step + call.part) % line.world_size
+    if line.rank == leader:
+        row = sections.write_indices(call.wire, sparse.indices, numel, capacity)
+    else:
+        length = sections.indices_bytes(call.wire, capacity, numel)
+        row = torch.empty(length, dtype=torch.uint8, device=sparse.indices.device)
+    row = yield line.broadcast(row, leader)
+    return sparse.indices if line.rank == leader else sections.read_indices(call.wire, row, numel)
 
 
 def _everything(sparse: SparseGradient, call: Call, capacity: int) -> Program:
