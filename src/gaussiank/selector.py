@@ -106,8 +106,8 @@ class Selector:
         indices = torch.cat([part.indices for part in parts])
         return SparseGradient(indices, torch.cat([part.values for part in parts]), layout.numel)
 
-    def shared(self, layout: Layout, density: float, step: int, part: int, device: torch.device) -> SharedDraw:
-        """Return how the indices of this step were drawn, for a compressor that ``draws_alike``.
+    def shared(self, layout: Layout, density: float, step: int, part: int, device: torch.device) -> SharedDraw | None:
+        """Return how the indices of this step were drawn, or None unless the compressor ``draws_alike``.
 
         Args:
             layout: what lies in the vector.
@@ -116,17 +116,21 @@ class Selector:
             part: number of this exchange within its step, the same on every worker.
             device: where the vector is: generators differ between devices.
         """
+        if not self.compressor.draws_alike:
+            return None
+
+        drawn: Tensor | None = None
 
         def draw(numel: int, count: int) -> Tensor:
-            if not drawn:
-                drawn.extend(
+            nonlocal drawn
+            if drawn is None:
+                parts = [
                     self.compressor.drawn(place.stop - place.start, k, self._turn(key, step), device) + place.start
                     for key, place, k in self._places(layout, density)
-                )
-                drawn[:] = [torch.cat(drawn)]
-            return drawn[0]
+                ]
+                drawn = torch.cat(parts)
+            return drawn
 
-        drawn: list[Tensor] = []
         return SharedDraw(zlib.crc32(repr(self.compressor).encode()), step, part, draw)
 
     def load_hints(self, hints: Mapping[str, Tensor]) -> None:
