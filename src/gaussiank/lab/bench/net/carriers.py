@@ -57,9 +57,11 @@ class Carrier(ABC):
 
     def attach(self) -> None:
         """Set up what may measure the link; comes once, before the first step."""
+        return
 
     def after_backward(self) -> None:
         """Exchange what backward itself has not."""
+        return
 
     @abstractmethod
     def spent(self) -> Spent:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 FRAME_BYTES = 66
-"""Ethernet, IPv4 and TCP with time stamps around each packet; the kernel splits large ones after it has counted them."""
+"""Ethernet, IPv4 and TCP with time stamps around a packet; the kernel splits large ones after it has counted them."""
 
 
 class Counters(NamedTuple):

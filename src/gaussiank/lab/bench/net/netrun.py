@@ -21,6 +21,9 @@ from .wires import missing
 from .workloads import Workload, parse_workload
 
 MOST_RANKS = 64
+_READERS: dict[str, Callable[[str], object]] = {
+    "models": parse_workload, "rates": parse_rate, "methods": parse_method,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,17 @@ class NetConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for argument in ("models", "rates", "methods", "workers"):
-            if not getattr(self, argument):
+        for argument, read in _READERS.items():
+            names: tuple[str, ...] = getattr(self, argument)
+            if not names:
                 raise ValueError(f"{argument} must name at least one, got none. Leave the option out.")
-        for read, names in ((parse_workload, self.models), (parse_rate, self.rates), (parse_method, self.methods)):
             for name in names:
                 read(name)
+        if not self.workers:
+            raise ValueError("workers must be at least one number, got none. Leave the option out.")
+        self._require_numbers()
+
+    def _require_numbers(self) -> None:
         for number in self.workers:
             if not 1 <= number <= MOST_RANKS:
                 raise ValueError(f"workers must be in [1, {MOST_RANKS}], got {number}. Correct it.")
@@ -256,6 +264,6 @@ def _compare(rows: list[Row]) -> None:
         row["wait_s"] = alone and row["step_s"] - alone["step_s"]
         row["efficiency"] = alone and alone["step_s"] / row["step_s"]
         row["speedup"] = row["speedup_low"] = row["speedup_high"] = None
-        if dense:
+        if dense and row is not alone:
             ratios = [a / b for a, b in zip(dense["round_step_s"], row["round_step_s"], strict=True)]
             row["speedup"], row["speedup_low"], row["speedup_high"] = spread(ratios)

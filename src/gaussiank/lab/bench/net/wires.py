@@ -1,8 +1,8 @@
 """The network of a run: namespaces, a bridge and links, made with ``ip`` and ``tc``.
 
-Each rank unshares a network namespace of its own, and a further process, the hub, holds one with the bridge. None of them
-has a name, and this machine's own network is never touched: a namespace ends with its last process, its links with it.
-So nothing can be left behind, however a run ends.
+Each rank unshares a network namespace of its own, and a further process, the hub, holds one with the bridge. None of
+them has a name, and this machine's own network is never touched: a namespace ends with its last process, and its links
+with it. So nothing can be left behind, however a run ends.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def shape(device: str, rate: Rate) -> None:
 def serve_hub(orders: Connection, parent: int) -> None:
     """Hold the bridge: what the hub's process runs.
 
-    It answers its process id, then takes one order after the other, each answered by an error or None: first the process
-    ids of the ranks, between which it lays links; then rates.
+    It answers its process id, then takes one order after the other, each answered by an error or None: first the
+    process ids of the ranks, between which it lays links; then rates.
     """
     end_with(parent)
     ports: list[str] = []
