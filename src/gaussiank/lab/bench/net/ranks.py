@@ -6,7 +6,8 @@ import multiprocessing as mp
 import os
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import TracebackType
@@ -80,14 +81,9 @@ class Ranks:
     # ------------------------------------------------------------------ start and end
 
     def _start(self) -> None:
-        context = mp.get_context("spawn")  # a fork would inherit the threads of torch half
-        parent = os.getpid()
-        self._pipes = [
-            self._spawn(context, _serve_rank, rank, self.world_size, self.isolated, self._make, parent)
-            for rank in range(self.world_size)
-        ]
-        if self.isolated:
-            self._hub = self._spawn(context, serve_hub, parent)
+        with _quiet_torch():
+            self._start_processes()
+        if self._hub is not None:
             self._answered(self._hub)
         pids = self._answers()
         if self._hub is not None:
@@ -96,6 +92,16 @@ class Ranks:
         self.call("connect")
         host, port = (address(0), _OWN_PORT) if self.isolated else (_LOCALHOST, _free_port())
         self.call("make", f"tcp://{host}:{port}")
+
+    def _start_processes(self) -> None:
+        context = mp.get_context("spawn")  # a fork would inherit the threads of torch half
+        parent = os.getpid()
+        self._pipes = [
+            self._spawn(context, _serve_rank, rank, self.world_size, self.isolated, self._make, parent)
+            for rank in range(self.world_size)
+        ]
+        if self.isolated:
+            self._hub = self._spawn(context, serve_hub, parent)
 
     def _spawn(self, context: Any, serve: Callable[..., None], *arguments: Any) -> Connection:
         ours, theirs = context.Pipe()
@@ -178,6 +184,19 @@ def _serve_rank(
         return
     except BaseException:  # noqa: BLE001  whatever it is, the parent must say it
         orders.send((False, traceback.format_exc()))
+
+
+@contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """Keep torch in the processes that start now from warning that nobody there knows the names of addresses."""
+    name = "TORCH_CPP_LOG_LEVEL"
+    before = os.environ.get(name)
+    os.environ[name] = before or "ERROR"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
 
 
 def _free_port() -> int:
