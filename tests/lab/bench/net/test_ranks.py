@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.lab.bench.net.clerk import Clerk
 
 from gaussiank.lab.bench.net.ranks import Ranks
 from gaussiank.lab.bench.net.rates import parse_rate
 from gaussiank.lab.bench.net.wires import DEVICE, missing
-from tests.lab.bench.net.clerk import Clerk
 
 ROOT = Path(__file__).parents[4]
 needs_namespaces = pytest.mark.skipif(missing() is not None, reason=f"{missing()}")
@@ -57,19 +57,18 @@ def test_every_rank_answers_in_order_and_none_is_left() -> None:
     wait_for_end(pids)
 
 
-def test_an_error_of_one_rank_ends_all_and_is_named() -> None:
-    with pytest.raises(RuntimeError, match="rank 1 failed and the others were ended: ValueError: three is no number"):
-        with Ranks(2, False, Clerk) as ranks:
-            pids = ranks.pids
-            ranks.call("fail_if", 1)
-    wait_for_end(pids)
-
-
-def test_a_killed_rank_ends_the_others_at_once() -> None:
-    with pytest.raises(RuntimeError, match="rank 1 has ended with status -9, and the others were ended"):
-        with Ranks(2, False, Clerk) as ranks:
-            pids = ranks.pids
-            ranks.call("end_if", 1)
+@pytest.mark.parametrize(
+    ("order", "sentence"),
+    [
+        ("fail_if", "rank 1 failed and the others were ended: ValueError: three is no number of mine"),
+        ("end_if", "rank 1 has ended with status -9, and the others were ended"),
+    ],
+)
+def test_what_befalls_one_rank_ends_all_and_is_named(order: str, sentence: str) -> None:
+    with Ranks(2, False, Clerk) as ranks:
+        pids = ranks.pids
+        with pytest.raises(RuntimeError, match=sentence):
+            ranks.call(order, 1)
     wait_for_end(pids)
 
 

@@ -44,7 +44,6 @@ def net_command(
     Each rank gets a network namespace of its own, behind a bridge and two token buckets. Nothing is left behind,
     however a run ends. Lists go by comma. Writes rows.jsonl and plots. Ctrl-C keeps what was measured so far.
     """
-    from .netcheck import CheckConfig
     from .netrun import NetConfig
     from .netshow import run_check, run_net
 
@@ -64,9 +63,10 @@ def net_command(
     started = datetime.datetime.now(datetime.timezone.utc)
     out = out or Path("runs") / f"bench-net-{started:%Y%m%d-%H%M%S}"
     if check:
-        if given:
+        if given or quick:
+            given = {**given, **({"quick": True} if quick else {})}
             raise ValueError(f"check must come without {', '.join(given)}: what is promised is fixed. Leave them out.")
-        raise typer.Exit(run_check(CheckConfig(quick=quick, seed=seed), out))
+        raise typer.Exit(run_check(seed, out))
     trial: dict[str, Any] = {"workers": (2,), "rounds": 1, "steps": 3} if quick else {}
     raise typer.Exit(run_net(NetConfig(seed=seed, **(trial | given)), out))
 

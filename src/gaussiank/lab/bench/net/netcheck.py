@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from gaussiank.lab.bench.opscheck import Promise
 from gaussiank.lab.bench.rows import Row
@@ -27,7 +27,6 @@ LOOPBACK = NetConfig(("lenet5", "resnet20"), ("loopback",), ("ddp", "topk/auto")
 BYTES = NetConfig(
     ("vector:1e6",), ("unshaped",), ("topk", "topk/split", "topk/leader"), (2, 4, 8, 16), rounds=1, steps=5
 )
-_QUICK = {"models": ("vector:1e4",), "rounds": 1, "steps": 2, "budget_s": 1.0}
 
 PROMISES = {
     "exchange": Promise("exchange alone, 1e7, 100 Mbit, 4 workers: topk against all-reduce", 120, 120, "x"),
@@ -47,20 +46,7 @@ PROMISES = {
 """Key -> promise, in the order of the table; density 0.001 throughout."""
 
 
-@dataclass(frozen=True)
-class CheckConfig:
-    """How to check.
-
-    Args:
-        quick: small vectors and few steps, to try whether the check runs.
-        seed: of weights, data and vectors.
-    """
-
-    quick: bool = False
-    seed: int = 0
-
-
-def check(config: CheckConfig, on_note: Callable[[str], None] = lambda _: None) -> Iterator[Row]:
+def check(seed: int, on_note: Callable[[str], None] = lambda _: None) -> Iterator[Row]:
     """Measure all promises; yields the rows that were measured, then a row of each promise with its verdict."""
 
     def measured(plan: NetConfig) -> Iterator[Row]:
@@ -70,7 +56,7 @@ def check(config: CheckConfig, on_note: Callable[[str], None] = lambda _: None) 
     for judge, plan in (
         (_exchange, EXCHANGE), (_end_to_end, END_TO_END), (_loopback, LOOPBACK), (_bytes, BYTES),
     ):  # fmt: skip
-        rows = list(measured(_smaller(plan) if config.quick else plan))
+        rows = list(measured(replace(plan, seed=seed)))
         yield from rows
         for key, value in judge(rows).items():
             promise = PROMISES[key]
@@ -78,14 +64,6 @@ def check(config: CheckConfig, on_note: Callable[[str], None] = lambda _: None) 
                 "kind": "check", "key": key, **promise._asdict(), "measured": value,
                 "verdict": promise.verdict(value), **origin(),
             }  # fmt: skip
-
-
-def _smaller(plan: NetConfig) -> NetConfig:
-    import dataclasses
-
-    methods = tuple(name for name in plan.methods if name != "ddp-powersgd")
-    workers = tuple(number for number in plan.workers if number <= 4)
-    return dataclasses.replace(plan, **{**_QUICK, "methods": methods, "workers": workers})  # type: ignore[arg-type]
 
 
 def _ratio(over: Row, under: Row) -> float:

@@ -70,7 +70,16 @@ class NetConfig:
                 read(name)
         if not self.workers:
             raise ValueError("workers must be at least one number, got none. Leave the option out.")
+        if any(parse_workload(name).numel for name in self.models):
+            self._require_vector_methods()
         self._require_numbers()
+
+    def _require_vector_methods(self) -> None:
+        for name in self.methods:
+            if name.strip() in (ALONE, "ddp-powersgd"):
+                raise ValueError(f"methods of a vector must exchange a vector, got {name}. Leave it out.")
+        if self.until_loss is not None:
+            raise ValueError(f"until_loss must be left out for a vector, got {self.until_loss}. A vector has no loss.")
 
     def _require_numbers(self) -> None:
         for number in self.workers:
@@ -139,19 +148,17 @@ class NetBench:
     def _measure(self, ranks: Ranks, setting: Setting) -> list[Row]:
         methods = [parse_method(name) for name in self.config.methods]
         if not setting.workload.numel and self.config.until_loss is None:
-            methods = [parse_method(ALONE), *methods]
+            methods = [parse_method(ALONE), *(method for method in methods if method.name != ALONE)]
         load = os.getloadavg()[0]
         rounds: dict[str, list[list[Window]]] = {method.name: [] for method in methods}
         for turn in range(self.config.rounds if self.config.until_loss is None else 1):
             for method in methods:
-                if setting.workload.numel and method.name in (ALONE, "ddp-powersgd"):
-                    continue
                 self.on_note(f"{setting}: {method.name}, round {turn + 1}")
                 rounds[method.name].append(self._window(ranks, setting, method))
         shared = {
             **_about(setting, self.config), "load_before": round(load, 2), **origin(),
         }  # fmt: skip
-        rows = [_row(method, rounds[method.name]) for method in methods if rounds[method.name]]
+        rows = [_row(method, rounds[method.name]) for method in methods]
         _compare(rows)
         return [{**row, **shared} for row in rows]
 
@@ -176,6 +183,7 @@ class NetBench:
 
 def _about(setting: Setting, config: NetConfig) -> Row:
     return {
+        "kind": "net",
         "model": setting.workload.name,
         "workers": setting.world_size,
         "rate": setting.rate.name,
@@ -200,7 +208,6 @@ def _row(method: NetMethod, rounds: Sequence[Sequence[Window]]) -> Row:
     step_s = spread([statistics.fmean(row.step_s for row in step) for step in steps])
     counted = [_counted(windows) for windows in rounds]
     return {
-        "kind": "net",
         "method": method.name,
         "family": method.family,
         "numel": rounds[0][0].numel,

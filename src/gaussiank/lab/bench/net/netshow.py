@@ -16,7 +16,7 @@ from gaussiank.lab.bench.opstable import plain_text
 from gaussiank.lab.bench.rows import Row, RowWriter
 from gaussiank.lab.summary import MISSING, UNDERLINED
 
-from .netcheck import PROMISES, CheckConfig, check
+from .netcheck import PROMISES, check
 from .netplot import write_plots
 from .netrun import NetBench, NetConfig, possible
 from .nettable import setting_table, setting_title
@@ -50,7 +50,7 @@ def run_net(config: NetConfig, out: Path) -> int:
     return status
 
 
-def run_check(config: CheckConfig, out: Path) -> int:
+def run_check(seed: int, out: Path) -> int:
     """Measure the promises, write and show them; returns 1 when one is below its floor, 130 after Ctrl-C, else 0.
 
     Raises:
@@ -62,14 +62,12 @@ def run_check(config: CheckConfig, out: Path) -> int:
     console, status = Console(), 0
     with RowWriter(out) as writer, ending_in_order(), console.status("starting") as shown:
         try:
-            for row in check(config, shown.update):
+            for row in check(seed, shown.update):
                 writer.write(row)
         except KeyboardInterrupt:
             status = INTERRUPTED
     judged = [row for row in writer.rows if row["kind"] == "check"]
     console.print(_check_table(judged))
-    if config.quick:
-        console.print("The promises are for large models; --quick only tries whether the check runs.")
     console.print(f"Wrote {writer.path}", soft_wrap=True, highlight=False, markup=False)
     return status or int(any(row["verdict"] == "BELOW FLOOR" for row in judged))
 

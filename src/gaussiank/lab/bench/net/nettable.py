@@ -45,8 +45,11 @@ def setting_table(rows: Sequence[Row]) -> Group:
         )
     seconds = [f"{row['method']} {row['loss_s']:.2f} s" for row in rows if row["loss_s"] is not None]
     title = Text(setting_title(rows[0]), style="bold")
-    below = [Text(f"Time to a loss of {rows[0]['until_loss']:g}: {', '.join(seconds) or 'none reached it'}.")]
-    return Group(title, table, *(below if rows[0]["until_loss"] is not None else []))
+    target = rows[0]["until_loss"]
+    if target is None:
+        return Group(title, table)
+    below = Text(f"Time to a loss of {target:g}: {', '.join(seconds) or 'none reached it'}.")
+    return Group(title, table, below)
 
 
 def off_percent(row: Row) -> float:

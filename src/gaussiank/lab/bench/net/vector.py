@@ -26,17 +26,12 @@ class VectorCarrier:
     """Exchange one vector a step, from gradient to mean; a fresh gradient is drawn before the clock runs.
 
     Args:
-        method: the way; not PowerSGD, which needs matrices, nor none.
+        method: the way, but neither PowerSGD, which needs matrices, nor none at all.
         numel: entries.
         density: share of entries to send.
-
-    Raises:
-        ValueError: a method without a vector's form.
     """
 
     def __init__(self, method: NetMethod, numel: int, density: float) -> None:
-        if method.name in ("alone", "ddp-powersgd"):
-            raise ValueError(f"methods of a vector must exchange one, got {method.name}. Leave it out.")
         self.numel = numel
         self._method, self._density = method, density
         self._random = torch.Generator().manual_seed(dist.get_rank())

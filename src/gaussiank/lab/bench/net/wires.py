@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ DEVICE = "gk0"
 
 _BRIDGE = "gkhub"
 _NEW_NETWORK = 0x40000000  # CLONE_NEWNET
+_NET_ADMIN, _SYS_ADMIN = 12, 21  # numbers of capabilities
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
@@ -31,12 +33,17 @@ def missing() -> str | None:
     """Return why ranks cannot have networks of their own here, in a few words; None when they can."""
     if sys.platform != "linux":
         return f"network namespaces need Linux, this is {sys.platform}"
-    if os.geteuid() != 0:
-        return "network namespaces need root"
+    if not _allowed():
+        return "network namespaces need root (CAP_SYS_ADMIN and CAP_NET_ADMIN)"
     absent = [tool for tool in ("ip", "tc") if shutil.which(tool) is None]
     if absent:
         return f"the command {' and '.join(absent)} is missing (package iproute2)"
     return None
+
+
+def _allowed(status: Path = Path("/proc/self/status")) -> bool:
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", status.read_text(encoding="utf-8"), re.MULTILINE)
+    return found is not None and all(int(found[1], 16) >> number & 1 for number in (_NET_ADMIN, _SYS_ADMIN))
 
 
 def address(rank: int) -> str:
