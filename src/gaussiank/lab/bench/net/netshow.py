@@ -35,7 +35,9 @@ def run_net(config: NetConfig, out: Path) -> int:
     """
     console, status = Console(), 0
     say_refused(console, config.rates)
-    with RowWriter(out) as writer, ending_in_order(), console.status("starting") as shown:
+    with ending_in_order(), RowWriter(out) as writer, console.status("starting") as shown:
+        settings = len(config.models) * len(config.rates) * len(config.workers)
+        console.print(f"Measuring {len(config.methods)} methods in {settings} settings.", "", highlight=False)
         try:
             for rows in NetBench(config, shown.update).run():
                 for row in rows:
@@ -60,7 +62,7 @@ def run_check(seed: int, out: Path) -> int:
     if (reason := missing()) is not None:
         raise RuntimeError(f"check must have links of a given rate: {reason}.")
     console, status = Console(), 0
-    with RowWriter(out) as writer, ending_in_order(), console.status("starting") as shown:
+    with ending_in_order(), RowWriter(out) as writer, console.status("starting") as shown:
         try:
             for row in check(seed, shown.update):
                 writer.write(row)
