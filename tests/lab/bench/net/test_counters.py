@@ -24,6 +24,7 @@ def test_columns_and_headers_are_told_apart(tmp_path: Path) -> None:
     later = found.since(Counters(1_000_000, 1000, 0, 0))
     assert later.sent_content_bytes == 1_000_000 - 66 * 2000
     assert later.received_content_bytes == 1_000_000 - 66 * 1000
+    assert later.without(Counters(1000, 10, 4_000_000, 0), 0.5) == Counters(999_500, 1995, 0, 1000)
 
 
 def test_a_missing_device_is_named(tmp_path: Path) -> None:

@@ -41,11 +41,13 @@ def test_bad_input_gets_one_sentence(
 def test_a_run_that_is_told_to_end_keeps_its_rows(tmp_path: Path) -> None:
     long = ["--models", "vector:1e4", "--rates", "loopback", "--workers", "1", "--rounds", "1", "--methods", "ddp"]
     forever = [*long[:1], "vector:1e4,vector:2e4", *long[2:], "--steps", "1000000", "--budget-s", "1000"]
-    run = subprocess.Popen([*BENCH, *forever, "--out", str(tmp_path)], stdout=subprocess.PIPE, env=ENV, text=True)
-    assert run.stdout is not None
-    assert run.stdout.readline() == "Measuring 1 methods in 2 settings.\n"
-    run.send_signal(signal.SIGTERM)
-    run.communicate(timeout=60)
+    command = [*BENCH, *forever, "--out", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=ENV, text=True) as run:
+        try:
+            assert run.stdout is not None
+            assert run.stdout.readline() == "Measuring 1 methods in 2 settings.\n"
+        finally:
+            run.send_signal(signal.SIGTERM)
     assert run.returncode == 128 + signal.SIGTERM
     assert read_rows(tmp_path) == []
 

@@ -29,6 +29,10 @@ class Counters(NamedTuple):
         """Return what came on top of an earlier count."""
         return Counters(*(now - then for now, then in zip(self, earlier, strict=True)))
 
+    def without(self, part: Counters, times: float) -> Counters:
+        """Return the rest when a part is taken off several times, but never less than nothing."""
+        return Counters(*(max(0, round(all_ - times * one)) for all_, one in zip(self, part, strict=True)))
+
     @property
     def sent_content_bytes(self) -> int:
         """Bytes sent without the headers of packets."""

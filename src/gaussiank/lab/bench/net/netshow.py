@@ -37,7 +37,7 @@ def run_net(config: NetConfig, out: Path) -> int:
     say_refused(console, config.rates)
     with ending_in_order(), RowWriter(out) as writer, console.status("starting") as shown:
         settings = len(config.models) * len(config.rates) * len(config.workers)
-        console.print(f"Measuring {len(config.methods)} methods in {settings} settings.", "", highlight=False)
+        console.print(f"Measuring {len(config.methods)} methods in {settings} settings.\n", highlight=False)
         try:
             for rows in NetBench(config, shown.update).run():
                 for row in rows:
