@@ -16,12 +16,14 @@ import pytest
 import torch.distributed as dist
 
 from gaussiank.lab import run as lab_run
+from gaussiank.lab import train_command
 from gaussiank.lab.checkpoint import CheckpointFolder, CheckpointPlan, find_resume
 from gaussiank.lab.config import TrainConfig
 from gaussiank.lab.launch import launch, restarts
 from gaussiank.lab.records import Records, read_records
 from gaussiank.lab.run import run
 from gaussiank.lab.stepper import Stepper
+from gaussiank.lab.train_command import Options
 
 CONFIG = TrainConfig(
     model="fnn3",
@@ -174,6 +176,24 @@ def test_torchrun_starts_workers_again_and_they_go_on_by_themselves(whole: Path,
     assert done.returncode == 0, done.stderr
     assert "Resumed topk after step 2" in done.stdout
     assert digests(tmp_path / "run") == digests(whole)
+
+
+def test_a_finished_run_goes_on_to_more_steps_and_ends_as_a_longer_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train_command, "run", quick_run)
+    settings = {**CONFIG.as_record(), "methods": ("topk",), "warmup": "dgc", "warmup_steps": 5}
+    for name, steps in (("long", 9), ("run", 5)):
+        options = Options(out=tmp_path / name, checkpoint_every=3)
+        train_command.start(options, {**settings, "steps": steps})
+    train_command.start(Options(resume=tmp_path / "run"), {"steps": 9})
+    printed = capfd.readouterr().out
+    assert "Resumed topk after step 5" in printed
+    assert "It ends after step 9 now, with the learning rates of a run of that length." in printed
+    long, run = read_records(tmp_path / "long"), read_records(tmp_path / "run")
+    assert digests(tmp_path / "run") == digests(tmp_path / "long")
+    assert [record["step"] for record in run.evals] == [3, 5, 6, 9]  # 5: where it ended
+    assert [record for record in numbers(run) if record.get("step") != 5 or "epoch" not in record] == numbers(long)
 
 
 def test_another_number_of_workers_keeps_the_residuals_mass(

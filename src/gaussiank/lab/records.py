@@ -116,7 +116,7 @@ class Records:
 
     Attributes:
         path: The file that was read.
-        run: The run record: configuration, machine, versions.
+        run: The run record: configuration as it was in the end, machine, versions.
         steps: Step records, in the order written.
         evals: Evaluation records, in the order written.
         methods: One record for every method that finished.
@@ -203,7 +203,7 @@ def read_records(run_dir: str | Path) -> Records:
             "Pass a directory that gaussiank train has written."
         ) from None
     records, truncated = parse_lines(path, data)
-    run = _run_record(path, records)
+    run = _with_changes(_run_record(path, records), records)
     found: dict[str, list[dict[str, Any]]] = {"step": [], "eval": [], "method": []}
     for index, record in _after_first(path, records):
         if record["kind"] in found:
@@ -265,6 +265,17 @@ def _run_record(path: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
             f"Read this run with the gaussiank that wrote it ({run.get('gaussiank', 'unknown version')})."
         )
     return run
+
+
+def _with_changes(run: dict[str, Any], records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the run record with the settings that a resume has changed, its length for example."""
+    config = run.get("config")
+    changes = [record["config"] for record in records if record["kind"] == "resume" and "config" in record]
+    if not isinstance(config, dict) or not all(isinstance(change, dict) for change in changes):
+        return run
+    for change in changes:
+        config = {**config, **change}
+    return {**run, "config": config}
 
 
 def _after_first(path: Path, records: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:

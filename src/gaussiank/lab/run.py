@@ -19,6 +19,7 @@ from rich.console import Console
 import gaussiank
 from gaussiank.collectives import require_agreement
 from gaussiank.lab.checkpoint import (
+    LENGTH,
     CheckpointFolder,
     CheckpointPlan,
     Manifest,
@@ -49,9 +50,19 @@ def require_startable(config: TrainConfig) -> None:
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device must be cpu where torch sees no CUDA, got {config.device!r}. Leave it out.")
+    epoch_steps_of(config)
+
+
+def epoch_steps_of(config: TrainConfig) -> int:
+    """Return the optimizer steps in an epoch of a run; reads its data.
+
+    Raises:
+        ValueError: a damaged file, or a batch that does not fit the data.
+        FileNotFoundError: the data are not there.
+    """
     train = config.load_data().train
     batches = Batches(train, config.batch_size, rank=0, world_size=config.workers, seed=config.seed)
-    config.epoch_steps(len(batches))
+    return config.epoch_steps(len(batches))
 
 
 def run(
@@ -172,7 +183,7 @@ class _Run:
         if resume is not None:
             state = load_worker(resume)
             training.restore(state)
-            self._say_resumed(resume, state)
+            self._say_resumed(resume, state, training.steps)
         self.report({"kind": "begin", "method": method, "steps": training.steps, "done": training.done})
         if self._progress:
             self._progress.begin(method, training.steps, training.done)
@@ -182,15 +193,20 @@ class _Run:
             if self._progress:
                 self._progress.say(f"Gradients: {study_dir(self._run_dir, method)}, for gaussiank analyze")
 
-    def _say_resumed(self, resume: Resume, state: WorkerState) -> None:
+    def _say_resumed(self, resume: Resume, state: WorkerState, steps: int) -> None:
         manifest, workers = resume.manifest, dist.get_world_size()
+        config = self._config.as_record()
+        length = {name: config[name] for name in LENGTH if config[name] != manifest.config.get(name)}
         record = {"kind": "resume", "method": manifest.method, "step": manifest.step, "checkpoint": str(resume.path)}
-        self.report({**record, "workers": workers, "mass_change": state.mass_change})
+        changes = {"workers": workers, "mass_change": state.mass_change, **({"config": length} if length else {})}
+        self.report({**record, **changes})
         if self._progress:
             changed = [name for name, value in _versions().items() if value != manifest.versions.get(name)]
             if changed:
                 self._progress.say(f"Saved with another {', '.join(changed)}: the last bits may differ.")
             self._progress.say(f"Resumed {manifest.method} after step {manifest.step}: {resume.path}")
+            if length:
+                self._progress.say(f"It ends after step {steps} now, with the learning rates of a run of that length.")
             if state.mass_change is not None:
                 self._progress.say(
                     f"Residuals of {manifest.world_size} workers went to {workers}: the sum over workers of residual / "

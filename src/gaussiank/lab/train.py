@@ -82,7 +82,8 @@ class Training:
     @property
     def steps(self) -> int:
         """Steps that the whole training takes."""
-        return self._config.steps or self._config.epochs * self._epoch_steps - self._ahead
+        ahead = 0 if self._config.steps else self._ahead  # of a place in the data, which steps alone do not name
+        return self._config.total_steps(self._epoch_steps) - ahead
 
     def run(self) -> dict[str, Any]:
         """Train to the end; returns and reports the method's closing record."""

@@ -15,6 +15,7 @@ from gaussiank.lab.checkpoint import CHECKPOINTS_NAME, CheckpointPlan, Resume, f
 from gaussiank.lab.config import TrainConfig
 from gaussiank.lab.config_file import checked_fields, read_config
 from gaussiank.lab.launch import launch, restarts, under_torchrun, world_size
+from gaussiank.lab.length import require_length
 from gaussiank.lab.recipes import resolve
 from gaussiank.lab.records import RECORDS_NAME
 from gaussiank.lab.run import records_of, require_startable, run
@@ -60,6 +61,7 @@ def start(options: Options, given: Mapping[str, Any]) -> None:
     if not restarts():  # what was started once can be started again
         if resume is not None:
             _require_resumable(resume, run_dir)
+            require_length(resume, settings)
         elif (run_dir / RECORDS_NAME).exists():
             raise FileExistsError(f"out must be a directory without records, got {run_dir}. Choose another one.")
         require_trackers(trackers)
@@ -119,7 +121,7 @@ def _settings(options: Options, given: Mapping[str, Any], resume: Resume | None)
         fields = resolve(options.recipe, None if options.config is None else read_config(options.config), given)
     else:
         resume.require_same(given)
-        fields = {**checked_fields(resume.manifest.config, str(resume.path)), **given}
+        fields = resolve(None, checked_fields(resume.manifest.config, str(resume.path)), given)
     fields["workers"] = world_size(given.get("workers"), fields.get("workers"))
     return TrainConfig(**fields)
 
