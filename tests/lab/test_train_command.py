@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,31 @@ def test_another_format_or_release_is_refused(run_dir: Path) -> None:
         start(Options(resume=run_dir), {})
 
 
+def test_a_resumed_run_records_gradients_as_it_did_or_not_at_all(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched: list[Any] = []
+    monkeypatch.setattr(train_command, "launch", lambda *given, **_: launched.append(given[7]))
+    study = run_dir / "topk" / "gradients.jsonl"
+    study.parent.mkdir()
+    study.write_text("ab")
+    rewrite_manifest(run_dir, study={"every": 7, "size_bytes": 2, "crc32": zlib.crc32(b"ab")})
+    start(Options(resume=run_dir), {})
+    start(Options(resume=run_dir, record=7), {})
+    assert launched == 2 * [{"every": 7}]
+    with pytest.raises(ValueError, match=r"^record must be 7, as in .*, got 50. Leave it out.$"):
+        start(Options(resume=run_dir, record=50), {})
+    study.write_text("ba")
+    before = contents(run_dir)
+    with pytest.raises(ValueError, match=r"gradients.jsonl must begin with the 2 bytes that it had at the checkpoint"):
+        start(Options(resume=run_dir), {})
+    assert contents(run_dir) == before
+    rewrite_manifest(run_dir, study=None)
+    start(Options(resume=run_dir), {})
+    start(Options(resume=run_dir, record=50), {})
+    assert launched[2:] == [None, {"every": 50}]
+
+
 def test_an_older_checkpoint_needs_a_directory_of_its_own(run_dir: Path, tmp_path: Path) -> None:
     older = run_dir / "checkpoints" / "00-topk-step-00000002"
     with pytest.raises(ValueError, match=r"^resume must be the last checkpoint of a run .*, got 00-topk-step-00000002"):
@@ -215,6 +241,7 @@ def test_a_path_without_checkpoints_is_refused(tmp_path: Path) -> None:
         ({"checkpoint_every": 5, "checkpoint_form": "zip"}, "^checkpoint_form must be one of plain, dcp, got 'zip'"),
         ({"max_restarts": 2}, "^max_restarts must come with checkpoint_every, got 2 alone"),
         ({"max_restarts": -1}, "^max_restarts must not be negative, got -1"),
+        ({"record": 0}, "^record must be at least 1, got 0"),
         ({"track": "mlflow"}, "^track must be tensorboard, wandb or wandb:PROJECT, got 'mlflow'"),
         ({"resume": Path("x"), "recipe": "paper"}, "^recipe must be left out with resume, got paper"),
         ({"resume": Path("x"), "config": Path("y")}, "^config must be left out with resume, got y"),

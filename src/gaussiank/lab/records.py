@@ -237,6 +237,24 @@ def parse_lines(path: Path, data: bytes) -> tuple[list[dict[str, Any]], bool]:
     return records, False
 
 
+def written_before(path: Path, size_bytes: int, crc32: int) -> bytes:
+    """Return the first bytes of a file, as many as it had at a checkpoint; none when it is gone.
+
+    Raises:
+        ValueError: They are not what they were.
+    """
+    if not path.is_file():
+        return b""
+    with path.open("rb") as file:
+        data = file.read(size_bytes)
+    if zlib.crc32(data) != crc32:
+        raise ValueError(
+            f"{path} must begin with the {size_bytes} bytes that it had at the checkpoint, got others. "
+            "Restore the file, or move it away to go on without what was recorded."
+        )
+    return data
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None

@@ -6,8 +6,6 @@ import contextlib
 import datetime
 import os
 import platform
-import re
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,11 +30,14 @@ from gaussiank.lab.checkpoint import (
 from gaussiank.lab.config import TrainConfig
 from gaussiank.lab.config_file import write_config
 from gaussiank.lab.data import Batches, Data
+from gaussiank.lab.durable import write_whole
 from gaussiank.lab.launch import restarts
 from gaussiank.lab.machine import cpu_name
 from gaussiank.lab.progress import LiveProgress
-from gaussiank.lab.records import RECORDS_NAME, RecordWriter, read_records
+from gaussiank.lab.records import RecordWriter, read_records
+from gaussiank.lab.run_files import records_of, study_dir, study_of
 from gaussiank.lab.study.recorder import Recorder
+from gaussiank.lab.study.study import STUDY_NAME
 from gaussiank.lab.trackers import Tracker, open_trackers
 from gaussiank.lab.train import Training
 
@@ -130,6 +131,8 @@ class _Run:
     ) -> None:
         self._config, self._run_dir, self._data, self._parameters = config, run_dir, data, parameters
         self._plan, self._resume, self._record = plan, resume, record
+        self._goes_on = bool(restarts()) or (resume is not None and run_dir.resolve() == resume.run_dir)
+        self._recorder: Recorder | None = None
         self._leads = dist.get_rank() == 0
         self._console = Console()
         self._writer: RecordWriter | None = None
@@ -176,10 +179,10 @@ class _Run:
 
     def train(self, method: str) -> None:
         """Train with one method to its end."""
-        saver = None if self._plan is None else Saver(self._plan, self._describe)
-        recorder = None if self._record is None else Recorder(study_dir(self._run_dir, method), **self._record)
-        training = Training(self._config, method, self._data, self.report, saver, recorder)
         resume, self._resume = self._resume, None  # the methods after it begin at their beginning
+        saver = None if self._plan is None else Saver(self._plan, self._describe)
+        recorder = self._recorder = self._make_recorder(method, resume)
+        training = Training(self._config, method, self._data, self.report, saver, recorder)
         if resume is not None:
             state = load_worker(resume)
             training.restore(state)
@@ -192,6 +195,19 @@ class _Run:
             recorder.close()
             if self._progress:
                 self._progress.say(f"Gradients: {study_dir(self._run_dir, method)}, for gaussiank analyze")
+
+    def _make_recorder(self, method: str, resume: Resume | None) -> Recorder | None:
+        """Return what records a method's gradients; where the run goes on, it does so too."""
+        if self._record is None:
+            return None
+        folder = study_dir(self._run_dir, method)
+        if self._leads:
+            if study := b"" if resume is None else study_of(resume):
+                folder.mkdir(parents=True, exist_ok=True)
+                write_whole(folder / STUDY_NAME, study)
+            elif self._goes_on:  # left by a start whose steps are taken again, as in the run's records
+                (folder / STUDY_NAME).unlink(missing_ok=True)
+        return Recorder(folder, **self._record, resume=resume is not None)
 
     def _say_resumed(self, resume: Resume, state: WorkerState, steps: int) -> None:
         manifest, workers = resume.manifest, dist.get_world_size()
@@ -232,36 +248,15 @@ class _Run:
             every=self._plan.every,
             keep=self._plan.keep,
             versions=_versions(),
+            study=self._study(),
         )
 
-
-def records_of(resume: Resume) -> bytes:
-    """Return the records that a run had written by its checkpoint; none when its directory is gone.
-
-    Raises:
-        ValueError: they are not what they were.
-    """
-    manifest, path = resume.manifest, resume.run_dir / RECORDS_NAME
-    if not path.is_file():
-        return b""
-    with path.open("rb") as file:
-        data = file.read(manifest.records_bytes)
-    if zlib.crc32(data) != manifest.records_crc32:
-        raise ValueError(
-            f"{path} must begin with the {manifest.records_bytes} bytes that it had at the checkpoint, got others. "
-            "Restore the file, or move it away and give --out to go on without its records."
-        )
-    return data
-
-
-def study_dir(run_dir: Path, method: str) -> Path:
-    """Return where the gradients of one method are recorded.
-
-    Example:
-        >>> study_dir(Path("runs/one"), "gaussiank:mode=published").as_posix()
-        'runs/one/gaussiank-mode=published'
-    """
-    return run_dir / re.sub(r"[^A-Za-z0-9=._]+", "-", method)
+    def _study(self) -> dict[str, Any] | None:
+        """Say what is recorded of the gradients, and how far that has come."""
+        if self._record is None or self._recorder is None:
+            return None
+        size_bytes, crc32 = self._recorder.written
+        return {**self._record, "size_bytes": size_bytes, "crc32": crc32}
 
 
 def _parameters(config: TrainConfig, data: Data) -> dict[str, list[int]]:
