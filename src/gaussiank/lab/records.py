@@ -7,7 +7,7 @@ import math
 import os
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TextIO
@@ -121,6 +121,7 @@ class Records:
         evals: Evaluation records, in the order written.
         methods: One record for every method that finished.
         truncated: Whether the last line was cut short, as a killed run leaves it; that line is not in the lists.
+        runs: Of several runs read as one, the path of each by its short name.
     """
 
     path: Path
@@ -129,6 +130,7 @@ class Records:
     evals: list[dict[str, Any]]
     methods: list[dict[str, Any]]
     truncated: bool = False
+    runs: dict[str, str] = field(default_factory=dict)
 
     @property
     def metric(self) -> Metric:

@@ -167,9 +167,10 @@ def _record(options: Options, resume: Resume | None) -> dict[str, Any] | None:
 
 def _require_unused(run_dir: Path, settings: TrainConfig) -> None:
     """Raise when a run would overwrite another's records."""
-    for path in (run_dir / RECORDS_NAME, *(study_dir(run_dir, method) / STUDY_NAME for method in settings.methods)):
-        if path.exists():
-            raise FileExistsError(f"out must be a directory without records, got {path}. Choose another one.")
+    studies = [study_dir(run_dir, method) for method in settings.methods]
+    for folder, name in ((run_dir, RECORDS_NAME), *((folder, STUDY_NAME) for folder in studies)):
+        if (folder / name).exists():
+            raise FileExistsError(f"out must be a directory without records, got {folder}. Choose another one.")
 
 
 def _require_resumable(resume: Resume, run_dir: Path, settings: TrainConfig) -> None:
