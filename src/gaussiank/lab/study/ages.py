@@ -73,6 +73,22 @@ class Ages:
             "never_sent": float((ages > step).mean()),
         }
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return when each followed entry was last sent."""
+        self._look_up()
+        return {"sent_at": self._sent_at.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on where ``state_dict`` was taken, of the same model and seed.
+
+        Raises:
+            ValueError: the model has another number of entries.
+        """
+        sent_at = state["sent_at"]
+        if sent_at.shape != self._sent_at.shape:
+            raise ValueError(f"ages must follow {self._sent_at.numel()} entries, got {sent_at.numel()}. Load its own.")
+        self._sent_at, self._waiting, self._waiting_entries = sent_at.clone(), {}, 0
+
     def _look_up(self) -> None:
         """Find the followed entries among all that was sent since the last time."""
         waiting, self._waiting, self._waiting_entries = self._waiting, {}, 0
