@@ -64,7 +64,8 @@ def compress(
             every selection to everyone; with many workers ``split`` sends less.
         wire: how entries travel: ``index+values`` or a ``codec.Wire``. The default is ``rice+bf16`` on a CPU, at
             most 29 bits an entry at density 0.001, and ``chunks+bf16`` elsewhere, 32 bits and no wait for the device.
-            What rounding takes off stays in the residual; ``raw+fp32`` rounds nothing.
+            What rounding takes off stays in the residual; ``raw+fp32`` rounds nothing. ``randomk:shared=true`` sends
+            no indices with ``allgather`` and ``leader``, whatever the index code.
         timeout_s: seconds after which an exchange fails that a worker did not answer, above 0; larger than any pause
             that one worker takes alone between two backwards, for an evaluation or a checkpoint. The first two steps
             also wait for DDP itself, which has the process group's own time-out.

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from gaussiank.codec import chosen_wire
-from gaussiank.collectives import parse_collective
+from gaussiank.collectives import parse_collective, require_feedback
 from gaussiank.compressors import Compressor, parse_compressor
-from gaussiank.journey import require_feedback
 from gaussiank.lab.data import DATASETS, Data, Wanted
 from gaussiank.lab.learning_rate import LRSchedule
 from gaussiank.lab.models import ModelSpec, find_model

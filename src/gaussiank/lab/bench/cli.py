@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from gaussiank.lab.bench.net.cli import net_command
+
 bench = typer.Typer(
     name="bench",
     help="Measure on this machine, and write rows, a table and a plot.",
@@ -69,6 +71,9 @@ def ops_command(
         raise typer.Exit(run_check(out, quick=quick, seed=seed))
     trial: dict[str, Any] = {"sizes": (10_000, 100_000), "laws": ("normal", "residual"), "repeats": 3} if quick else {}
     raise typer.Exit(run_ops(OpsConfig(seed=seed, **(trial | given)), out))
+
+
+bench.command("net")(net_command)
 
 
 def _parts(text: str) -> tuple[str, ...]:

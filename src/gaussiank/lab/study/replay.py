@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from gaussiank import codec
+from gaussiank.codec import Wire
+from gaussiank.collectives import AllGather, fitting_wire
 from gaussiank.compressors import Compressor, GaussianK, parse_compressor
 from gaussiank.lab.study.study import read_study
 from gaussiank.lab.study.vectors import Piece, Snapshot, snapshots
@@ -33,7 +34,7 @@ class Replayed:
         density: asked for; NaN in the run's own row where it changed.
         contraction: mean share of energy that stays.
         kept_over_k: entries kept over entries asked for, over all snapshots.
-        bits_per_entry: payload bits for each entry kept; NaN for the run.
+        bits_per_entry: payload bits for each entry kept, on the run's wire; NaN for the run.
         bits_per_element: payload bits for each entry of the vector; NaN for the run.
         select_us: time of a selection in microseconds, median over vectors; NaN for the run.
         snapshots: vectors looked at.
@@ -73,14 +74,22 @@ def replay(run_dir: str | Path, operators: Sequence[str], densities: Sequence[fl
         require_density(density, "densities")
     study = read_study(run_dir)
     per_layer = study.run.get("compression", {}).get("scope") == "layer"
-    shots = snapshots(run_dir)
+    shots, wire = snapshots(run_dir), _wire(study.run.get("compression", {}).get("wire"))
     rows = [_in_run(shots)]
     for spec, compressor in compressors.items():
-        rows += [_replay(spec, compressor, density, shots, per_layer) for density in densities or [math.nan]]
+        rows += [_replay(spec, compressor, density, shots, per_layer, wire) for density in densities or [math.nan]]
     return rows
 
 
-def _replay(spec: str, compressor: Compressor, density: float, shots: Sequence[Snapshot], per_layer: bool) -> Replayed:
+def _wire(recorded: str | None) -> Wire:
+    """Return the wire of the run; the default one where none was recorded, and where no indices were sent."""
+    wire = Wire() if recorded is None else Wire.parse(recorded)
+    return Wire(Wire.index, wire.values, wire.rounding) if wire.index == "seed" else wire
+
+
+def _replay(
+    spec: str, compressor: Compressor, density: float, shots: Sequence[Snapshot], per_layer: bool, wire: Wire
+) -> Replayed:
     k = kept = numel = bits = 0
     contractions, times, asked = [], [], []
     for shot in shots:
@@ -95,7 +104,7 @@ def _replay(spec: str, compressor: Compressor, density: float, shots: Sequence[S
             k += selector.k(layout, want)
             kept += sparse.kept
             numel += layout.numel
-            bits += payload_bits(sparse)
+            bits += payload_bits(sparse, fitting_wire(wire, compressor, AllGather()))
             rest = accumulated.double()
             energy += float(rest.square().sum())
             rest[sparse.indices] = 0
@@ -124,9 +133,11 @@ def _best_us(work: Callable[[], object]) -> float:
     return 1e6 * min(times)
 
 
-def payload_bits(sparse: SparseGradient) -> int:
-    """Return the bits that a selection takes on the wire, header included."""
-    return 8 * codec.encode(sparse).numel()
+def payload_bits(sparse: SparseGradient, wire: Wire) -> int:
+    """Return the bits that a selection takes on a wire, header included."""
+    if wire.index == "seed":  # its size does not depend on the draw
+        return 8 * wire.max_bytes(sparse.kept, sparse.numel, sparse.values.dtype)
+    return 8 * wire.pack(sparse).size
 
 
 def _in_run(shots: Sequence[Snapshot]) -> Replayed:

@@ -47,7 +47,8 @@ class Part:
             self.accumulated = self.grad.float() if self.residual is None else self.grad + self.residual
         else:
             self.accumulated = residual_after.clone()
-            self.accumulated[self.sparse.indices] += self.sparse.values
+            # not added: what has come back since, rounded off or left out of the message, is in the residual there
+            self.accumulated[self.sparse.indices] = self.sparse.values
 
     def vectors(self) -> dict[str, Tensor]:
         """Return the vectors there are, by the names they have in records."""
