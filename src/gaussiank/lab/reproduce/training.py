@@ -11,7 +11,7 @@ from gaussiank.lab.records import number
 from gaussiank.lab.reproduce.drawing import Curve
 from gaussiank.lab.reproduce.job import Job
 from gaussiank.lab.reproduce.recipe import Scale
-from gaussiank.lab.reproduce.settings import SEEDS, config, models
+from gaussiank.lab.reproduce.settings import PAPER_MODELS, SEEDS, config, models
 
 RANDOM = "randomk:feedback=false"
 PUBLISHED = "gaussiank:mode=published"
@@ -29,9 +29,9 @@ def main_jobs(scale: Scale) -> list[Job]:
 
 
 def study_jobs(scale: Scale) -> list[Job]:
-    """Return the runs whose gradients are recorded: Dense-SGD and TopK-SGD."""
+    """Return the runs whose gradients are recorded: Dense-SGD and TopK-SGD on the six models."""
     jobs = []
-    for model in models(scale):
+    for model in models(scale, PAPER_MODELS):
         settings = config(model, scale, ("dense", "topk"))
         steps = settings.steps or 1000
         jobs.append(Job(settings, record_every=max(1, steps // 20), operators=STUDY_OPERATORS))

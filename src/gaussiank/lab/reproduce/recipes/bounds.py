@@ -9,7 +9,7 @@ import numpy as np
 
 from gaussiank.lab.reproduce.drawing import Curve, band_figure
 from gaussiank.lab.reproduce.recipe import Drawing, Outcome, Recipe, Scale, Verdict
-from gaussiank.lab.reproduce.settings import standins
+from gaussiank.lab.reproduce.settings import PAPER_MODELS, standins
 from gaussiank.lab.reproduce.training import study_jobs
 from gaussiank.lab.study.shape_plots import energy_against_density
 from gaussiank.lab.study.summary import law_name, layer_vectors, shapes, tallies, whole_vectors
@@ -83,7 +83,7 @@ def conclude_real(out: Path, scale: Scale) -> Outcome:
         f"{LINEAR.delta(0.001):.4f}, {SQUARED.delta(0.001):.4f} and {CUBED.delta(0.001):.4f} of the energy."
     )
     header = ("model", "vectors", "bound", "looked at", "condition holds", "bound kept", "broken with condition")
-    return Outcome(verdict, because, header, tuple(rows), tuple(drawings), standins(scale))
+    return Outcome(verdict, because, header, tuple(rows), tuple(drawings), standins(scale, PAPER_MODELS))
 
 
 BOUNDS_SYNTHETIC = Recipe(

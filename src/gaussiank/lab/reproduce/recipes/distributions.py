@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gaussiank.lab.reproduce.recipe import Drawing, Outcome, Recipe, Scale, judge
-from gaussiank.lab.reproduce.settings import standins
+from gaussiank.lab.reproduce.settings import PAPER_MODELS, standins
 from gaussiank.lab.reproduce.training import study_jobs
 from gaussiank.lab.study.fit import best_fit
 from gaussiank.lab.study.shape_plots import cumulative, distributions, pi_against_line
@@ -47,7 +47,7 @@ def conclude_histograms(out: Path, scale: Scale) -> Outcome:
         "the entries. A bell need not be normal: see the nearest law of each."
     )
     header = ("model", "method", "bells", "largest dip", "kurtosis at the end", "nearest law at the end (distance)")
-    return Outcome(verdict, because, header, tuple(rows), tuple(drawings), standins(scale))
+    return Outcome(verdict, because, header, tuple(rows), tuple(drawings), standins(scale, PAPER_MODELS))
 
 
 def conclude_pi_squared(out: Path, scale: Scale) -> Outcome:
@@ -78,7 +78,7 @@ def conclude_pi_squared(out: Path, scale: Scale) -> Outcome:
         "the ordered entries."
     )
     header = ("model", "method", "under the line", "convex, to zero", "weaker condition that is enough")
-    return Outcome(verdict, because, header, tuple(rows), tuple(drawings), standins(scale))
+    return Outcome(verdict, because, header, tuple(rows), tuple(drawings), standins(scale, PAPER_MODELS))
 
 
 HISTOGRAMS = Recipe(
