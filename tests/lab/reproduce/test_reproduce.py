@@ -234,7 +234,7 @@ def test_outcome_is_saved_whole_and_replaces_the_last(tmp_path: Path) -> None:
 def test_damaged_outcome(tmp_path: Path) -> None:
     place = tmp_path / "recipes" / "kept"
     place.mkdir(parents=True)
-    for text in ("{", "[]", '{"format": 7}'):
+    for text in ("{", "[]", '{"format": 1}'):
         (place / "outcome.json").write_text(text)
         with pytest.raises(ValueError, match="must be an outcome of this version"):
             read_outcome(tmp_path, "kept")

@@ -67,5 +67,6 @@ def page(recipe: Recipe, outcome: dict[str, Any] | None) -> str:
         parts.append("\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines))
     if outcome["standins"]:
         parts.append(f"**Stand-ins.** {outcome['standins']}")
-    origin = f"Scale {outcome['scale']}, {outcome['date']}, gaussiank {outcome['gaussiank']}, {outcome['machine']}."
+    version = f"gaussiank {outcome['gaussiank']}" + (f", commit {outcome['commit']}" if outcome["commit"] else "")
+    origin = f"Scale {outcome['scale']}, {outcome['date']}, {version}, {outcome['machine']}."
     return "\n\n".join([*parts, origin]) + "\n"

@@ -15,12 +15,13 @@ from typing import Any
 from rich.console import Console
 
 import gaussiank
+from gaussiank.lab.machine import commit, cpu_name
 from gaussiank.lab.plots import figure_svg
 from gaussiank.lab.reproduce.job import Job
 from gaussiank.lab.reproduce.recipe import Outcome, Recipe, Scale
 from gaussiank.lab.study.report import png, standalone
 
-FORMAT = 1
+FORMAT = 2
 OUTCOME_NAME = "outcome.json"
 
 
@@ -87,7 +88,8 @@ def save_outcome(recipe: Recipe, scale: Scale, outcome: Outcome, out: Path) -> d
         "standins": outcome.standins,
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "gaussiank": gaussiank.__version__,
-        "machine": f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}",
+        "commit": commit(),
+        "machine": f"{cpu_name()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}",
     }
     try:
         (unfinished / OUTCOME_NAME).write_text(json.dumps(saved, indent=1), encoding="utf-8")
