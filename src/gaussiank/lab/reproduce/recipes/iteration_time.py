@@ -43,7 +43,7 @@ def conclude(out: Path, scale: Scale) -> Outcome:
         + ", ".join(f"{100 * rows['Dense'].efficiency:.0f} %" for rows in last.values())
         + "."
     )
-    table = [
+    table: list[tuple[str, ...]] = [
         ("modelled", model, name, f"{WORKERS}", PRESET, seconds_text(row.step_s), f"{100 * row.efficiency:.0f}", "–")
         for model, rows in last.items()
         for name, row in rows.items()
