@@ -61,7 +61,7 @@ def warmup_jobs(scale: Scale) -> list[Job]:
 def batch_jobs(scale: Scale) -> list[Job]:
     """Return runs over the same number of examples in small and large batches."""
     jobs = []
-    for batch_size, share in ((8, 4.0), (32, 1.0), (128, 0.25)):
+    for batch_size, share in ((16, 2.0), (64, 0.5), (256, 0.125)):
         for model in models(scale, ("lenet5",)):
             for seed in SEEDS[scale]:
                 settings = config(model, scale, ("dense", "topk"), seed=seed, batch_size=batch_size)
