@@ -15,8 +15,8 @@ from gaussiank.sparse import SparseGradient
 class Residuals(Protocol):
     """What an observer may ask of the error feedback."""
 
-    def residual(self, name: str) -> Tensor:
-        """Return a copy of a parameter's committed residual, ``[numel]``."""
+    def residuals(self, names: Sequence[str]) -> Tensor:
+        """Return a copy of the committed residuals of some parameters, end to end: ``[sum of numels]``."""
         ...
 
     def settle(self) -> bool:

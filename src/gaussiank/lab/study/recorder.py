@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import gaussiank
 from gaussiank.compressors import parse_compressor
 from gaussiank.lab.records import RecordWriter
-from gaussiank.lab.study.ages import Ages
+from gaussiank.lab.study.ages import Ages, Sent
 from gaussiank.lab.study.boards import Board, open_board, show
 from gaussiank.lab.study.sample import Part, Sample
 from gaussiank.lab.study.study import FORMAT, STUDY_NAME
@@ -35,7 +35,7 @@ class Recorder:
     what was sent and of other operators, and notes kept/k of every step in between; rank 0 writes
     ``RUN/gradients.jsonl``, which ``gaussiank analyze RUN`` draws. Laws are fitted when a run is read, from
     the sketches, so they cost the training nothing. ``benchmarks/recorder_overhead.py`` measures what the rest costs:
-    at 50 steps a sample 0.4 % for ResNet-20, but above 2 % where a step takes a few milliseconds (FNN-3).
+    at 50 steps a sample 0.4 % for ResNet-20 and 1 % for LeNet-5, but about 2 % where a step takes 3 ms (FNN-3).
 
     Give it to ``gaussiank.compress(model, recorder=recorder)``, or without compression to
     ``recorder.watch(model, optimizer)``; close it after training, or use it as a context.
@@ -103,6 +103,8 @@ class Recorder:
         self._step = -1
         self._sample: Sample | None = None
         self._since: dict[int, list[int]] = {}  # step -> [k, kept], since the last record
+        self._log: list[Sent] = []
+        self._logged, self._log_limit = 0, 10_000  # entries in it, and how many it may hold
         self._plain: tuple[Layout, list[nn.Parameter]] | None = None
         self._handle: Any = None
 
@@ -155,10 +157,12 @@ class Recorder:
         self._open(config, numels, group)
         self._residuals = residuals
         self._ages = Ages(numels)
+        self._log_limit = max(10_000, sum(numels.values()) // 8)  # a byte an entry of the model
 
     def begin(self, step: int, density: float) -> None:
         """Write the sample of the last step, whose residuals are committed by now, and begin another."""
-        self._finish()
+        if self._sample is not None:
+            self._finish()
         self._step = step
         self._sample = Sample(step, density) if step % self._every == 0 else None
 
@@ -169,7 +173,7 @@ class Recorder:
         if self._writer is None:  # another rank: it only helps with the dense mean
             self._dense(torch.cat(list(grads)))
             return
-        part = Part(layout, torch.cat(list(grads)) if len(grads) > 1 else grads[0].detach().clone())
+        part = Part(layout, torch.cat([grad.detach() for grad in grads]))
         if self._residuals is not None:
             part.residual = self._read_residual(layout, part.grad)
         part.dense_mean = self._dense(part.grad.clone())
@@ -179,11 +183,11 @@ class Recorder:
         """Note what was sent, at every step."""
         if self._writer is None:
             return
-        row = self._since.setdefault(self._step, [0, 0])
-        row[0] += k
-        row[1] += layout.numel if sparse is None else sparse.kept
-        if self._ages is not None:
-            self._ages.sent(layout, sparse, self._step)
+        # Put aside: what is done at every step costs as much as the sample itself when steps are short.
+        self._log.append((self._step, k, layout, sparse))
+        self._logged += 0 if sparse is None else sparse.indices.numel()
+        if self._logged > self._log_limit:
+            self._read_log()
         if self._sample is not None and layout in self._sample.parts:
             part = self._sample.parts[layout]
             part.k, part.sparse = k, sparse
@@ -251,10 +255,19 @@ class Recorder:
             dist.all_reduce(grad, group=self._group)
         return grad
 
+    def _read_log(self) -> None:
+        """Count what was sent since the last time, and give it to the ages."""
+        log, self._log, self._logged = self._log, [], 0
+        for step, k, layout, sparse in log:
+            row = self._since.setdefault(step, [0, 0])
+            row[0] += k
+            row[1] += layout.numel if sparse is None else sparse.indices.numel()
+        if self._ages is not None:
+            self._ages.sent(log)
+
     def _read_residual(self, layout: Layout, grad: Tensor) -> Tensor:
         assert self._residuals is not None
-        parts = [self._residuals.residual(name).to(grad.device) for name in layout.names]
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+        return self._residuals.residuals(layout.names).to(grad.device)
 
     @torch.no_grad()
     def _finish(self) -> None:
@@ -266,6 +279,7 @@ class Recorder:
             for part in sample.parts.values():
                 part.restore(self._read_residual(part.layout, part.grad))
         record = sample.record(self._selectors, per_layer=self._per_layer)
+        self._read_log()
         if self._ages is not None:
             record["age"] = self._ages.summary(sample.step)
         since, self._since = self._since, {}
