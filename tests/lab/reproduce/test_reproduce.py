@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from gaussiank import Recorder
 from gaussiank.lab.cli import app
 from gaussiank.lab.records import RecordWriter
-from gaussiank.lab.reproduce.job import Job
+from gaussiank.lab.reproduce.job import Job, complete
 from gaussiank.lab.reproduce.pages import write_pages
 from gaussiank.lab.reproduce.recipe import Outcome, Recipe
 from gaussiank.lab.reproduce.recipes import RECIPES, operator_time
@@ -186,6 +186,21 @@ def test_recipes_share_jobs(tmp_path: Path) -> None:
     saved = reproduce(recipes, "tiny", tmp_path, Console(quiet=True))
     assert (tmp_path / "log").read_text() == "0 "
     assert [(row["verdict"], row["because"]) for row in saved] == [("holds", "1 evaluation")] * 2
+
+
+def test_without_training_only_whole_models_are_judged(tmp_path: Path) -> None:
+    several = [Fake(config(model, "tiny", ("dense",), seed=seed)) for model in ("fnn3", "lenet5") for seed in (0, 1)]
+
+    def conclude(out: Path, scale: str) -> Outcome:
+        return Outcome("holds", f"{[job.key[:10] for job in complete(several, out)]}")
+
+    recipe = Recipe("some", "some", "claim", "criterion", conclude, lambda scale: list(several))
+    console = Console(record=True, width=200)
+    assert reproduce([recipe], "tiny", tmp_path, console, train=False) == []
+    assert "some: not run, 0 of 4 training runs are done" in console.export_text()
+    do_jobs(several[:3], tmp_path, Console(quiet=True))  # one seed of lenet5 is missing
+    (saved,) = reproduce([recipe], "tiny", tmp_path, Console(quiet=True), train=False)
+    assert saved["because"] == "['fnn3-seed0', 'fnn3-seed1']"
 
 
 def test_same_settings_have_the_same_key_and_others_another() -> None:

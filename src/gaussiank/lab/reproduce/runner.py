@@ -17,7 +17,7 @@ from rich.console import Console
 import gaussiank
 from gaussiank.lab.machine import commit, cpu_name
 from gaussiank.lab.plots import figure_svg
-from gaussiank.lab.reproduce.job import Job
+from gaussiank.lab.reproduce.job import Job, complete
 from gaussiank.lab.reproduce.recipe import Outcome, Recipe, Scale
 from gaussiank.lab.study.report import png, standalone
 
@@ -25,7 +25,9 @@ FORMAT = 2
 OUTCOME_NAME = "outcome.json"
 
 
-def reproduce(recipes: Sequence[Recipe], scale: Scale, out: Path, console: Console) -> list[dict[str, Any]]:
+def reproduce(
+    recipes: Sequence[Recipe], scale: Scale, out: Path, console: Console, *, train: bool = True
+) -> list[dict[str, Any]]:
     """Do what the recipes need and is not done yet, and conclude each.
 
     A job that several recipes need is done once. A run that is ended can be started again: finished jobs are kept, and
@@ -36,6 +38,7 @@ def reproduce(recipes: Sequence[Recipe], scale: Scale, out: Path, console: Conso
         scale: how large.
         out: directory of the results.
         console: where progress is shown.
+        train: False does no job, concludes over the models whose jobs are all done, and leaves out recipes without any.
 
     Returns:
         The saved outcome of each recipe.
@@ -44,10 +47,15 @@ def reproduce(recipes: Sequence[Recipe], scale: Scale, out: Path, console: Conso
         ValueError: a job cannot be started, for want of data for example.
         RuntimeError: a worker failed.
     """
-    jobs = list({job.key: job for recipe in recipes for job in recipe.jobs(scale)}.values())
-    do_jobs(jobs, out, console)
+    if train:
+        do_jobs(list({job.key: job for recipe in recipes for job in recipe.jobs(scale)}.values()), out, console)
     outcomes = []
     for recipe in recipes:
+        wanted = recipe.jobs(scale)
+        if wanted and not complete(wanted, out):
+            done = sum(job.done(out) for job in wanted)
+            console.print(f"{recipe.name}: not run, {done} of {len(wanted)} training runs are done", highlight=False)
+            continue
         outcomes.append(save_outcome(recipe, scale, recipe.conclude(out, scale), out))
         console.print(f"{recipe.name}: {outcomes[-1]['verdict']}", highlight=False, markup=False)
     return outcomes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from gaussiank.lab.config import TrainConfig
@@ -77,14 +78,15 @@ def config(model: str, scale: Scale, methods: tuple[str, ...], **changes: Any) -
     return TrainConfig(**{**settings, **changes})
 
 
-def standins(scale: Scale, trained: tuple[str, ...] = MAIN_MODELS) -> str:
+def standins(scale: Scale, trained: Sequence[str]) -> str:
     """Say what stood in for what, and which models of the paper were not trained.
 
     Args:
         scale: how large.
-        trained: models of the paper that the recipe wants.
+        trained: models that were, those that stand in for others among them.
     """
-    here = models(scale, trained)
+    names = {setting.small.get("model", name): name for name, setting in SETTINGS.items()}
+    here = [names.get(model, model) for model in trained]
     parts = [STAND_IN] if scale != "full" else []
     if scale == "small":
         parts += [f"{name}: {STAND_INS[name]}" for name in here if name in STAND_INS]
