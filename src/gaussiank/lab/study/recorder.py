@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import gaussiank
+from gaussiank.collectives import AllGather, DenseAllReduce
 from gaussiank.compressors import parse_compressor
 from gaussiank.lab.records import RecordWriter
 from gaussiank.lab.study.ages import Ages, Sent
@@ -97,6 +98,11 @@ class Recorder:
         self._selectors: dict[str, Selector] = {}
         self._residuals: Residuals | None = None
         self._ages: Ages | None = None
+        self._keeps_rest = True
+        # With momentum correction u is residual + velocity, which nobody shows; it is read back from what was sent and
+        # what stayed. That is right where only a worker's own entries come back to it, as in an all-gather (True); else
+        # there is no u in the records (False). None: no correction, u is residual + gradient.
+        self._corrected: bool | None = None
         self._group: Any = None
         self._rank = 0
         self._segments_per_layer = False
@@ -157,6 +163,9 @@ class Recorder:
         self._open(config, numels, group)
         self._residuals = residuals
         self._ages = Ages(numels)
+        self._keeps_rest = bool(getattr(config.get("compressor"), "keeps_rest", True))
+        if config.get("momentum") is not None:
+            self._corrected = isinstance(config.get("collective", AllGather()), (AllGather, DenseAllReduce))
         self._log_limit = max(10_000, sum(numels.values()) // 8)  # a byte an entry of the model
 
     def begin(self, step: int, density: float) -> None:
@@ -174,7 +183,7 @@ class Recorder:
             self._dense(torch.cat(list(grads)))
             return
         part = Part(layout, torch.cat([grad.detach() for grad in grads]))
-        if self._residuals is not None:
+        if self._residuals is not None and self._keeps_rest:
             part.residual = self._read_residual(layout, part.grad)
         part.dense_mean = self._dense(part.grad.clone())
         self._sample.parts[layout] = part
@@ -277,7 +286,10 @@ class Recorder:
             return
         if self._residuals is not None and sample.finite:
             for part in sample.parts.values():
-                part.restore(self._read_residual(part.layout, part.grad))
+                if self._corrected is None:
+                    part.add_up()
+                elif self._corrected:
+                    part.read_back(self._read_residual(part.layout, part.grad))
         record = sample.record(self._selectors, per_layer=self._per_layer)
         self._read_log()
         if self._ages is not None:

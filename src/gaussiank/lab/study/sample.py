@@ -42,13 +42,20 @@ class Part:
     sparse: SparseGradient | None = None
     accumulated: Tensor | None = None
 
-    def restore(self, residual_after: Tensor) -> None:
-        """Put together what the selection saw: what stayed, and what was sent; ``residual_after`` becomes it."""
+    def add_up(self) -> None:
+        """Compute what the selection saw: gradient plus residual."""
+        self.accumulated = self.grad.float() if self.residual is None else self.grad + self.residual
+
+    def read_back(self, residual_after: Tensor) -> None:
+        """Put together what the selection saw: what stayed, and what was selected; ``residual_after`` becomes it.
+
+        What of the selected entries came back, refused or rounded off, is in both, so they replace and do not add.
+        """
         if self.sparse is None:
-            self.accumulated = self.grad.float() if self.residual is None else self.grad + self.residual
+            self.add_up()
         else:
             self.accumulated = residual_after
-            self.accumulated[self.sparse.indices] += self.sparse.values
+            self.accumulated[self.sparse.indices.long()] = self.sparse.values
 
     def vectors(self) -> dict[str, Tensor]:
         """Return the vectors there are, by the names they have in records."""
