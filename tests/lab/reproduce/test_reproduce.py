@@ -259,7 +259,7 @@ def test_pages(tmp_path: Path) -> None:
     recipe = RECIPES["bounds-synthetic"]
     save_outcome(recipe, "tiny", recipe.conclude(tmp_path, "tiny"), tmp_path)
     index = write_pages(list(RECIPES.values()), tmp_path, tmp_path / "pages").read_text()
-    assert f"| [{recipe.title}](bounds-synthetic.md) | holds with limits | tiny |" in index
+    assert f"| [{recipe.title}](bounds-synthetic.md) | holds with limits | All 7 bell-shaped laws keep" in index
     assert index.count("not run yet") == len(RECIPES) - 1
     page = (tmp_path / "pages" / "bounds-synthetic.md").read_text()
     assert "**Verdict: holds with limits.**" in page

@@ -27,6 +27,7 @@ def test_gradients_of_all_six_models_are_recorded() -> None:
 def test_stand_ins_are_named() -> None:
     text = standins("small", models_of(study_jobs("small")))
     assert all(f"{name}: {why}" in text for name, why in STAND_INS.items())
+    assert "fnn3 400, lenet5 400, resnet20 100, vgg16 20, lstm-ptb 200, lstm-an4 20" in text
     assert "not trained" not in text
     assert standins("small", ["fnn3", "lenet5", "resnet20"]).endswith("not trained here: vgg16, lstm-ptb, lstm-an4.")
     assert standins("full", PAPER_MODELS) == ""

@@ -90,6 +90,8 @@ def standins(scale: Scale, trained: Sequence[str]) -> str:
     parts = [STAND_IN] if scale != "full" else []
     if scale == "small":
         parts += [f"{name}: {STAND_INS[name]}" for name in here if name in STAND_INS]
+        steps = ", ".join(f"{name} {SETTINGS[name].small['steps']}" for name in here)
+        parts += [f"steps, unless the page varies them: {steps}, an early stage of what the paper trains"]
     missing = [name for name in PAPER_MODELS if name not in here]
     parts += [f"not trained here: {', '.join(missing)}"] if missing else []
     return "; ".join(parts) + "." if parts else ""
