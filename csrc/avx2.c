@@ -11,7 +11,10 @@
 
 #define GK_INLINE inline __attribute__((always_inline))
 #define GK_NAME(name) gk_avx2##name
+#define GK_PAST_CACHE GK_STREAM
 #define GK_LABEL "avx2"
+
+static GK_INLINE float gk_sum(const gk_job *job, int64_t i, int kind);
 
 static GK_INLINE __m256 gk_load(const gk_job *job, int64_t i, int kind)
 {
@@ -49,36 +52,15 @@ static GK_INLINE int gk_group_any(const gk_job *job, int64_t group, int kind, in
     return !_mm256_testz_si256(hit, hit);
 }
 
-static GK_INLINE int64_t gk_pick_group(const gk_job *job, int64_t group, int32_t *index, float *value, int64_t found,
-                                       int kind, int mode)
+static GK_INLINE uint64_t gk_group_mask(const gk_job *job, int64_t group, int32_t low, int kind)
 {
-    gk_job stored = {.residual = job->out};
-    const gk_job *source = mode == GK_STORE ? &stored : job;
     uint64_t mask = 0;
-    float entries[GK_GROUP];
+#pragma GCC unroll 8
     for (int i = 0; i < GK_GROUP; i += 8) {
-        __m256 line = gk_load(source, group + i, mode == GK_STORE ? GK_NONE : kind);
-        __m256i hit = _mm256_cmpgt_epi32(gk_magnitude(line), _mm256_set1_epi32(job->low));
+        __m256i hit = _mm256_cmpgt_epi32(gk_magnitude(gk_load(job, group + i, kind)), _mm256_set1_epi32(low));
         mask |= (uint64_t)(unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(hit)) << i;
-        _mm256_storeu_ps(entries + i, line);
     }
-    for (; mask; mask &= mask - 1) {
-        int at = __builtin_ctzll(mask);
-        float entry = entries[at];
-        index[found] = (int32_t)(group + at);
-        value[found++] = entry;
-        if (mode == GK_STORE)
-            job->out[group + at] = (gk_bits(entry) & GK_MAGNITUDE) > job->clear ? 0.0f : entry;
-    }
-    return found;
-}
-
-static GK_INLINE int64_t gk_pick(const gk_job *job, int64_t tile, const int32_t *list, int hits, int32_t *index,
-                                 float *value, int64_t found, int kind, int mode)
-{
-    for (int hit = 0; hit < hits; hit++)
-        found = gk_pick_group(job, tile + list[hit], index, value, found, kind, mode);
-    return found;
+    return mask;
 }
 
 static GK_INLINE void gk_lanes(const gk_job *job, int64_t begin, int64_t end, gk_sums *sums, int kind, int mode)

@@ -11,6 +11,7 @@
 
 #define GK_INLINE inline __attribute__((always_inline))
 #define GK_NAME(name) gk_avx512##name
+#define GK_PAST_CACHE GK_STREAM
 #define GK_LABEL "avx512"
 
 static GK_INLINE float gk_sum(const gk_job *job, int64_t i, int kind);
@@ -64,42 +65,13 @@ static GK_INLINE int gk_group_any(const gk_job *job, int64_t group, int kind, in
     return _mm256_cmpgt_epi32_mask(most, _mm256_set1_epi32(job->low)) != 0;
 }
 
-/* First which lines of the noted groups hold a hit, again without a branch; then their hits. A line seldom has more
-   than one, and a loop over its bits beats two compressed stores of 64 bytes, most of which would cross a cache line
-   (1.4 times at one hit in a thousand, Zen 4, 2026-11). Memory would be idle meanwhile: one of the two inputs of the
-   next tile is asked for (1.2 times at one in a hundred; asking for both is slower than for none). */
-static GK_INLINE int64_t gk_pick(const gk_job *job, int64_t tile, const int32_t *list, int hits, int32_t *index,
-                                 float *value, int64_t found, int kind, int mode)
+static GK_INLINE uint64_t gk_group_mask(const gk_job *job, int64_t group, int32_t low, int kind)
 {
-    const gk_job stored = {.residual = job->out}, *source = mode == GK_STORE ? &stored : job;
-    const int read = mode == GK_STORE ? GK_NONE : kind;
-    int32_t lines[GK_TILE / GK_LINE + 4];
-    uint16_t masks[GK_TILE / GK_LINE + 4];
-    int count = 0;
-    for (int hit = 0; hit < hits; hit++) {
-        int64_t ahead = tile + GK_TILE + hit * GK_GROUP;
+    uint64_t mask = 0;
 #pragma GCC unroll 4
-        for (int i = 0; i < GK_GROUP; i += GK_LINE) {
-            __builtin_prefetch((kind == GK_F32 ? (const float *)job->grad : job->residual) + ahead + i);
-            __m512i keys = gk_magnitude(gk_load(source, tile + list[hit] + i, read));
-            __mmask16 mask = _mm512_cmpgt_epi32_mask(keys, _mm512_set1_epi32(job->low));
-            lines[count] = list[hit] + i;
-            masks[count] = mask;
-            count += mask != 0;
-        }
-    }
-    for (int line = 0; line < count; line++) {
-        unsigned mask = masks[line];
-        do {
-            int64_t at = tile + lines[line] + __builtin_ctz(mask);
-            float entry = read == GK_NONE ? source->residual[at] : gk_sum(job, at, kind);
-            index[found] = (int32_t)at;
-            value[found++] = entry;
-            if (mode == GK_STORE)
-                job->out[at] = (gk_bits(entry) & GK_MAGNITUDE) > job->clear ? 0.0f : entry;
-        } while (mask &= mask - 1);
-    }
-    return found;
+    for (int i = 0; i < GK_GROUP; i += GK_LINE)
+        mask |= (uint64_t)_mm512_cmpgt_epi32_mask(gk_magnitude(gk_load(job, group + i, kind)), _mm512_set1_epi32(low)) << i;
+    return mask;
 }
 
 static GK_INLINE void gk_lanes(const gk_job *job, int64_t begin, int64_t end, gk_sums *sums, int kind, int mode)

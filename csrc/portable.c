@@ -3,6 +3,7 @@
 
 #define GK_INLINE inline __attribute__((always_inline))
 #define GK_NAME(name) gk_portable##name
+#define GK_PAST_CACHE GK_STORE
 #if defined(__aarch64__)
 #define GK_LABEL "neon"
 #else
@@ -32,30 +33,12 @@ static GK_INLINE int gk_group_any(const gk_job *job, int64_t group, int kind, in
     return any < 0;
 }
 
-static GK_INLINE int64_t gk_pick_group(const gk_job *job, int64_t group, int32_t *index, float *value, int64_t found,
-                                       int kind, int mode)
+static GK_INLINE uint64_t gk_group_mask(const gk_job *job, int64_t group, int32_t low, int kind)
 {
-    const float *sums = mode == GK_READ ? job->residual : job->out;
-    (void)kind;
-    for (int64_t i = group; i < group + GK_GROUP; i++) {
-        float entry = sums[i];
-        int32_t bits = gk_bits(entry) & GK_MAGNITUDE;
-        if (bits > job->low) {
-            index[found] = (int32_t)i;
-            value[found++] = entry;
-            if (mode != GK_READ && bits > job->clear)
-                job->out[i] = 0.0f;
-        }
-    }
-    return found;
-}
-
-static GK_INLINE int64_t gk_pick(const gk_job *job, int64_t tile, const int32_t *list, int hits, int32_t *index,
-                                 float *value, int64_t found, int kind, int mode)
-{
-    for (int hit = 0; hit < hits; hit++)
-        found = gk_pick_group(job, tile + list[hit], index, value, found, kind, mode);
-    return found;
+    uint64_t mask = 0;
+    for (int i = 0; i < GK_GROUP; i++)
+        mask |= (uint64_t)((gk_bits(gk_sum(job, group + i, kind)) & GK_MAGNITUDE) > low) << i;
+    return mask;
 }
 
 static GK_INLINE void gk_lanes(const gk_job *job, int64_t begin, int64_t end, gk_sums *sums, int kind, int mode)

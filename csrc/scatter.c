@@ -6,7 +6,7 @@
 
 #include <string.h>
 
-enum { TILE = 16384 };
+enum { TILE = 16384, IN_PLACE_BELOW = 32 }; /* with more entries the sums are better kept in a tile of their own */
 
 typedef struct {
     int64_t numel, parts, tiles;
@@ -21,10 +21,18 @@ typedef struct {
     uint64_t *mark_room;
     int64_t *cursor_room;
     const gk_isa *isa;
-    int32_t stream, threads;
+    int32_t stream, in_place, threads;
     _Atomic int64_t next, total;
     _Atomic int32_t slots;
 } gk_scatter;
+
+/* A power of two that entries are multiplied by while they are added, with the same bits as a division of the sum, unless
+   one of them is odd: so small that the product is denormal, so large that a sum may overflow, zero, or no number. */
+typedef struct {
+    float factor;
+    uint32_t low, span; /* keys from low to low + span are not odd */
+    uint32_t odd;
+} gk_scale;
 
 /* First position whose index is not below `index`. */
 static int64_t position(const int32_t *indices, int64_t count, int64_t index)
@@ -44,9 +52,13 @@ static int64_t position(const int32_t *indices, int64_t count, int64_t index)
    would fall outside the tile: it is found before anything is written. Each entry belongs to one tile only, so when
    all tiles together found as many as there are, every entry was in order. */
 static inline __attribute__((always_inline)) int64_t gather(gk_scatter *run, int64_t begin, int64_t end,
-                                                            int64_t *cursors, float *tile, uint64_t *marks)
+                                                            int64_t *cursors, float *tile, uint64_t *marks,
+                                                            gk_scale *scale)
 {
     int64_t entries = 0;
+    const float factor = scale ? scale->factor : 1.0f; /* copies stay in registers: no store can change them */
+    const uint32_t low = scale ? scale->low : 0, span = scale ? scale->span : 0;
+    uint32_t odd = 0;
     for (int64_t p = 0; p < run->parts; p++) {
         const int32_t *index = run->index[p];
         const float *value = run->value[p];
@@ -56,13 +68,17 @@ static inline __attribute__((always_inline)) int64_t gather(gk_scatter *run, int
                 return -1;
             last = index[i];
             int64_t at = last - begin;
-            tile[at] += value[i];
+            tile[at] += value[i] * factor;
+            if (scale)
+                odd |= (uint32_t)(gk_bits(value[i]) & GK_MAGNITUDE) - low >= span;
             if (marks)
                 marks[at / 64] |= (uint64_t)1 << (at % 64);
         }
         entries += i - cursors[p];
         cursors[p] = i;
     }
+    if (scale)
+        scale->odd = odd;
     return entries;
 }
 
@@ -84,11 +100,27 @@ static void divide(float *tile, uint64_t *marks, int64_t length, int64_t entries
 static int64_t mean_tile(gk_scatter *run, int64_t begin, int64_t end, int64_t *cursors, float *tile, uint64_t *marks)
 {
     int64_t length = end - begin, power_of_two = (run->parts & (run->parts - 1)) == 0;
-    int64_t entries = gather(run, begin, end, cursors, tile, power_of_two ? NULL : marks);
+    int64_t entries = gather(run, begin, end, cursors, tile, power_of_two ? NULL : marks, NULL);
     if (!power_of_two)
         divide(tile, marks, length, entries, run->isa, (float)run->parts);
     run->isa->drain(tile, length, power_of_two ? 1 / (float)run->parts : 1.0f, run->out + begin, run->stream);
     return entries;
+}
+
+/* The same for a dense result that stays in the cache: sum up in it directly. */
+static int64_t mean_in_place(gk_scatter *run, int64_t begin, int64_t end, int64_t *cursors, float *tile, uint64_t *marks)
+{
+    int32_t power = __builtin_ctzll((unsigned long long)run->parts);
+    gk_scale scale = {.factor = 1 / (float)run->parts, .low = (uint32_t)(1 + power) << 23,
+                      .span = (uint32_t)(254 - 2 * power) << 23};
+    int64_t *before = cursors + run->threads * run->parts;
+    memcpy(before, cursors, (size_t)run->parts * sizeof *before);
+    memset(run->out + begin, 0, (size_t)(end - begin) * sizeof *run->out);
+    int64_t entries = gather(run, begin, end, cursors, run->out + begin, NULL, &scale);
+    if (entries < 0 || !scale.odd)
+        return entries;
+    memcpy(cursors, before, (size_t)run->parts * sizeof *before);
+    return mean_tile(run, begin, end, cursors, tile, marks);
 }
 
 /* Sum up in a tile of zeros, move what was touched to the sparse result, and leave zeros again. */
@@ -99,7 +131,7 @@ static int64_t union_tile(gk_scatter *run, int64_t number, int64_t begin, int64_
     for (int64_t p = 0; p < run->parts; p++)
         n += cursors[p];
     run->offsets[number] = n;
-    int64_t entries = gather(run, begin, end, cursors, tile, marks);
+    int64_t entries = gather(run, begin, end, cursors, tile, marks, NULL);
     if (entries < 0)
         return -1;
     for (int64_t word = 0; word < (end - begin + 63) / 64; word++) {
@@ -136,8 +168,9 @@ static void work(void *data)
             for (int64_t p = 0; p < run->parts; p++)
                 cursors[p] = position(run->index[p], run->kept[p], begin);
         expected = t + 1;
-        int64_t entries = run->out ? mean_tile(run, begin, end, cursors, tile, marks)
-                                   : union_tile(run, t, begin, end, cursors, tile, marks);
+        int64_t entries = !run->out      ? union_tile(run, t, begin, end, cursors, tile, marks)
+                          : run->in_place ? mean_in_place(run, begin, end, cursors, tile, marks)
+                                          : mean_tile(run, begin, end, cursors, tile, marks);
         if (entries < 0)
             break;
         total += entries;
@@ -152,7 +185,7 @@ static void work(void *data)
 GK_EXPORT int64_t gk_scatter_bytes(int64_t numel, int64_t parts, int32_t threads)
 {
     int64_t tiles = (numel + TILE - 1) / TILE;
-    return gk_size(threads * TILE, 4) + gk_size(threads * (TILE / 64), 8) + gk_size(threads * parts, 8) +
+    return gk_size(threads * TILE, 4) + gk_size(threads * (TILE / 64), 8) + 2 * gk_size(threads * parts, 8) +
            2 * gk_size(tiles, 8);
 }
 
@@ -162,7 +195,7 @@ static int32_t start(gk_scatter *run, void *scratch, int64_t scratch_bytes)
     run->tiles = (run->numel + TILE - 1) / TILE;
     run->tile_room = gk_cut(&arena, run->threads * TILE, 4);
     run->mark_room = gk_cut(&arena, run->threads * (TILE / 64), 8);
-    run->cursor_room = gk_cut(&arena, run->threads * run->parts, 8);
+    run->cursor_room = gk_cut(&arena, 2 * run->threads * run->parts, 8); /* and where they stood before a tile */
     run->offsets = gk_cut(&arena, run->tiles, 8);
     run->counts = gk_cut(&arena, run->tiles, 8);
     if (!run->counts)
@@ -184,6 +217,10 @@ GK_EXPORT int32_t gk_scatter_mean(int32_t backend, const int32_t *const *index, 
         return GK_ARGUMENT;
     gk_scatter run = {.numel = numel, .parts = parts, .index = index, .value = value, .kept = kept, .out = out,
                       .isa = isa, .stream = stream && (uintptr_t)out % 64 == 0, .threads = threads};
+    int64_t entries = 0;
+    for (int64_t p = 0; p < parts; p++)
+        entries += kept[p];
+    run.in_place = !run.stream && (parts & (parts - 1)) == 0 && parts <= 64 && entries < numel / IN_PLACE_BELOW;
     return start(&run, scratch, scratch_bytes);
 }
 

@@ -193,7 +193,8 @@ static int32_t candidate_limit(gk_topk *run, int64_t found, int64_t *ties, int64
     const int32_t *bits = (const int32_t *)run->pass.value;
     int64_t above = 0, inside = 0, above_inside, unused, sampled = least(most(found / 16, 256), 4096);
     if (found > RANK_ALL) {
-        int64_t step = found / sampled, rank = most(1, run->k * sampled / found), doubt = 4 * root(rank) + 4;
+        int64_t step = found / sampled, rank = most(1, run->k * sampled / found);
+        int64_t doubt = 4 * root(rank * (sampled - least(rank, sampled)) / sampled) + 4;
         for (int64_t i = 0; i < sampled; i++)
             run->more[i] = bits[i * step];
         int32_t low = gk_kth(run->more, sampled, least(sampled, rank + doubt), run->tmp, &unused, equal);

@@ -262,12 +262,7 @@ class Journey:
     def _label(self, layout_of: Callable[[], Layout]) -> Callable[[], str]:
         part, step = self._parts, self.measured.step
         self._parts += 1
-
-        def label() -> str:
-            names = layout_of().names
-            return f"bucket {part} of step {step} ({names[0]} to {names[-1]})"
-
-        return label
+        return lambda: f"bucket {part} of step {step} ({layout_of().names[0]} to {layout_of().names[-1]})"
 
     # ------------------------------------------------------------------ saving
 

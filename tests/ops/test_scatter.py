@@ -48,6 +48,19 @@ def test_mean_of_overflowing_and_denormal_sums() -> None:
     assert ops.scatter_mean(parts, torch.empty(2)).tolist() == [math.inf, pytest.approx(3e-45, rel=1e-9)]
 
 
+@pytest.mark.parametrize("odd", [3e38, 1e-38, 3e-45, 0.0, -0.0, math.inf, math.nan], ids=str)
+def test_few_entries_in_a_long_vector_have_the_bits_of_a_division(odd: float, rng: torch.Generator) -> None:
+    """So few that the mean is summed up in place, already divided; not where a product would be rounded otherwise."""
+    parts = random_parts(8, 100, 100_000, rng)
+    for part in parts[:3]:
+        part.values[::9] = odd
+        part.indices[:9] = torch.arange(9, dtype=torch.int32)
+    mean = reference.scatter_mean(parts, torch.empty(100_000))
+    for name in KERNELS:
+        with ops.use_backend(name):
+            require_same(ops.scatter_mean(parts, torch.full((100_000,), math.nan)), mean, name)
+
+
 @pytest.mark.usefixtures("backend")
 def test_union_keeps_what_cancels_out() -> None:
     part = at([1, 4])
