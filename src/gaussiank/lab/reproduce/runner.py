@@ -74,7 +74,8 @@ def do_jobs(jobs: Sequence[Job], out: Path, console: Console) -> None:
         left = f", about {span(elapsed / done_cost * rest)} left" if done_cost else ""
         line = f"Training run {number} of {len(todo)} ({job.key}), {span(elapsed)} so far{left}"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-        job.do(out)
+        if not job.done(out):  # another process may have done it in the meantime
+            job.do(out)
         done_cost += job.cost
 
 
