@@ -12,7 +12,7 @@ import torch
 
 from gaussiank import codec
 from gaussiank.compressors import Compressor, GaussianK, parse_compressor
-from gaussiank.lab.study.replay_wire import Carried, best_us, carry
+from gaussiank.lab.study.replay_wire import Carried, asked_wire, best_us, carry
 from gaussiank.lab.study.study import read_study
 from gaussiank.lab.study.vectors import Piece, Snapshot, snapshots
 from gaussiank.layout import Layout
@@ -76,7 +76,7 @@ def replay(
         ValueError: an unknown operator or wire, a density out of range, or a damaged file.
     """
     compressors = {spec: parse_compressor(spec) for spec in operators}
-    chosen: list[codec.Wire | None] = [codec.chosen_wire(wire, ()) for wire in wires]
+    chosen: list[codec.Wire | None] = [asked_wire(wire) for wire in wires]
     for density in densities:
         require_density(density, "densities")
     study = read_study(run_dir)

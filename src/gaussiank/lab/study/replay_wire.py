@@ -47,6 +47,22 @@ def carry(sparse: SparseGradient, wire: Wire) -> Carried:
     return Carried(8 * row.numel(), values, best_us(pack))
 
 
+def asked_wire(text: str) -> Wire:
+    """Make the wire that a user has named.
+
+    Raises:
+        ValueError: an unknown name, or ``seed``: vectors that were recorded do not say how indices were drawn.
+
+    Example:
+        >>> str(asked_wire("chunks+8bit"))
+        'chunks+8bit'
+    """
+    wire = Wire.parse(text)
+    if wire.index == "seed":
+        raise ValueError(f"wire must send its indices in a replay, got {wire}. Take rice in place of seed.")
+    return wire
+
+
 def best_us(work: Callable[[], object]) -> float:
     """Return the shortest of a few runs, in microseconds: the rest is the machine's other business."""
     times = []
