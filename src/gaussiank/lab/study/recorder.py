@@ -18,9 +18,9 @@ import gaussiank
 from gaussiank.collectives import AllGather, DenseAllReduce
 from gaussiank.compressors import parse_compressor
 from gaussiank.lab.records import RecordWriter
-from gaussiank.lab.study.ages import Ages, Sent
 from gaussiank.lab.study.boards import Board, open_board, show
 from gaussiank.lab.study.sample import Part, Sample
+from gaussiank.lab.study.sent_log import SentLog
 from gaussiank.lab.study.study import FORMAT, STUDY_NAME
 from gaussiank.lab.study.vectors import Snapshot, VectorStore
 from gaussiank.layout import Layout
@@ -97,7 +97,7 @@ class Recorder:
         self._board: Board | None = None
         self._selectors: dict[str, Selector] = {}
         self._residuals: Residuals | None = None
-        self._ages: Ages | None = None
+        self._sent = SentLog({})
         self._keeps_rest = True
         # With momentum correction u is residual + velocity, which nobody shows; it is read back from what was sent and
         # what stayed. That is right where only a worker's own entries come back to it, as in an all-gather (True); else
@@ -108,9 +108,6 @@ class Recorder:
         self._segments_per_layer = False
         self._step = -1
         self._sample: Sample | None = None
-        self._since: dict[int, list[int]] = {}  # step -> [k, kept], since the last record
-        self._log: list[Sent] = []
-        self._logged, self._log_limit = 0, 10_000  # entries in it, and how many it may hold
         self._plain: tuple[Layout, list[nn.Parameter]] | None = None
         self._handle: Any = None
 
@@ -162,11 +159,10 @@ class Recorder:
         """Start recording a compressed model; called by ``compress``."""
         self._open(config, numels, group)
         self._residuals = residuals
-        self._ages = Ages(numels)
+        self._sent = SentLog(numels)
         self._keeps_rest = bool(getattr(config.get("compressor"), "keeps_rest", True))
         if config.get("momentum") is not None:
             self._corrected = isinstance(config.get("collective", AllGather()), (AllGather, DenseAllReduce))
-        self._log_limit = max(10_000, sum(numels.values()) // 8)  # a byte an entry of the model
 
     def begin(self, step: int, density: float) -> None:
         """Write the sample of the last step, whose residuals are committed by now, and begin another."""
@@ -192,11 +188,7 @@ class Recorder:
         """Note what was sent, at every step."""
         if self._writer is None:
             return
-        # Put aside: what is done at every step costs as much as the sample itself when steps are short.
-        self._log.append((self._step, k, layout, sparse))
-        self._logged += 0 if sparse is None else sparse.indices.numel()
-        if self._logged > self._log_limit:
-            self._read_log()
+        self._sent.note(self._step, k, layout, sparse)
         if self._sample is not None and layout in self._sample.parts:
             part = self._sample.parts[layout]
             part.k, part.sparse = k, sparse
@@ -264,16 +256,6 @@ class Recorder:
             dist.all_reduce(grad, group=self._group)
         return grad
 
-    def _read_log(self) -> None:
-        """Count what was sent since the last time, and give it to the ages."""
-        log, self._log, self._logged = self._log, [], 0
-        for step, k, layout, sparse in log:
-            row = self._since.setdefault(step, [0, 0])
-            row[0] += k
-            row[1] += layout.numel if sparse is None else sparse.indices.numel()
-        if self._ages is not None:
-            self._ages.sent(log)
-
     def _read_residual(self, layout: Layout, grad: Tensor) -> Tensor:
         assert self._residuals is not None
         return self._residuals.residuals(layout.names).to(grad.device)
@@ -290,14 +272,7 @@ class Recorder:
                     part.add_up()
                 elif self._corrected:
                     part.read_back(self._read_residual(part.layout, part.grad))
-        record = sample.record(self._selectors, per_layer=self._per_layer)
-        self._read_log()
-        if self._ages is not None:
-            record["age"] = self._ages.summary(sample.step)
-        since, self._since = self._since, {}
-        record["since"] = {
-            "step": list(since), "k": [k for k, _ in since.values()], "kept": [kept for _, kept in since.values()]
-        }  # fmt: skip
+        record = sample.record(self._selectors, per_layer=self._per_layer) | self._sent.record(sample.step)
         self._writer.write(record)
         if self._board is not None:
             show(self._board, record)
