@@ -14,7 +14,7 @@ LEVELS = [
     {"sparse", "schedule", "layout", "metrics", "theory", "sim"},
     {"ops"},
     {"mean", "momentum", "observer"},
-    {"compressors", "codec", "feedback", "reshard"},
+    {"compressors", "codec", "companions", "feedback", "reshard"},
     {"selector", "collectives", "checkpoint"},
     {"journey"},
     {"hook", "integrations"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 import gaussiank
 from gaussiank.lab.study.replay import replay
 from gaussiank.lab.study.study import read_study
+from gaussiank.lab.study.vectors import snapshots
 
 
 def train(rank: int, world_size: int, run_dir: str) -> list[dict[str, Any]]:
@@ -58,6 +60,65 @@ def test_records_rank_0_against_the_mean_of_both(two_workers: Any, tmp_path: Pat
 def test_a_recorder_on_one_worker_only_is_refused_by_both(two_workers: Any, tmp_path: Path) -> None:
     messages = two_workers.run(alone, str(tmp_path / "run"))
     assert all("recorder" in message for message in messages)
+
+
+def resumed(rank: int, world_size: int, folder: str) -> None:
+    """Train 7 steps with a recorder; then stop after 4 and a little more, and go on from there with new objects."""
+
+    def begin(name: str, resume: bool) -> tuple[Any, ...]:
+        torch.manual_seed(0)
+        model = DDP(nn.Sequential(nn.Linear(30, 60), nn.Tanh(), nn.Linear(60, 5)))
+        options: dict[str, Any] = {"every": 2, "operators": ("randomk", "gaussiank"), "dense_mean": True, "vectors": 2}
+        recorder = gaussiank.Recorder(f"{folder}/{name}", **options, resume=resume)
+        compression = gaussiank.compress(model, 0.02, compressor="gaussiank", recorder=recorder)
+        return model, torch.optim.SGD(model.parameters(), lr=0.05), recorder, compression
+
+    def step(number: int, model: Any, optimizer: Any, *_: Any) -> None:
+        optimizer.zero_grad()
+        model(torch.randn(8, 30, generator=torch.Generator().manual_seed(2 * number + rank))).square().mean().backward()
+        optimizer.step()
+
+    whole = begin("whole", False)
+    for number in range(7):
+        step(number, *whole)
+    whole[2].close()
+
+    cut = begin("cut", False)
+    for number in range(4):
+        step(number, *cut)
+    states = cut[0].module.state_dict(), cut[3].state_dict(), cut[2].state_dict()
+    states = copy.deepcopy(states)
+    for number in range(4, 6):  # lost with the process
+        step(number, *cut)
+    cut[2].state_dict()
+    if rank == 0:
+        with Path(folder, "cut", "gradients.jsonl").open("a") as file:
+            file.write('{"kind": "sam')
+
+    again = begin("cut", True)
+    step(0, *again)  # DDP orders its buckets; thrown away
+    again[0].module.load_state_dict(states[0])
+    again[3].load_state_dict(states[1])
+    again[2].load_state_dict(states[2])
+    for number in range(4, 7):
+        step(number, *again)
+    again[2].close()
+
+
+def test_a_resumed_study_is_that_of_a_run_that_nobody_stopped(two_workers: Any, tmp_path: Path) -> None:
+    two_workers.run(resumed, str(tmp_path))
+    whole, cut = (
+        {path.name: path.read_bytes() for path in sorted((tmp_path / name).rglob("*")) if path.is_file()}
+        for name in ("whole", "cut")
+    )
+    assert len(whole) == 3  # records and two vectors
+    assert whole.keys() == cut.keys()
+    lines, others = (files["gradients.jsonl"].splitlines() for files in (whole, cut))
+    assert len(lines) == 1 + 4
+    assert lines[1:] == others[1:]  # the first has the time
+    for old, new in zip(snapshots(tmp_path / "whole"), snapshots(tmp_path / "cut"), strict=True):
+        assert old.step == new.step
+        assert (old.pieces[0].accumulated == new.pieces[0].accumulated).all()
 
 
 def trained(rank: int, world_size: int, run_dir: str, scope: str, corrected: bool) -> tuple[Any, Any]:

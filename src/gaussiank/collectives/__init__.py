@@ -8,6 +8,7 @@ from .auto import CANDIDATES, Auto
 from .collective import Call, Collective, Exchange, Outcome, Traffic
 from .dense import DenseAllReduce
 from .engine import Done, Engine, Promise, engine_of
+from .fitting import fitting_wire, require_feedback
 from .hierarchical import Hierarchical
 from .leader import Leader
 from .line import ring_bytes
@@ -41,8 +42,10 @@ __all__ = [
     "Tree",
     "collective_names",
     "engine_of",
+    "fitting_wire",
     "parse_collective",
     "require_agreement",
+    "require_feedback",
     "ring_bytes",
 ]
 

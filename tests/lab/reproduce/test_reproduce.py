@@ -22,7 +22,7 @@ from gaussiank.lab.reproduce.recipes import RECIPES, operator_time
 from gaussiank.lab.reproduce.runner import do_jobs, read_outcome, reproduce, save_outcome
 from gaussiank.lab.reproduce.settings import config
 from gaussiank.lab.reproduce.training import PUBLISHED, RANDOM, main_jobs
-from gaussiank.lab.run import study_dir
+from gaussiank.lab.run_files import study_dir
 
 K = 100
 Accuracy = Callable[[Job, str], float]

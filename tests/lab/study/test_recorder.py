@@ -219,6 +219,36 @@ def test_a_second_model_or_study_is_refused(tmp_path: Path) -> None:
         Recorder(tmp_path).watch(model, optimizer)
 
 
+def test_a_state_is_loaded_once_and_into_its_own_study(tmp_path: Path) -> None:
+    def watched(resume: bool) -> tuple[Recorder, nn.Module, torch.optim.Optimizer]:
+        model = small_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        recorder = Recorder(tmp_path, every=2, resume=resume)
+        recorder.watch(model, optimizer)
+        return recorder, model, optimizer
+
+    recorder, *trained = watched(False)
+    train_steps(*trained, 3)
+    state = recorder.state_dict()
+    assert json.loads((tmp_path / "gradients.jsonl").read_text().splitlines()[-1])["step"] == 2  # it was waiting
+    with pytest.raises(RuntimeError, match="recorder must be made with resume=True, and watch a model, to load"):
+        recorder.load_state_dict(state)
+    train_steps(*trained, 3)
+    recorder.close()
+    again, *trained = watched(True)
+    train_steps(*trained, 1)  # before it is told, nothing is recorded
+    again.load_state_dict(state)
+    train_steps(*trained, 2)
+    again.close()
+    assert [sample.step for sample in read_study(tmp_path).samples] == [0, 2, 4]
+    (tmp_path / "gradients.jsonl").write_text("mine")
+    with pytest.raises(
+        ValueError, match=r"gradients\.jsonl must begin with the \d+ bytes that it had at the checkpoint"
+    ):
+        watched(True)[0].load_state_dict(state)
+    assert (tmp_path / "gradients.jsonl").read_text() == "mine"
+
+
 def test_closing_twice_and_without_a_model(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path / "none")
     recorder.close()

@@ -13,6 +13,7 @@ from gaussiank import ErrorFeedback, Layout, Recorder, SparseGradient, ops
 from gaussiank.codec import Wire
 from gaussiank.lab.study.replay import IN_RUN, Replayed, replay
 from gaussiank.lab.study.replay_table import replay_table
+from gaussiank.lab.study.sample import Part
 from gaussiank.lab.study.study import read_study
 from gaussiank.lab.study.vectors import snapshots
 
@@ -77,10 +78,35 @@ def test_densities_and_bits(study_dir: Path) -> None:
     assert [row.density for row in rows] == [0.01, 0.5, 1.0]
     for row in rows:
         k = round(row.density * 2165)
-        assert row.bits_per_entry == pytest.approx((16 * 8 + 64 * k) / k)  # a header of 16 bytes, then 8 an entry
-        assert row.bits_per_element == pytest.approx((16 * 8 + 64 * k) / 2165)
+        least, most = (
+            8 * 20 + 16 * k,
+            8 * Wire("rice", "bf16").max_bytes(k, 2165),
+        )  # header and values; and any indices
+        assert least < row.bits_per_entry * k <= most
+        assert row.bits_per_element == pytest.approx(row.bits_per_entry * k / 2165)
         assert row.select_us > 0
     assert rows[0].contraction > rows[1].contraction > rows[2].contraction == 0
+
+
+@pytest.mark.parametrize(
+    ("wire", "operator", "bits"), [("raw+fp32", "topk", 64), ("rice+8bit", "randomk:shared=true", 8.125)]
+)
+def test_bits_are_those_of_the_runs_wire(tmp_path: Path, train: Train, wire: str, operator: str, bits: float) -> None:
+    train(Recorder(tmp_path, every=2, vectors=2), steps=3, density=0.1, scope="model", wire=wire)
+    (row,) = replay(tmp_path, [operator])[1:]
+    k = round(0.1 * 2165)
+    framing = 20 + (4 if "shared" in operator else 0)  # where indices are drawn, a fingerprint says so
+    assert row.bits_per_entry * k == pytest.approx(8 * framing + bits * k, abs=8)
+
+
+def test_what_came_back_is_not_what_was_selected_from() -> None:
+    """Entries that a message had no room for, and errors of rounding, are in the residual by the time it is read."""
+    part = Part(
+        Layout(("w",), (4,)), torch.zeros(4), sparse=SparseGradient(torch.tensor([1, 3]).int(), torch.ones(2), 4)
+    )
+    part.read_back(torch.tensor([0.5, 0.004, 0.0, 1.0]))
+    assert part.accumulated is not None
+    assert part.accumulated.tolist() == [0.5, 1.0, 0.0, 1.0]
 
 
 def test_table(study_dir: Path) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 from gaussiank.lab.config import TrainConfig
 from gaussiank.lab.launch import launch
 from gaussiank.lab.records import Records, read_records
-from gaussiank.lab.run import require_startable, run, study_dir
+from gaussiank.lab.run import require_startable, run
+from gaussiank.lab.run_files import study_dir
 from gaussiank.lab.study.study import Study, read_study
 
 # rough cost of a step of one worker, for the time left

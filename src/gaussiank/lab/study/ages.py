@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from gaussiank.layout import Layout
 from gaussiank.sparse import SparseGradient
@@ -26,7 +28,6 @@ class Ages:
         seed: number that the choice of entries starts from.
 
     Example:
-        >>> import torch
         >>> ages = Ages({"w": 3})
         >>> one = SparseGradient(torch.tensor([1], dtype=torch.int32), torch.ones(1), 3)
         >>> ages.sent([(0, 1, Layout(("w",), (3,)), one)])
@@ -81,6 +82,21 @@ class Ages:
             "p90": float(ordered[high]),
             "never_sent": float((ages > step).mean()),
         }
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return when each followed entry was last sent."""
+        return {"sent_at": torch.from_numpy(self._sent_at.copy())}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on where ``state_dict`` was taken, of the same model and seed.
+
+        Raises:
+            ValueError: the model has another number of entries.
+        """
+        sent_at = state["sent_at"].numpy()
+        if sent_at.shape != self._sent_at.shape:
+            raise ValueError(f"ages must follow {self._sent_at.size} entries, got {sent_at.size}. Load its own.")
+        self._sent_at = sent_at.copy()
 
     def _find(self, layout: Layout) -> _Followed:
         if layout not in self._followed:

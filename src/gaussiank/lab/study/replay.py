@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from gaussiank import codec
+from gaussiank.codec import Wire
+from gaussiank.collectives import AllGather, fitting_wire
 from gaussiank.compressors import Compressor, GaussianK, parse_compressor
 from gaussiank.lab.study.replay_wire import Carried, asked_wire, best_us, carry
 from gaussiank.lab.study.study import read_study
@@ -32,7 +33,7 @@ class Replayed:
         density: asked for; NaN in the run's own row where it changed.
         contraction: mean share of energy that stays.
         kept_over_k: entries kept over entries asked for, over all snapshots.
-        bits_per_entry: payload bits for each entry kept; NaN for the run.
+        bits_per_entry: payload bits for each entry kept, on the run's wire; NaN for the run.
         bits_per_element: payload bits for each entry of the vector; NaN for the run.
         select_us: time of a selection in microseconds, median over vectors; NaN for the run.
         snapshots: vectors looked at.
@@ -66,7 +67,7 @@ def replay(
         run_dir: directory of a run with raw vectors.
         operators: specifications of compressors, ``name:field=value``.
         densities: shares of entries in (0, 1]; none takes what the run asked for.
-        wires: how entries travel, ``index+values``; none takes them as they are.
+        wires: how entries travel, ``index+values``; none counts the bits of the run's wire and loses nothing.
 
     Returns:
         The run's own row, then one for each operator, density and wire.
@@ -76,30 +77,37 @@ def replay(
         ValueError: an unknown operator or wire, a density out of range, or a damaged file.
     """
     compressors = {spec: parse_compressor(spec) for spec in operators}
-    chosen: list[codec.Wire | None] = [asked_wire(wire) for wire in wires]
+    chosen: list[Wire | None] = [asked_wire(wire) for wire in wires]
     for density in densities:
         require_density(density, "densities")
     study = read_study(run_dir)
     per_layer = study.run.get("compression", {}).get("scope") == "layer"
-    shots = snapshots(run_dir)
+    shots, run_wire = snapshots(run_dir), _wire(study.run.get("compression", {}).get("wire"))
     rows = [_in_run(shots)]
     for spec, compressor in compressors.items():
         rows += [
-            _replay(spec, compressor, density, wire, shots, per_layer)
+            _replay(spec, compressor, density, (wire, run_wire), shots, per_layer)
             for density in densities or [math.nan]
             for wire in chosen or [None]
         ]
     return rows
 
 
+def _wire(recorded: str | None) -> Wire:
+    """Return the wire of the run; the default one where none was recorded, and where no indices were sent."""
+    wire = Wire() if recorded is None else Wire.parse(recorded)
+    return Wire(Wire.index, wire.values, wire.rounding) if wire.index == "seed" else wire
+
+
 def _replay(
     spec: str,
     compressor: Compressor,
     density: float,
-    wire: codec.Wire | None,
+    wires: tuple[Wire | None, Wire],  # that was asked for, and the run's
     shots: Sequence[Snapshot],
     per_layer: bool,
 ) -> Replayed:
+    wire, run_wire = wires
     k = kept = numel = bits = 0
     contractions, times, encoding, asked = [], [], [], []
     for shot in shots:
@@ -114,7 +122,11 @@ def _replay(
             k += selector.k(layout, want)
             kept += sparse.kept
             numel += layout.numel
-            carried = Carried(payload_bits(sparse), sparse.values, math.nan) if wire is None else carry(sparse, wire)
+            if wire is None:
+                on_own = fitting_wire(run_wire, compressor, AllGather())
+                carried = Carried(payload_bits(sparse, on_own), sparse.values, math.nan)
+            else:
+                carried = carry(sparse, wire)
             bits += carried.bits
             encoding.append(carried.encode_us)
             rest = accumulated.double()
@@ -137,9 +149,11 @@ def _replay(
     )
 
 
-def payload_bits(sparse: SparseGradient) -> int:
-    """Return the bits that a selection takes on the wire, header included."""
-    return 8 * codec.encode(sparse).numel()
+def payload_bits(sparse: SparseGradient, wire: Wire) -> int:
+    """Return the bits that a selection takes on a wire, header included."""
+    if wire.index == "seed":  # its size does not depend on the draw
+        return 8 * wire.max_bytes(sparse.kept, sparse.numel, sparse.values.dtype)
+    return 8 * wire.pack(sparse).size
 
 
 def _in_run(shots: Sequence[Snapshot]) -> Replayed:

@@ -58,3 +58,20 @@ class SentLog:
             "step": list(since), "k": [k for k, _ in since.values()], "kept": [kept for _, kept in since.values()]
         }  # fmt: skip
         return {"since": counts} if self._ages is None else {"age": self._ages.summary(step), "since": counts}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was counted so far."""
+        self.read()
+        since = {step: list(row) for step, row in self._since.items()}
+        return {"since": since, "ages": None if self._ages is None else self._ages.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken; an empty state begins anew.
+
+        Raises:
+            ValueError: the ages are of another model.
+        """
+        self._waiting, self._entries = [], 0
+        self._since = {step: list(row) for step, row in state.get("since", {}).items()}
+        if self._ages is not None and state.get("ages") is not None:
+            self._ages.load_state_dict(state["ages"])
