@@ -7,14 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from gaussiank.lab.bench.rows import ROWS_NAME
 from gaussiank.lab.cluster.paper_table import METHODS, MODELS, paper_rows
 from gaussiank.lab.cluster.tables import seconds_text
-from gaussiank.lab.reproduce.recipes.iteration_time import ITERATION_TIME, MEASURED_NAME
+from gaussiank.lab.reproduce.recipes.iteration_time import ITERATION_TIME, MEASURED
 
 ROW = {
-    **{"kind": "step-time", "model": "resnet20", "method": "topk", "workers": 4, "network": "100 Mbit/s"},
-    **{"step_s": 0.25, "efficiency": 0.8, "origin": "gaussiank train ..., some machine, 2026-11-25, abc"},
+    **{"kind": "net", "model": "resnet20", "method": "topk", "workers": 4, "rate": "100mbit", "step_s": 0.25},
+    **{"efficiency": 0.8, "machine": "some processor", "cores": 2, "date": "2026-11-25T01:02:03", "commit": "abc"},
 }
+
+
+def write(out: Path, *rows: object) -> None:
+    (out / MEASURED).mkdir()
+    (out / MEASURED / ROWS_NAME).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def test_predictions_are_those_of_the_papers_table(tmp_path: Path) -> None:
@@ -31,15 +37,15 @@ def test_predictions_are_those_of_the_papers_table(tmp_path: Path) -> None:
 
 
 def test_measured_rows_stand_beside_them(tmp_path: Path) -> None:
-    (tmp_path / MEASURED_NAME).write_text(json.dumps(ROW) + "\n")
+    write(tmp_path, ROW, {**ROW, "efficiency": None}, {"kind": "other"})
     outcome = ITERATION_TIME.conclude(tmp_path, "tiny")
-    expected = ("measured", "resnet20", "topk", "4", "100 Mbit/s", "250 ms", "80", ROW["origin"])
-    assert outcome.rows[-1] == expected
+    origin = "some processor, 2 cores, 2026-11-25, abc"
+    assert outcome.rows[-2] == ("measured", "resnet20", "topk", "4", "100mbit", "250 ms", "80", origin)
+    assert outcome.rows[-1][-2] == "–"
     assert "No step was measured" not in outcome.standins
 
 
 def test_a_measured_row_must_say_where_it_comes_from(tmp_path: Path) -> None:
-    row = {key: value for key, value in ROW.items() if key != "origin"}
-    (tmp_path / MEASURED_NAME).write_text(json.dumps(row) + "\n")
-    with pytest.raises(ValueError, match=r"line 1 must have model, .*, got no origin"):
+    write(tmp_path, {key: value for key, value in ROW.items() if key != "commit"})
+    with pytest.raises(ValueError, match="must hold rows of gaussiank bench net, got no commit in row 1"):
         ITERATION_TIME.conclude(tmp_path, "tiny")

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from gaussiank.lab.bench.rows import Row, read_rows
 from gaussiank.lab.cluster.figures import COLORS, canvas, scaling_figure
 from gaussiank.lab.cluster.paper_table import ASSUMPTIONS, DENSITY, HEADLINE, METHODS, MODELS, PRESET, WORKERS
 from gaussiank.lab.cluster.setting import of_preset
 from gaussiank.lab.cluster.tables import seconds_text
-from gaussiank.lab.records import parse_lines
 from gaussiank.lab.reproduce.recipe import Drawing, Outcome, Recipe, Scale, judge
 from gaussiank.sim import Prediction, predict
 
 COUNTS = (1, 2, 4, 8, 16)
 STEPS = {"tiny": 1, "small": 20, "full": 20}
-MEASURED_NAME = "network-lab.jsonl"
-"""JSON lines of kind ``step-time``, measured on real links; looked for in the directory of results."""
-MEASURED_KEYS = ("model", "method", "workers", "network", "step_s", "efficiency", "origin")
-"""What a measured row must say; its origin is command, machine, date and commit."""
+MEASURED = "network-lab"
+"""Directory below the results to which ``gaussiank bench net --out`` writes what it measures on real links."""
+_KEYS = ("model", "method", "workers", "rate", "step_s", "efficiency", "machine", "cores", "date", "commit")
 _MARKERS = "osD^vPX"
 
 
@@ -48,14 +46,15 @@ def conclude(out: Path, scale: Scale) -> Outcome:
         for model, rows in last.items()
         for name, row in rows.items()
     ]
-    measured = measured_rows(out / MEASURED_NAME)
+    measured = measured_rows(out / MEASURED)
     table += [_cells(row) for row in measured]
     caption = f"Modelled time of a step with {WORKERS} workers on {PRESET}, density {DENSITY:g}, batch 128 a worker."
     drawings = [Drawing("step-time", step_figure(last), caption)]
     for model, rows in predictions.items():
         caption = f"{model}: modelled scaling efficiency on {PRESET}: time of a worker alone over time of a step."
         drawings.append(Drawing(f"{model}-scaling", scaling_figure(rows, list(METHODS)), caption))
-    standin = "" if measured else f"No step was measured: rows of {MEASURED_NAME} would stand in the table. "
+    ask = f"`gaussiank bench net --methods alone,ddp,topk --out OUT/{MEASURED}`"
+    standin = "" if measured else f"No step was measured here: rows that {ask} writes would stand in the table. "
     standin += (
         f"The cost model stands in for 16 GPUs (`gaussiank simulate --preset {PRESET}`), fitted to nothing of the "
     )
@@ -64,20 +63,19 @@ def conclude(out: Path, scale: Scale) -> Outcome:
     return Outcome(verdict, because, header, tuple(table), tuple(drawings), standin)
 
 
-def measured_rows(path: Path) -> list[dict[str, Any]]:
-    """Read rows of the network lab; none where there is no file.
+def measured_rows(place: Path) -> list[Row]:
+    """Read rows of the network lab; none where it has not written.
 
     Raises:
         ValueError: a row lacks a key, or the file is damaged.
     """
-    if not path.is_file():
+    if not place.is_dir():
         return []
-    rows, _ = parse_lines(path, path.read_bytes())
+    rows = [row for row in read_rows(place) if row.get("kind") == "net"]
     for number, row in enumerate(rows, 1):
-        missing = [key for key in MEASURED_KEYS if key not in row]
+        missing = [key for key in _KEYS if key not in row]
         if missing:
-            keys = ", ".join(MEASURED_KEYS)
-            raise ValueError(f"{path} line {number} must have {keys}, got no {missing[0]}. Correct it.")
+            raise ValueError(f"{place} must hold rows of gaussiank bench net, got no {missing[0]} in row {number}.")
     return rows
 
 
@@ -109,10 +107,11 @@ def _gain(rows: dict[str, Prediction], other: str) -> float:
     return rows[other].step_s / rows["GaussianK"].step_s
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    step, efficiency = seconds_text(float(row["step_s"])), f"{100 * float(row['efficiency']):.0f}"
-    words = [str(row[key]) for key in ("model", "method", "workers", "network")]
-    return "measured", *words, step, efficiency, str(row["origin"])
+def _cells(row: Row) -> tuple[str, ...]:
+    efficiency = "–" if row["efficiency"] is None else f"{100 * float(row['efficiency']):.0f}"
+    words = [str(row[key]) for key in ("model", "method", "workers", "rate")]
+    origin = f"{row['machine']}, {row['cores']} cores, {str(row['date'])[:10]}, {row['commit']}"
+    return "measured", *words, seconds_text(float(row["step_s"])), efficiency, origin
 
 
 ITERATION_TIME = Recipe(
