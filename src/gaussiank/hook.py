@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gaussiank import __version__
 from gaussiank.codec import Wire, chosen_wire, entries_of_any_bucket
 from gaussiank.collectives import Collective, Done, Promise, parse_collective, require_agreement
+from gaussiank.companions import look_at_companions
 from gaussiank.compressors import Capped, Compressor, parse_compressor
 from gaussiank.feedback import ErrorFeedback
 from gaussiank.journey import Journey
@@ -78,6 +79,9 @@ def compress(
             configured differently.
         RuntimeError: the model has a communication hook already.
 
+    An optimizer with momentum beside a ``MomentumCorrection`` is refused when it takes its first step, and a
+    ``GradScaler`` that is in use but not given is warned of.
+
     Source: Shi et al. 2019, "Understanding Top-k Sparsification in Distributed Deep Learning", equation 2 (TopK-SGD
     with error compensation). Differs: k is counted on each bucket by default, on the whole model in the paper.
 
@@ -127,6 +131,8 @@ def compress(
         observer=recorder,
     )
     model.register_comm_hook(compression, hook)
+    has_residual = compressor.keeps_rest and not compressor.sends_all
+    look_at_companions(compression, model.parameters(), momentum, scaler, has_residual=has_residual)
     return compression
 
 

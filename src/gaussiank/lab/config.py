@@ -198,6 +198,10 @@ class TrainConfig:
             )
         return batches // self.accumulate
 
+    def total_steps(self, epoch_steps: int) -> int:
+        """Return the optimizer steps of the whole training."""
+        return self.steps or self.epochs * epoch_steps
+
     def schedule(self, epoch_steps: int) -> Schedule:
         """Return the density over steps; a warm-up stage lasts ``epoch_steps`` unless ``warmup_steps`` is set."""
         if self.warmup == "none":

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from gaussiank.lab.bench.net.cli import net_command, predict_command
+
 bench = typer.Typer(
     name="bench",
     help="Measure on this machine, and write rows, a table and a plot.",
@@ -22,7 +24,7 @@ def _group() -> None:
     """Measure on this machine, and write rows, a table and a plot."""  # with a callback, one command is a group
 
 
-@bench.command("ops")
+@bench.command("ops", short_help="Time every selection operator against the speed of this machine's memory.")
 def ops_command(
     sizes: Annotated[str | None, typer.Option(help="Entries of the vectors, up to 1e8 and more (1e5,1e6,1e7).")] = None,
     densities: Annotated[str | None, typer.Option(help="Shares to send (0.001,0.01).")] = None,
@@ -69,6 +71,10 @@ def ops_command(
         raise typer.Exit(run_check(out, quick=quick, seed=seed))
     trial: dict[str, Any] = {"sizes": (10_000, 100_000), "laws": ("normal", "residual"), "repeats": 3} if quick else {}
     raise typer.Exit(run_ops(OpsConfig(seed=seed, **(trial | given)), out))
+
+
+bench.command("net")(net_command)
+bench.command("predict")(predict_command)
 
 
 def _parts(text: str) -> tuple[str, ...]:

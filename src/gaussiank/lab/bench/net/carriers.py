@@ -1,0 +1,193 @@
+"""Carries the gradients of one model from worker to worker, in each of the ways that are compared."""
+# No `from __future__ import annotations` here: DDP reads the annotations of the hook as types.
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._C._distributed_c10d import GradBucket  # torch.distributed shows it at run time only, not to type checkers
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from gaussiank.collectives import ring_bytes
+from gaussiank.hook import Compression, compress
+
+from .methods import DDP, PAPER, NetMethod
+from .paper import PaperExchange
+
+ONE_BUCKET_MB = 1 << 20
+"""PowerSGD starts messages inside callbacks: on Gloo it hangs with more than one bucket."""
+
+TIMEOUT_S = 120.0
+_Hook = Callable[[Any, GradBucket], torch.futures.Future[Tensor]]
+
+
+class Spent(NamedTuple):
+    """What the exchange of one step took on this worker; None where nobody can tell.
+
+    Attributes:
+        select_s: seconds of accumulation, selection and encoding, or of rounding.
+        exchange_s: seconds from the start of each message to its arrival, summed over messages.
+        finish_s: seconds of decoding and averaging.
+        sent_bytes: bytes that this worker should have put on the wire.
+        kept: entries chosen.
+        dense: whether the whole gradient was sent.
+    """
+
+    select_s: float | None
+    exchange_s: float | None
+    finish_s: float | None
+    sent_bytes: int
+    kept: int
+    dense: bool
+
+
+class Carrier(ABC):
+    """Connect a model with the other workers.
+
+    Attributes:
+        module: what the training loop calls.
+    """
+
+    module: nn.Module
+
+    def attach(self) -> None:
+        """Set up what may measure the link; comes once, before the first step."""
+        return
+
+    def after_backward(self) -> None:
+        """Exchange what backward itself has not."""
+        return
+
+    @abstractmethod
+    def spent(self) -> Spent:
+        """Return what the last step took."""
+
+
+class Alone(Carrier):
+    """Exchange nothing."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.module = model
+
+    def spent(self) -> Spent:
+        """Nothing."""
+        return Spent(0.0, 0.0, 0.0, 0, 0, dense=False)
+
+
+class PlainDdp(Carrier):
+    """Let DDP all-reduce, by itself or with one of its hooks."""
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        self.module = self._ddp = DistributedDataParallel(
+            model, bucket_cap_mb=ONE_BUCKET_MB if name == "ddp-powersgd" else None
+        )
+        self._world_size = dist.get_world_size()
+        self._numel = sum(parameter.numel() for parameter in model.parameters())
+        self._clock = _Clock(default_hooks.allreduce_hook, dist.group.WORLD)
+        if name == "ddp-powersgd":
+            state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=1, start_powerSGD_iter=2)
+            self._clock = _Clock(powerSGD_hook.powerSGD_hook, state)
+        elif name != DDP:
+            narrow = {"ddp-fp16": default_hooks.fp16_compress_hook, "ddp-bf16": default_hooks.bf16_compress_hook}
+            self._clock = _Clock(narrow[name], dist.group.WORLD)
+        self._name = name
+        self._sent_numel = 0
+
+    def attach(self) -> None:
+        """Register the hook."""
+        if self._name != DDP:
+            self._ddp.register_comm_hook(self._clock, _timed)
+
+    def spent(self) -> Spent:
+        """Count a ring's bytes of what the hook reduces."""
+        numel, self._clock.taken_s, taken_s = self._numel, 0.0, self._clock.taken_s
+        if self._name == "ddp-powersgd":
+            after = self._clock.state.compression_stats()[2]
+            numel, self._sent_numel = after - self._sent_numel, after
+        dtype = torch.float16 if self._name in ("ddp-fp16", "ddp-bf16") else torch.float32
+        sent_bytes = ring_bytes(torch.empty(numel, dtype=dtype, device="meta"), self._world_size)
+        return Spent(None, None if self._name == DDP else taken_s, None, sent_bytes, numel, dense=True)
+
+
+class _Clock:
+    """A hook of torch's, and the seconds that its messages take."""
+
+    def __init__(self, hook: _Hook, state: Any) -> None:
+        self.hook, self.state = hook, state
+        self.taken_s = 0.0
+
+
+def _timed(state: _Clock, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+    began = time.perf_counter()
+
+    def arrived(done: torch.futures.Future[Tensor]) -> Tensor:
+        tensor = done.value()
+        state.taken_s += time.perf_counter() - began
+        return tensor
+
+    return state.hook(state.state, bucket).then(arrived)
+
+
+class Ours(Carrier):
+    """Compress with this library, bucket by bucket."""
+
+    def __init__(self, model: nn.Module, method: NetMethod, density: float) -> None:
+        self.module = self._ddp = DistributedDataParallel(model)
+        self._method, self._density = method, density
+        self._compression: Compression | None = None
+
+    def attach(self) -> None:
+        """Register the hook; ``auto`` measures the link here."""
+        self._compression = compress(
+            self._ddp,
+            self._density,
+            compressor=self._method.compressor,
+            collective=self._method.collective,
+            wire=self._method.wire,
+            timeout_s=TIMEOUT_S,
+        )
+
+    def spent(self) -> Spent:
+        """Return the metrics of the step."""
+        assert self._compression is not None  # attached
+        found = self._compression.metrics
+        return Spent(
+            found.select_s, found.exchange_s, found.finish_s, found.sent_bytes, found.kept,
+            dense=found.kept == found.numel,
+        )  # fmt: skip
+
+
+class Paper(Carrier):
+    """Select once on the whole model when backward has ended, as the paper had it."""
+
+    def __init__(self, model: nn.Module, name: str, density: float) -> None:
+        self.module = model
+        self._parameters = list(model.parameters())
+        self._exchange = PaperExchange(PAPER[name], density)
+
+    def after_backward(self) -> None:
+        """Exchange all gradients."""
+        self._exchange.reduce([one.grad for one in self._parameters if one.grad is not None])
+
+    def spent(self) -> Spent:
+        """Return what the exchange noted."""
+        found = self._exchange
+        return Spent(
+            found.select_s, found.exchange_s, found.finish_s, found.sent_bytes, found.kept, dense=False
+        )  # fmt: skip
+
+
+def carrier_of(method: NetMethod, model: nn.Module, density: float) -> Carrier:
+    """Make the carrier of a method; every worker calls it with a model of the same weights."""
+    if method.family == "alone":
+        return Alone(model)
+    if method.family == "ddp":
+        return PlainDdp(model, method.name)
+    if method.family == "paper":
+        return Paper(model, method.name, density)
+    return Ours(model, method, density)
