@@ -94,7 +94,7 @@ def take(numel: int, density: float, repeats: int, clock: str = "wall") -> Itera
 
     def known_threshold(into: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
         assert number is not None
-        return native._take_above(number, residual, threshold, k, native._ANY, grad, into, None)
+        return native.take_above(number, residual, threshold, k, native.ANY, grad, into, None)
 
     cases: dict[str, Case] = {
         "in-place add": lambda: residual.add_(grad),

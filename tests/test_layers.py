@@ -11,10 +11,10 @@ import pytest
 PACKAGE = "gaussiank"
 SRC = Path(__file__).parent.parent / "src" / PACKAGE
 LEVELS = [
-    {"sparse", "schedule", "layout", "metrics", "theory", "sim"},
+    {"sparse", "spec", "schedule", "layout", "metrics", "theory", "sim"},
     {"ops"},
     {"mean", "momentum", "observer"},
-    {"compressors", "codec", "feedback", "reshard"},
+    {"compressors", "codec", "companions", "feedback", "reshard"},
     {"selector", "collectives", "checkpoint"},
     {"journey"},
     {"hook", "integrations"},

@@ -181,3 +181,17 @@ def test_taking_is_adding_selecting_and_removing(draw: Callable[..., torch.Tenso
         accumulated[chosen.indices] = 0
         assert torch.equal(out, accumulated)
         residual = out
+
+
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_a_shared_draw_is_what_every_worker_selects(per_layer: bool) -> None:
+    layout, vector = Layout(("one", "two"), (60, 40)), torch.randn(100)
+    draws = [Selector(RandomK(shared=True), per_layer=per_layer, rank=rank) for rank in range(2)]
+    for step in range(2):
+        shared = draws[0].shared(layout, 0.1, step, 7, vector.device)
+        assert shared is not None
+        for selector in draws:
+            assert torch.equal(selector.select(layout, vector, 0.1, step).indices, shared.draw(100, 10))
+    assert Selector(RandomK(), per_layer=per_layer, rank=0).shared(layout, 0.1, 0, 7, vector.device) is None
+    with pytest.raises(RuntimeError, match=r"^compressor must draw the same indices on every worker, got TopK\(\)\."):
+        TopK().drawn(100, 10, Turn(), vector.device)

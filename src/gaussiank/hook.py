@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gaussiank import __version__
 from gaussiank.codec import Wire, chosen_wire, entries_of_any_bucket
 from gaussiank.collectives import Collective, Done, Promise, parse_collective, require_agreement
+from gaussiank.companions import look_at_companions
 from gaussiank.compressors import Capped, Compressor, parse_compressor
 from gaussiank.feedback import ErrorFeedback
 from gaussiank.journey import Journey
@@ -63,7 +64,8 @@ def compress(
             every selection to everyone; with many workers ``split`` sends less.
         wire: how entries travel: ``index+values`` or a ``codec.Wire``. The default is ``rice+bf16`` on a CPU, at
             most 29 bits an entry at density 0.001, and ``chunks+bf16`` elsewhere, 32 bits and no wait for the device.
-            What rounding takes off stays in the residual; ``raw+fp32`` rounds nothing.
+            What rounding takes off stays in the residual; ``raw+fp32`` rounds nothing. ``randomk:shared=true`` sends
+            no indices with ``allgather`` and ``leader``, whatever the index code.
         timeout_s: seconds after which an exchange fails that a worker did not answer, above 0; larger than any pause
             that one worker takes alone between two backwards, for an evaluation or a checkpoint. The first two steps
             also wait for DDP itself, which has the process group's own time-out.
@@ -76,6 +78,9 @@ def compress(
         ValueError: an argument out of its range, a parameter of a dtype without a residual, or workers that are
             configured differently.
         RuntimeError: the model has a communication hook already.
+
+    An optimizer with momentum beside a ``MomentumCorrection`` is refused when it takes its first step, and a
+    ``GradScaler`` that is in use but not given is warned of.
 
     Source: Shi et al. 2019, "Understanding Top-k Sparsification in Distributed Deep Learning", equation 2 (TopK-SGD
     with error compensation). Differs: k is counted on each bucket by default, on the whole model in the paper.
@@ -126,6 +131,8 @@ def compress(
         observer=recorder,
     )
     model.register_comm_hook(compression, hook)
+    has_residual = compressor.keeps_rest and not compressor.sends_all
+    look_at_companions(compression, model.parameters(), momentum, scaler, has_residual=has_residual)
     return compression
 
 

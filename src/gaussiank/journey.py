@@ -11,7 +11,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gaussiank.codec import Wire
-from gaussiank.collectives import EXACT, AllGather, Collective, DenseAllReduce, Done, Exchange, engine_of, ring_bytes
+from gaussiank.collectives import (
+    EXACT,
+    AllGather,
+    Collective,
+    DenseAllReduce,
+    Done,
+    Exchange,
+    engine_of,
+    fitting_wire,
+    require_feedback,
+    ring_bytes,
+)
 from gaussiank.compressors import Compressor
 from gaussiank.feedback import ErrorFeedback
 from gaussiank.layout import Layout
@@ -38,7 +49,7 @@ class Journey:
         momentum: momentum correction, or None.
         raise_nonfinite: raise when a mean is not finite, instead of passing it on.
         collective: how the sparse gradients become a mean.
-        wire: how their entries travel; None loses nothing.
+        wire: how their entries travel; None loses nothing. Indices that all workers draw alike are not sent.
         timeout_s: seconds after which a message fails that a worker did not answer.
         group: process group, or None for the default one; messages go over groups of their own with its workers.
         observer: told of every vector on its way, or None.
@@ -68,6 +79,7 @@ class Journey:
             raise ValueError(f"momentum must be None for a compressor without feedback, got {momentum}. Leave it out.")
         collective = collective or AllGather()
         require_feedback(collective, compressor)
+        self._wire = fitting_wire(wire or EXACT, compressor, collective)
         self._engine = engine_of(group, timeout_s)
         self._world_size = dist.get_world_size(group)
         self._rank = dist.get_rank(group)
@@ -77,7 +89,6 @@ class Journey:
         self._observer = observer or Unobserved()
         self._selector = Selector(compressor, per_layer=per_layer, rank=self._rank)
         self._collective = collective.join(group, timeout_s)
-        self._wire = wire or EXACT
         self._all_reduce = DenseAllReduce()
         self._routes: dict[str, Tensor] = {}  # what the collective wants to know at the next step, by layout
         self._parts = 0  # exchanges begun in this step
@@ -185,6 +196,7 @@ class Journey:
         self._observer.taken(layout, k, sparse)
         capacity = self._selector.capacity(layout, density)
         route, part = f"{layout.names[0]}..{layout.names[-1]}/{layout.numel}", self._parts
+        drawn = self._selector.shared(layout, density, measured.step, part, grad.device)
 
         def start(group: dist.ProcessGroup) -> Exchange:
             return collective.start(
@@ -196,6 +208,7 @@ class Journey:
                 part=part,
                 hint=self._routes.get(route),
                 draw=(lambda indices: self.feedback.draw(layout, indices)) if self._compressor.keeps_rest else None,
+                shared=drawn if self._wire.index == "seed" else None,
             )
 
         @torch.no_grad()  # callbacks run in threads of the backend
@@ -264,8 +277,6 @@ class Journey:
         self._parts += 1
         return lambda: f"bucket {part} of step {step} ({layout_of().names[0]} to {layout_of().names[-1]})"
 
-    # ------------------------------------------------------------------ saving
-
     def state_dict(self) -> dict[str, Any]:
         """Return copies of this worker's residuals, velocities, hints and step."""
         self.feedback.settle()
@@ -302,16 +313,3 @@ class Journey:
         self._routes = {key: hint.clone() for key, hint in state.get("routes", {}).items()}
         self.step = state["step"]
         self._scale = state.get("scale", 1.0)
-
-
-def require_feedback(collective: Collective, compressor: Compressor) -> None:
-    """Raise when a collective may send entries back and the compressor's rest is kept by nobody.
-
-    Raises:
-        ValueError: so it is.
-    """
-    if not compressor.keeps_rest and collective.rejects(bounded=compressor.capacity(1, 2) is not None):
-        raise ValueError(
-            f"collective must send nothing back to a compressor without feedback, got {collective} for {compressor}. "
-            "Use allgather:ask=true, or a compressor that keeps what comes back."
-        )

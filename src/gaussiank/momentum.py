@@ -16,7 +16,8 @@ class MomentumCorrection:
     """Accumulate velocity instead of gradient before the selection, so that delayed entries carry their momentum.
 
     ``velocity = momentum velocity + grad``; ``accumulated = residual + velocity`` (Nesterov:
-    ``residual + grad + momentum velocity``). Use it with an optimizer whose own momentum is 0.
+    ``residual + grad + momentum velocity``). Use it with an optimizer whose own momentum is 0: another is
+    refused at its first step.
 
     Args:
         momentum: in [0, 1); a larger one remembers longer.

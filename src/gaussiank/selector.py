@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gaussiank import ops
+from gaussiank.codec import SharedDraw
 from gaussiank.compressors import Compressor, Taken, Turn, finish_take
 from gaussiank.layout import Layout
 from gaussiank.schedule import entries
@@ -104,6 +105,33 @@ class Selector:
             return SparseGradient(parts[0].indices, parts[0].values, layout.numel)
         indices = torch.cat([part.indices for part in parts])
         return SparseGradient(indices, torch.cat([part.values for part in parts]), layout.numel)
+
+    def shared(self, layout: Layout, density: float, step: int, part: int, device: torch.device) -> SharedDraw | None:
+        """Return how the indices of this step were drawn, or None unless the compressor ``draws_alike``.
+
+        Args:
+            layout: what lies in the vector.
+            density: share of entries to send.
+            step: number of the step.
+            part: number of this exchange within its step, the same on every worker.
+            device: where the vector is: generators differ between devices.
+        """
+        if not self.compressor.draws_alike:
+            return None
+
+        drawn: Tensor | None = None
+
+        def draw(numel: int, count: int) -> Tensor:
+            nonlocal drawn
+            if drawn is None:
+                parts = [
+                    self.compressor.drawn(place.stop - place.start, k, self._turn(key, step), device) + place.start
+                    for key, place, k in self._places(layout, density)
+                ]
+                drawn = torch.cat(parts)
+            return drawn
+
+        return SharedDraw(zlib.crc32(repr(self.compressor).encode()), step, part, draw)
 
     def load_hints(self, hints: Mapping[str, Tensor]) -> None:
         """Replace the hints by saved ones."""

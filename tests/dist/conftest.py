@@ -17,6 +17,9 @@ import pytest
 
 GROUP_TIMEOUT_S = 60  # a collective that hangs fails its test after this
 WORLD_SIZES = (1, 2, 3, 4)
+# imported once, in the server that all workers are forked from: 18 workers that import for themselves take a minute of
+# processor time; torch._dynamo and its sympy are what the first DDP model imports
+PRELOADED = ["torch", "torch._dynamo", "torch.distributed.device_mesh", "numpy", "pytest", "gaussiank"]
 
 
 def _work(rank: int, world_size: int, store: str, orders: Connection) -> None:
@@ -52,7 +55,8 @@ class Workers:
 
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
-        context = mp.get_context("spawn")
+        context = mp.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
         store = f"file://{tempfile.mkdtemp()}/store"
         self._pipes: list[Connection] = []
         self._processes = []

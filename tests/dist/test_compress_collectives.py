@@ -78,9 +78,9 @@ def test_raise_names_the_parameter_on_every_worker(three_workers: Any, spec: str
         assert "gradient of third must be finite, got infinity or NaN on some worker in step 0." in message
 
 
-def refusing(rank: int, world_size: int, spec: str) -> str:
+def refusing(rank: int, world_size: int, spec: str, compressor: str = "topk") -> str:
     model = DDP(Given(), **SMALL_BUCKETS)
-    gaussiank.compress(model, density=0.02, on_nonfinite="raise", collective=spec)
+    gaussiank.compress(model, density=0.02, on_nonfinite="raise", collective=spec, compressor=compressor)
     fed = feed(rank, 0)
     if rank == 0:
         fed["third"][7] = float("nan")

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from gaussiank.codec import Wire
+from gaussiank.lab.cli import app
 from gaussiank.lab.records import Records, read_records
 
 GAUSSIANK = [sys.executable, "-m", "gaussiank"]
@@ -124,6 +126,14 @@ def test_bad_input_gets_one_sentence_and_writes_nothing(tmp_path: Path, argument
     assert not out.exists()
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["bench", "--help"]])
+def test_no_description_is_cut_short(arguments: list[str]) -> None:
+    done = CliRunner().invoke(app, arguments, env={"COLUMNS": "80"})
+    assert done.exit_code == 0
+    assert "..." not in done.stdout.partition("Commands:")[2]
+    assert all(len(line) <= 80 for line in done.stdout.splitlines())
+
+
 def test_workers_are_torchruns_business_under_torchrun() -> None:
     torchrun = [
         sys.executable,
@@ -137,7 +147,9 @@ def test_workers_are_torchruns_business_under_torchrun() -> None:
     ]
     done = run(*torchrun, *TRAIN, "--workers", "3")
     assert done.returncode != 0
-    assert "workers must be left out under torchrun, got 3 where torchrun has 2. Leave it out." in done.stderr
+    sentence = "workers must be left out under torchrun, got 3 where torchrun has 2. Leave it out."
+    assert f"gaussiank: {sentence}" in done.stderr
+    assert f"traceback : {sentence}" == done.stderr.rstrip("= \n").splitlines()[-1].strip()  # torchrun's own last words
 
 
 def test_data_are_listed() -> None:

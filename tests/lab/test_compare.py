@@ -48,6 +48,21 @@ def test_runs_of_one_name_get_as_much_of_their_path_as_it_takes(write_run: Write
     assert records.names == ("topk:s1/run", "topk:s2/run")
 
 
+def test_long_names_become_letters_with_a_legend(write_run: WriteRun, tmp_path: Path) -> None:
+    names = ("lenet5-20261124-211501", "lenet5-20261124-213002")
+    runs = [write_run(("dense", "randomk:feedback=false"), name=name, steps=10) for name in names]
+    records = read_runs(runs)
+    assert records.names == ("dense:A", "randomk:feedback=false:A", "dense:B", "randomk:feedback=false:B")
+    assert records.runs == {"A": str(runs[0]), "B": str(runs[1])}
+    page = write_comparison(records, tmp_path / "page.html").read_text()
+    assert f"A: {runs[0]}</p>" in page
+    assert read_runs([write_run(("topk",), name=f"{i:02}/{names[0]}", steps=10) for i in range(27)]).names[-2:] == (
+        "topk:Z",
+        "topk:A1",
+    )
+    assert read_runs([write_run(("topk",), name=name, steps=10) for name in "ab"]).runs == {}
+
+
 def test_what_cannot_be_compared_is_refused(write_run: WriteRun, tmp_path: Path) -> None:
     one = write_run(("topk",), name="a", steps=10)
     loss = Metric("loss", "loss", "nats").as_record()

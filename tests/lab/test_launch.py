@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from gaussiank.lab.last_words import leave
 from gaussiank.lab.launch import launch, world_size
 
 
@@ -25,11 +27,26 @@ def test_launch_runs_on_every_worker(tmp_path: Path) -> None:
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"0": "3", "1": "3", "2": "3"}
 
 
-def test_a_failing_worker_ends_the_others_and_is_named(tmp_path: Path) -> None:
+def test_a_failing_worker_ends_the_others_and_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     started = time.monotonic()
     with pytest.raises(RuntimeError, match="worker 1 failed and the others were ended: ValueError: the disk is full"):
         launch(fail_on_one, 2, str(tmp_path))
     assert time.monotonic() - started < 60
+    printed = capfd.readouterr().err
+    assert printed.startswith("Traceback")
+    assert printed.endswith("ValueError: the disk is full\n")  # and nothing of torch's
+
+
+def test_a_worker_leaves_a_sentence_for_the_launcher_that_started_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
+    leave("nobody reads it")
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    leave("lr must be above 0")
+    failure = ProcessFailure(local_rank=1, pid=1, exitcode=1, error_file=str(tmp_path / "error.json"))
+    assert "traceback : lr must be above 0\n" in ChildFailedError("train", {1: failure}).format_msg()
+    assert [path.name for path in tmp_path.iterdir()] == ["error.json"]
 
 
 def test_world_size_is_four_unless_said(monkeypatch: pytest.MonkeyPatch) -> None:

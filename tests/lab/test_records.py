@@ -34,6 +34,13 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert not records.truncated
 
 
+def test_a_resumes_changes_of_settings_are_the_runs(tmp_path: Path) -> None:
+    resumed = {"kind": "resume", "method": "topk", "step": 5, "workers": 2}
+    changed = {**resumed, "config": {"steps": 9, "epochs": 3}}
+    run_dir = write_lines(tmp_path / "run", {**RUN, "config": {"lr": 0.1, "steps": 5}}, resumed, changed)
+    assert read_records(run_dir).run["config"] == {"lr": 0.1, "steps": 9, "epochs": 3}
+
+
 def test_every_line_is_on_disk_before_the_writer_closes(tmp_path: Path) -> None:
     with RecordWriter(tmp_path) as writer:
         writer.write(RUN)

@@ -3,6 +3,7 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -239,3 +240,18 @@ def test_run_record_may_lack_everything_but_its_format(tmp_path: Path) -> None:
     records = read_records(tmp_path)
     assert setting(records) == ""
     assert "No method finished in this run." in Page(report_html(records)).text
+
+
+@pytest.mark.parametrize(
+    ("length", "shown", "hidden"),
+    [
+        ({"epochs": 12, "steps": 60}, "steps 60", "epochs"),
+        ({"epochs": 12, "steps": None}, "epochs 12", "steps"),
+        ({"epochs": 12, "steps": "none | 60"}, "epochs 12, steps none | 60", None),
+    ],
+)
+def test_a_run_has_one_length(write_run: Callable[..., Path], length: dict[str, Any], shown: str, hidden: str) -> None:
+    run_dir = write_run(("dense",), run={"config": {"model": "fnn3", "dataset": "mnist", **length}})
+    records = read_records(run_dir)
+    assert setting(records) == f"fnn3 on mnist, {shown}"
+    assert hidden is None or f"<dt>{hidden}</dt>" not in report_html(records)

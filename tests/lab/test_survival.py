@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import resource
@@ -16,12 +17,14 @@ import pytest
 import torch.distributed as dist
 
 from gaussiank.lab import run as lab_run
+from gaussiank.lab import train_command
 from gaussiank.lab.checkpoint import CheckpointFolder, CheckpointPlan, find_resume
 from gaussiank.lab.config import TrainConfig
 from gaussiank.lab.launch import launch, restarts
 from gaussiank.lab.records import Records, read_records
 from gaussiank.lab.run import run
 from gaussiank.lab.stepper import Stepper
+from gaussiank.lab.train_command import Options
 
 CONFIG = TrainConfig(
     model="fnn3",
@@ -174,6 +177,51 @@ def test_torchrun_starts_workers_again_and_they_go_on_by_themselves(whole: Path,
     assert done.returncode == 0, done.stderr
     assert "Resumed topk after step 2" in done.stdout
     assert digests(tmp_path / "run") == digests(whole)
+
+
+def studied(run_dir: Path) -> dict[str, list[str]]:
+    """Return what was recorded of each method's gradients, but for the opening, which has the time."""
+    paths = sorted(run_dir.glob("*/gradients.jsonl"))
+    return {path.parent.name: path.read_text().splitlines()[1:] for path in paths}
+
+
+def test_a_finished_run_goes_on_to_more_steps_and_ends_as_a_longer_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train_command, "run", quick_run)
+    settings = {**CONFIG.as_record(), "methods": ("topk",), "warmup": "dgc", "warmup_steps": 5}
+    for name, steps in (("long", 9), ("run", 5)):
+        options = Options(out=tmp_path / name, checkpoint_every=3, record=2)
+        train_command.start(options, {**settings, "steps": steps})
+    train_command.start(Options(resume=tmp_path / "run"), {"steps": 9})
+    printed = capfd.readouterr().out
+    assert "Resumed topk after step 5" in printed
+    assert "It ends after step 9 now, with the learning rates of a run of that length." in printed
+    long, run = read_records(tmp_path / "long"), read_records(tmp_path / "run")
+    assert digests(tmp_path / "run") == digests(tmp_path / "long")
+    assert [record["step"] for record in run.evals] == [3, 5, 6, 9]  # 5: where it ended
+    assert [record for record in numbers(run) if record.get("step") != 5 or "epoch" not in record] == numbers(long)
+    assert studied(tmp_path / "run") == studied(tmp_path / "long")
+    assert [json.loads(line)["step"] for line in studied(tmp_path / "run")["topk"]] == [0, 2, 4, 6, 8]
+
+
+def test_what_is_recorded_of_gradients_survives_a_kill_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in its first method, and again before its second has a checkpoint."""
+    monkeypatch.setattr(train_command, "run", quick_run)
+    train_command.start(Options(out=tmp_path / "whole", record=3), CONFIG.as_record() | {"methods": CONFIG.methods})
+    record, run_dir = {"every": 3}, tmp_path / "run"
+    with pytest.raises(RuntimeError, match=r"^worker 1 failed .* Signal 9"):
+        launch(faulty_run, 2, "kill", 6, 1, CONFIG, run_dir, "test", plan(run_dir), None, record)
+    assert not (run_dir / "gaussiank").exists()
+    with (run_dir / "topk" / "gradients.jsonl").open("a") as file:
+        file.write('{"kind": "sample", "st')
+    with pytest.raises(RuntimeError, match=r"^worker 1 failed .* Signal 9"):
+        launch(faulty_run, 2, "kill", 4, 1, CONFIG, run_dir, "test", plan(run_dir), find_resume(run_dir), record)
+    assert (run_dir / "gaussiank" / "gradients.jsonl").exists()
+    train_command.start(Options(resume=run_dir), {})
+    assert digests(run_dir) == digests(tmp_path / "whole")
+    assert studied(run_dir) == studied(tmp_path / "whole")
+    assert studied(run_dir).keys() == {"topk", "gaussiank"}
 
 
 def test_another_number_of_workers_keeps_the_residuals_mass(

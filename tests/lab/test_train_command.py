@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,52 @@ def test_another_config_is_refused(run_dir: Path, given: dict[str, Any], sentenc
     assert contents(run_dir) == before
 
 
+@pytest.mark.parametrize(
+    ("saved", "given", "sentence"),
+    [
+        ({}, {"steps": 4}, None),
+        ({}, {"steps": 3}, "^steps must reach past the 4 steps that are taken, got 3. Raise it."),
+        (
+            {"steps": None, "epochs": 2, "batch_size": 5000},
+            {"epochs": 1},
+            "^epochs must reach past the 4 steps that are taken, got 1 epochs of 2 steps. Raise it.",
+        ),
+        (
+            {"lr_schedule": "cosine"},
+            {"steps": 8},
+            "^steps must keep to 4 steps with lr_schedule cosine, got 8: the learning rate of the 4 steps that are "
+            "taken would have been another. Start a new run: gaussiank train --config .*run --steps 8.$",
+        ),
+        ({"lr_schedule": "cosine", "lr_warmup_steps": 4, "steps": 10}, {"steps": 20}, None),
+        ({"lr_schedule": "step"}, {"steps": 8}, "^steps must keep to 4 steps with lr_schedule step, got 8"),
+        ({"lr_schedule": "step", "steps": 8}, {"steps": 9}, None),
+        ({"lr_schedule": "step", "steps": 8}, {"steps": 6}, "^steps must keep to 8 steps with lr_schedule step, got 6"),
+        (
+            {"methods": ["dense", "topk"]},
+            {"steps": 8},
+            "^steps must keep to 4 steps, at which dense ended, got 8. Start a new run: gaussiank train --config",
+        ),
+        ({"methods": ["topk", "dense"]}, {"steps": 8}, None),
+    ],
+)
+def test_a_length_that_would_have_been_another_run_is_refused(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, saved: dict[str, Any], given: dict[str, Any], sentence: str | None
+) -> None:
+    path = run_dir / "checkpoints" / LAST / "manifest.json"
+    rewrite_manifest(run_dir, config={**json.loads(path.read_text())["config"], **saved})
+    before = contents(run_dir)
+    launched: list[TrainConfig] = []
+    monkeypatch.setattr(train_command, "launch", lambda *arguments, **_: launched.append(arguments[2]))
+    if sentence is None:
+        start(Options(resume=run_dir), given)
+        assert launched[0].steps == given["steps"]
+    else:
+        with pytest.raises(ValueError, match=sentence):
+            start(Options(resume=run_dir), given)
+        assert not launched
+    assert contents(run_dir) == before
+
+
 def test_another_format_or_release_is_refused(run_dir: Path) -> None:
     rewrite_manifest(run_dir, format=2)
     with pytest.raises(ValueError, match=r"^format of .*manifest.json must be 1, got 2\. Resume with the gaussiank"):
@@ -139,6 +186,31 @@ def test_another_format_or_release_is_refused(run_dir: Path) -> None:
     rewrite_manifest(run_dir, format=1, config={"model": "fnn3", "warp": 9})
     with pytest.raises(ValueError, match=r"^fields of .* must be among .*, got 'warp'"):
         start(Options(resume=run_dir), {})
+
+
+def test_a_resumed_run_records_gradients_as_it_did_or_not_at_all(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched: list[Any] = []
+    monkeypatch.setattr(train_command, "launch", lambda *given, **_: launched.append(given[7]))
+    study = run_dir / "topk" / "gradients.jsonl"
+    study.parent.mkdir()
+    study.write_text("ab")
+    rewrite_manifest(run_dir, study={"every": 7, "size_bytes": 2, "crc32": zlib.crc32(b"ab")})
+    start(Options(resume=run_dir), {})
+    start(Options(resume=run_dir, record=7), {})
+    assert launched == 2 * [{"every": 7}]
+    with pytest.raises(ValueError, match=r"^record must be 7, as in .*, got 50. Leave it out.$"):
+        start(Options(resume=run_dir, record=50), {})
+    study.write_text("ba")
+    before = contents(run_dir)
+    with pytest.raises(ValueError, match=r"gradients.jsonl must begin with the 2 bytes that it had at the checkpoint"):
+        start(Options(resume=run_dir), {})
+    assert contents(run_dir) == before
+    rewrite_manifest(run_dir, study=None)
+    start(Options(resume=run_dir), {})
+    start(Options(resume=run_dir, record=50), {})
+    assert launched[2:] == [None, {"every": 50}]
 
 
 def test_an_older_checkpoint_needs_a_directory_of_its_own(run_dir: Path, tmp_path: Path) -> None:
@@ -169,6 +241,7 @@ def test_a_path_without_checkpoints_is_refused(tmp_path: Path) -> None:
         ({"checkpoint_every": 5, "checkpoint_form": "zip"}, "^checkpoint_form must be one of plain, dcp, got 'zip'"),
         ({"max_restarts": 2}, "^max_restarts must come with checkpoint_every, got 2 alone"),
         ({"max_restarts": -1}, "^max_restarts must not be negative, got -1"),
+        ({"record": 0}, "^record must be at least 1, got 0"),
         ({"track": "mlflow"}, "^track must be tensorboard, wandb or wandb:PROJECT, got 'mlflow'"),
         ({"resume": Path("x"), "recipe": "paper"}, "^recipe must be left out with resume, got paper"),
         ({"resume": Path("x"), "config": Path("y")}, "^config must be left out with resume, got y"),
@@ -240,6 +313,23 @@ def test_an_older_checkpoint_starts_a_new_run_with_the_same_end(run_dir: Path, t
     assert [step["step"] for step in new.steps] == [1, 2, 3, 4]
     assert new.steps[:2] == old.steps[:2]
     assert new.methods[0]["digest"] == old.methods[0]["digest"]
+
+
+@pytest.mark.usefixtures("_world_of_one")
+def test_a_run_goes_on_for_more_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four steps an epoch; what is recorded differs from a longer run's in nothing but the test where it ended."""
+    settings: dict[str, Any] = {"steps": None, "batch_size": 2500}
+    trained(tmp_path / "long", epochs=3, **settings)
+    trained(tmp_path / "run", epochs=1, **settings)
+    monkeypatch.setattr(train_command, "launch", lambda work, _, *arguments, **__: work(*arguments))
+    start(Options(resume=tmp_path / "run"), {"epochs": 3})
+    long, run = read_records(tmp_path / "long"), read_records(tmp_path / "run")
+    assert [record["step"] for record in run.steps] == list(range(1, 13))
+    assert [record["loss"] for record in run.steps] == [record["loss"] for record in long.steps]
+    assert run.evals == long.evals
+    assert [record["digest"] for record in run.methods] == [record["digest"] for record in long.methods]
+    assert run.run["config"]["epochs"] == json.loads((tmp_path / "run" / "config.json").read_text())["epochs"] == 3
+    assert find_resume(tmp_path / "run").manifest.config["epochs"] == 3
 
 
 @pytest.mark.usefixtures("_world_of_one")

@@ -29,16 +29,13 @@ def chosen_wire(wire: str | Wire | None, parameters: Iterable[Tensor]) -> Wire:
     """Make the wire that a user has given, by name or not at all.
 
     Raises:
-        ValueError: an unknown name, or ``seed``: exchanges do not know how indices were drawn.
+        ValueError: an unknown name.
 
     Example:
         >>> str(chosen_wire("chunks+8bit", [])), str(chosen_wire(None, []))
         ('chunks+8bit', 'rice+bf16')
     """
-    wire = Wire.parse(wire) if isinstance(wire, str) else wire or default_wire(parameters)
-    if wire.index == "seed":
-        raise ValueError(f"wire must send its indices, got {wire}. Take rice in place of seed.")
-    return wire
+    return Wire.parse(wire) if isinstance(wire, str) else wire or default_wire(parameters)
 
 
 def entries_of_any_bucket(wire: Wire, max_bytes: int, parameters: Iterable[Tensor]) -> int:

@@ -138,6 +138,7 @@ class Wire:
         capacity: int | None = None,
         frame: int = 0,
         generator: torch.Generator | None = None,
+        shared: SharedDraw | None = None,
     ) -> Packed:
         """Round and encode at once: what ``encode`` makes of values that ``round`` has rounded.
 
@@ -146,6 +147,7 @@ class Wire:
             capacity: as for ``encode``.
             frame: without a capacity: length to fill up a payload to that is not longer; its size follows then.
             generator: source of stochastic rounding.
+            shared: as for ``encode``.
 
         Example:
             >>> packed = Wire().pack(SparseGradient(torch.tensor([7]).int(), torch.tensor([0.1]), numel=1000))
@@ -159,7 +161,7 @@ class Wire:
             if packed is not None:
                 return packed._replace(row=self._with_room(packed.row, capacity, sparse))
         values = sparse.values if self.exact else self.round(sparse.values, generator)
-        row = self.encode(SparseGradient(sparse.indices, values, sparse.numel), capacity=capacity)
+        row = self.encode(SparseGradient(sparse.indices, values, sparse.numel), capacity=capacity, shared=shared)
         size = row.numel()
         row = framed(row, frame) if 0 < size <= frame else row
         return Packed(row, size, None if self.exact else sparse.values - values)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from gaussiank.spec import parse_spec
+
 from .agreement import require_agreement
 from .all_gather import AllGather
 from .auto import CANDIDATES, Auto
 from .collective import Call, Collective, Exchange, Outcome, Traffic
 from .dense import DenseAllReduce
 from .engine import Done, Engine, Promise, engine_of
+from .fitting import fitting_wire, require_feedback
 from .hierarchical import Hierarchical
 from .leader import Leader
 from .line import ring_bytes
 from .link import Link
-from .parse import parse
 from .rows import EXACT
 from .split import Split
 from .tree import Tree
@@ -41,8 +43,10 @@ __all__ = [
     "Tree",
     "collective_names",
     "engine_of",
+    "fitting_wire",
     "parse_collective",
     "require_agreement",
+    "require_feedback",
     "ring_bytes",
 ]
 
@@ -66,4 +70,4 @@ def parse_collective(spec: str) -> Collective:
             ...
         ValueError: settings of allgather must be among slack=..., ask=..., got 'size=3'. Correct 'allgather:size=3'.
     """
-    return parse(spec, COLLECTIVES)
+    return parse_spec("collective", spec, COLLECTIVES)

@@ -17,6 +17,7 @@ from .collective import Call, Collective, Outcome, Program, Traffic
 from .rows import (
     EXACT,
     Given,
+    at_drawn,
     filled,
     gathered_mean,
     largest_mask,
@@ -73,6 +74,11 @@ class AllGather(Collective):
         """Only when a payload outgrows the room that its predecessor suggested."""
         return not bounded and not self.ask
 
+    @property
+    def sends_values_alone(self) -> bool:
+        """Each payload says which draw it is of."""
+        return True
+
     def traffic(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Traffic:
         """Everyone's k entries go to everyone else."""
         row = row_bytes(k, numel, wire, noted=wire.varies)
@@ -85,11 +91,14 @@ class AllGather(Collective):
         return self._within(sparse, call)
 
     def _exactly(self, sparse: SparseGradient, call: Call, capacity: int) -> Program:
-        row, given = pack_rounded(sparse, call.wire, capacity, call.seed(call.line.rank))
+        shared, dtype = call.shared, sparse.values.dtype
+        if shared is not None:
+            sparse = at_drawn(sparse, shared.draw(sparse.numel, capacity))
+        row, given = pack_rounded(sparse, call.wire, capacity, call.seed(call.line.rank), shared=shared)
         rows = yield call.line.all_gather(row)
 
         def finish(out: Tensor) -> Outcome:
-            parts = [call.wire.decode(row, sparse.numel, dtype=sparse.values.dtype, capacity=capacity) for row in rows]
+            parts = [call.wire.decode(row, sparse.numel, dtype=dtype, capacity=capacity, shared=shared) for row in rows]
             return Outcome(gathered_mean(parts, out), rounded_off=given.errors())
 
         return finish

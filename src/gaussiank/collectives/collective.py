@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 from torch import Tensor
 
-from gaussiank.codec import Wire
+from gaussiank.codec import SharedDraw, Wire
 from gaussiank.sparse import SparseGradient
 
 from .line import AnyFuture, Line, Message
@@ -52,6 +52,7 @@ class Call:
         hint: what the last exchange of these parameters returned, or None at the first.
         draw: takes what this worker still keeps at the given int32 indices out of its residual, and returns it; None
             when nothing is kept.
+        shared: how all workers drew their indices, for a wire that does not send them; with a capacity alone.
     """
 
     line: Line
@@ -61,6 +62,7 @@ class Call:
     part: int = 0
     hint: Tensor | None = None
     draw: Callable[[Tensor], Tensor] | None = None
+    shared: SharedDraw | None = None
 
     def seed(self, rank: int, phase: int = 0) -> int:
         """Return a seed for stochastic rounding, the same for all that give the same rank and phase."""
@@ -149,6 +151,11 @@ class Collective(ABC):
     def rejects(self, *, bounded: bool) -> bool:
         """Tell whether entries may come back; ``bounded``: the compressor's count is known beforehand."""
         return True
+
+    @property
+    def sends_values_alone(self) -> bool:
+        """Whether it can do without indices where all workers have drawn the same."""
+        return False
 
     def join(self, group: dist.ProcessGroup | None = None, timeout_s: float = 300.0) -> Collective:
         """Get ready for a process group, on all of its workers at once; returns what to use there.

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gaussiank import codec, ops
-from gaussiank.codec import Wire
+from gaussiank.codec import SharedDraw, Wire
 from gaussiank.sparse import SparseGradient
 
 from .line import Line, Message
@@ -104,10 +104,16 @@ def filled(payload: Tensor, length: int = 0, note: int | None = None) -> Tensor:
 
 
 def pack_rounded(
-    sparse: SparseGradient, wire: Wire, room: int | None, seed: int = 0, note: int | None = None, length: int = 0
+    sparse: SparseGradient,
+    wire: Wire,
+    room: int | None,
+    seed: int = 0,
+    note: int | None = None,
+    length: int = 0,
+    shared: SharedDraw | None = None,
 ) -> tuple[Tensor, Given]:
     """Round and pack at once: ``rounded``, then ``pack``, in less time. The entries that it returns are not rounded."""
-    packed = wire.pack(sparse, capacity=room, generator=_generator(sparse, wire, seed))
+    packed = wire.pack(sparse, capacity=room, generator=_generator(sparse, wire, seed), shared=shared)
     return filled(packed.row, length, note), Given(sparse, packed.error)
 
 
@@ -202,6 +208,24 @@ def merge(parts: Sequence[SparseGradient]) -> SparseGradient:
         values.index_add_(0, places[start : start + part.kept], part.values)
         start += part.kept
     return SparseGradient(indices, values, parts[0].numel)
+
+
+def at_drawn(sparse: SparseGradient, indices: Tensor) -> SparseGradient:
+    """Move entries to the indices that all workers drew; there they are already, unless they are not finite.
+
+    Infinities and NaN are sent instead of what was drawn. Each goes to the next index that was, so that every worker
+    sees that there are some, and about where.
+
+    Example:
+        >>> bad = SparseGradient(torch.tensor([4], dtype=torch.int32), torch.tensor([torch.inf]), 9)
+        >>> at_drawn(bad, torch.tensor([1, 5, 7], dtype=torch.int32)).dense()
+        tensor([0., 0., 0., 0., 0., inf, 0., 0., 0.])
+    """
+    if torch.equal(sparse.indices, indices):
+        return sparse
+    values = sparse.values.new_zeros(indices.numel())
+    values[torch.searchsorted(indices, sparse.indices).clamp_(max=indices.numel() - 1)] = sparse.values
+    return SparseGradient(indices, values, sparse.numel)
 
 
 def member_mask(indices: Tensor, among: Tensor) -> Tensor:

@@ -76,6 +76,19 @@ class Compressor(ABC):
         """Whether what is not sent stays in the residual."""
         return True
 
+    @property
+    def draws_alike(self) -> bool:
+        """Whether every worker chooses the same indices of whatever is finite: then ``drawn`` says which."""
+        return False
+
+    def drawn(self, numel: int, k: int, turn: Turn, device: torch.device) -> Tensor:
+        """Return the int32 indices that ``select`` chooses of any vector of ``numel``, the same on every worker.
+
+        Raises:
+            RuntimeError: they depend on the vector or the rank: not ``draws_alike``.
+        """
+        raise RuntimeError(f"compressor must draw the same indices on every worker, got {self}. Send indices instead.")
+
     @abstractmethod
     def select(self, accumulated: Tensor, k: int, turn: Turn | None = None) -> Selection:
         """Choose about ``k`` entries.

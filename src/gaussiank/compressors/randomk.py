@@ -23,7 +23,7 @@ class RandomK(Compressor):
     run repeats its draws.
 
     Args:
-        shared: every worker draws the same indices.
+        shared: every worker draws the same indices, so that ``allgather`` and ``leader`` send values alone.
         feedback: keep what was not chosen in the residual. The baseline of the paper's published code has no
             feedback and throws it away: ``RandomK(feedback=False)``.
         seed: number that the draws start from.
@@ -49,10 +49,21 @@ class RandomK(Compressor):
         """Choose k at random."""
         ops.require_vector(accumulated, "accumulated")
         ops.require_k(k, accumulated.numel())
-        turn = turn or Turn()
-        generator = torch.Generator(accumulated.device)
+        return Selection(self._drawn(accumulated.numel(), k, turn or Turn(), accumulated.device))
+
+    @property
+    def draws_alike(self) -> bool:
+        """Whether ``shared`` is on."""
+        return self.shared
+
+    def drawn(self, numel: int, k: int, turn: Turn, device: torch.device) -> Tensor:
+        """Draw as ``select`` does."""
+        return self._drawn(numel, k, turn, device) if self.shared else super().drawn(numel, k, turn, device)
+
+    def _drawn(self, numel: int, k: int, turn: Turn, device: torch.device) -> Tensor:
+        generator = torch.Generator(device)
         generator.manual_seed(_mix(self.seed, turn.step, turn.part, 0 if self.shared else turn.rank + 1))
-        return Selection(_draw(accumulated.numel(), k, generator).int())
+        return _draw(numel, k, generator).int()
 
 
 def _mix(*numbers: int) -> int:

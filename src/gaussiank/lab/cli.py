@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.console import Console
 import gaussiank
 from gaussiank.lab import cluster_cli, reproduce_cli, study_cli
 from gaussiank.lab.bench.cli import bench
+from gaussiank.lab.last_words import leave
 
 app = typer.Typer(
     name="gaussiank",
@@ -23,6 +25,11 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(bench)
+
+
+def _command(function: Callable[..., None]) -> Callable[..., None]:
+    """Add a command; the list of all shows the first line of its help whole, where typer would cut it short."""
+    return app.command(short_help=(function.__doc__ or "").partition("\n")[0])(function)
 
 
 def _show_version(wanted: bool) -> None:
@@ -40,7 +47,7 @@ def _root(
     pass
 
 
-@app.command()
+@_command
 def train(
     model: Annotated[str | None, typer.Option(help="Name of a model, or torchvision:NAME (lenet5).")] = None,
     recipe: Annotated[str | None, typer.Option(help="Settings to start from: default, or paper.")] = None,
@@ -142,7 +149,7 @@ def train(
     start(options, settings)
 
 
-@app.command()
+@_command
 def data(
     name: Annotated[str | None, typer.Argument(help="A data set to read whole; without it, all are listed.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of your data sets.")] = None,
@@ -156,7 +163,7 @@ def data(
     show_data(Console(), name, data_dir, download)
 
 
-@app.command()
+@_command
 def report(
     run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories that train has written.")],
     figures: Annotated[Path | None, typer.Option(help="Directory for the figures of one run as SVG files.")] = None,
@@ -173,13 +180,15 @@ def report(
         raise ValueError(f"figures must be of one run, got {len(run_dirs)} runs. Leave it out, or name one run.")
     console, records = Console(), read_records(run_dirs[0]) if one else read_runs(run_dirs)
     console.print(summary_table(records))
+    for name, run in records.runs.items():
+        console.print(f"{name}: {run}", soft_wrap=True, highlight=False, markup=False)
     page = write_report(run_dirs[0], out) if one else write_comparison(records, out or Path(COMPARISON_NAME))
     console.print(f"{'Report' if one else 'Comparison'}: {page}", soft_wrap=True, highlight=False)
     for path in write_figures(run_dirs[0], figures) if figures else ():
         console.print(f"Figure: {path}", soft_wrap=True, highlight=False)
 
 
-@app.command()
+@_command
 def watch(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Directory that train writes, or will write.")],
     port: Annotated[int, typer.Option(help="Port on this machine; 0 takes any that is free.")] = 8770,
@@ -193,12 +202,12 @@ def watch(
             server.serve_forever()
 
 
-app.command()(study_cli.analyze)
-app.command()(study_cli.replay)
-app.command()(reproduce_cli.reproduce)
-app.command()(cluster_cli.simulate)
-app.command()(cluster_cli.advise)
-app.command()(cluster_cli.probe)
+_command(study_cli.analyze)
+_command(study_cli.replay)
+_command(reproduce_cli.reproduce)
+_command(cluster_cli.simulate)
+_command(cluster_cli.advise)
+_command(cluster_cli.probe)
 
 
 def main() -> None:
@@ -206,8 +215,12 @@ def main() -> None:
     try:
         app()
     except (ValueError, FileNotFoundError, FileExistsError) as error:
-        typer.echo(f"gaussiank: {error}", err=True)
-        sys.exit(2)
+        _end(error, 2)
     except RuntimeError as error:
-        typer.echo(f"gaussiank: {error}", err=True)
-        sys.exit(1)
+        _end(error, 1)
+
+
+def _end(error: Exception, status: int) -> NoReturn:
+    leave(str(error))
+    typer.echo(f"gaussiank: {error}", err=True)
+    sys.exit(status)

@@ -8,9 +8,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from gaussiank.lab.cluster.presets import PRESETS
+
+_PRESET = typer.Option(help=f"Cluster: {', '.join(PRESETS)}.")
+
 
 def simulate(
-    preset: Annotated[str | None, typer.Option(help="Cluster, such as 10gbe-16xV100; a wrong one lists them.")] = None,
+    preset: Annotated[str | None, _PRESET] = None,
     probe: Annotated[Path | None, typer.Option(help="File that gaussiank probe has written.")] = None,
     model: Annotated[str | None, typer.Option(help="Model, such as resnet50; a probe has its own.")] = None,
     workers: Annotated[str | None, typer.Option(help="Numbers of workers, by comma; 1 to 4096 if not given.")] = None,
@@ -44,7 +48,7 @@ def simulate(
 
 
 def advise(
-    preset: Annotated[str | None, typer.Option(help="Cluster, such as 10gbe-16xV100; a wrong one lists them.")] = None,
+    preset: Annotated[str | None, _PRESET] = None,
     probe: Annotated[Path | None, typer.Option(help="File that gaussiank probe has written.")] = None,
     model: Annotated[str | None, typer.Option(help="Model, such as resnet50; a probe has its own.")] = None,
     workers: Annotated[

@@ -11,12 +11,15 @@ from gaussiank.lab.records import Records, read_records
 from gaussiank.lab.report import report_html
 
 COMPARISON_NAME = "comparison.html"
+LONGEST_LABEL = 16
+"""Characters of a run's name that a table of 80 columns and the margin of a figure have room for."""
 
 
 def read_runs(run_dirs: Sequence[Path]) -> Records:
-    """Read several runs as one, every method called ``method:run``.
+    """Read several runs as one, every method called ``method:run``, and settings that differ side by side.
 
-    Settings that differ between the runs stand side by side, separated by bars.
+    A run is called by the last parts of its path; where those are long, all are called A, B, C and so on, and
+    ``Records.runs`` says which is which.
 
     Args:
         run_dirs: directories that train has written, at least one.
@@ -25,7 +28,9 @@ def read_runs(run_dirs: Sequence[Path]) -> Records:
         FileNotFoundError: a directory holds no records.
         ValueError: records that cannot be read, runs that are judged by different metrics, or one run given twice.
     """
-    labels = _labels(run_dirs)
+    names = _labels(run_dirs)
+    long = max(map(len, names)) > LONGEST_LABEL
+    labels = [_letters(index) for index in range(len(names))] if long else names
     runs = {label: read_records(run_dir) for label, run_dir in zip(labels, run_dirs, strict=True)}
     metrics = {label: records.metric for label, records in runs.items()}
     first = next(iter(metrics))
@@ -42,6 +47,7 @@ def read_runs(run_dirs: Sequence[Path]) -> Records:
         evals=[named for label, records in runs.items() for named in _named(records.evals, label)],
         methods=[named for label, records in runs.items() for named in _named(records.methods, label)],
         truncated=any(records.truncated for records in runs.values()),
+        runs=dict(zip(labels, map(str, run_dirs), strict=True)) if long else {},
     )
 
 
@@ -68,6 +74,12 @@ def _labels(run_dirs: Sequence[Path]) -> list[str]:
         if len(set(labels)) == len(labels):
             return labels
     return [str(path) for path in paths]
+
+
+def _letters(index: int) -> str:
+    """Return A to Z, then A1, B1 and so on."""
+    turn, letter = divmod(index, 26)
+    return f"{chr(ord('A') + letter)}{turn or ''}"
 
 
 def _named(records: Sequence[Mapping[str, Any]], label: str) -> list[dict[str, Any]]:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from gaussiank.codec import chosen_wire
-from gaussiank.collectives import parse_collective
+from gaussiank.collectives import parse_collective, require_feedback
 from gaussiank.compressors import Compressor, parse_compressor
-from gaussiank.journey import require_feedback
 from gaussiank.lab.data import DATASETS, Data, Wanted
 from gaussiank.lab.learning_rate import LRSchedule
 from gaussiank.lab.models import ModelSpec, find_model
@@ -198,6 +197,10 @@ class TrainConfig:
                 "Lower it."
             )
         return batches // self.accumulate
+
+    def total_steps(self, epoch_steps: int) -> int:
+        """Return the optimizer steps of the whole training."""
+        return self.steps or self.epochs * epoch_steps
 
     def schedule(self, epoch_steps: int) -> Schedule:
         """Return the density over steps; a warm-up stage lasts ``epoch_steps`` unless ``warmup_steps`` is set."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import datetime
+import logging
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
+from gaussiank.lab.last_words import leave
 from gaussiank.lab.pulse import LostContactError, Pulse
 
 TIMEOUT_S = 120.0
@@ -71,6 +73,9 @@ def launch(
         max_restarts=max_restarts,
         monitor_interval=0.1,
     )
+    if not max_restarts:  # what torch logs of a failure is said in our last line
+        for name in ("torch.distributed.elastic.multiprocessing.api", "torch.multiprocessing.spawn"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         elastic_launch(config, _within_group)(work, arguments, timeout_s, os.getpid())
     except ChildFailedError as error:
@@ -110,9 +115,7 @@ def _fail(error: Exception) -> NoReturn:
     An ordinary exit would wait for messages that never come; and a group closed in order would let peers report the
     lost connection before its cause.
     """
-    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
-    get_error_handler().record_exception(error)
+    leave(f"{type(error).__name__}: {error}")
     traceback.print_exception(error)
     sys.stdout.flush()
     sys.stderr.flush()

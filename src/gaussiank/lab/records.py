@@ -7,7 +7,7 @@ import math
 import os
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TextIO
@@ -89,7 +89,10 @@ class RecordWriter:
         """
         if self._file is None:
             raise RuntimeError("RecordWriter must be open to write, got a closed one. Write inside its with block.")
-        line = json.dumps(_finite(record), allow_nan=False) + "\n"
+        try:
+            line = json.dumps(record, allow_nan=False) + "\n"
+        except ValueError:  # rare, and looking for it first takes longer than the rest
+            line = json.dumps(finite(record), allow_nan=False) + "\n"
         self._file.write(line)
         self._file.flush()
         self._note(line.encode())
@@ -116,11 +119,12 @@ class Records:
 
     Attributes:
         path: The file that was read.
-        run: The run record: configuration, machine, versions.
+        run: The run record: configuration as it was in the end, machine, versions.
         steps: Step records, in the order written.
         evals: Evaluation records, in the order written.
         methods: One record for every method that finished.
         truncated: Whether the last line was cut short, as a killed run leaves it; that line is not in the lists.
+        runs: Of several runs read as one, the path of each by its short name.
     """
 
     path: Path
@@ -129,6 +133,7 @@ class Records:
     evals: list[dict[str, Any]]
     methods: list[dict[str, Any]]
     truncated: bool = False
+    runs: dict[str, str] = field(default_factory=dict)
 
     @property
     def metric(self) -> Metric:
@@ -203,7 +208,7 @@ def read_records(run_dir: str | Path) -> Records:
             "Pass a directory that gaussiank train has written."
         ) from None
     records, truncated = parse_lines(path, data)
-    run = _run_record(path, records)
+    run = _with_changes(_run_record(path, records), records)
     found: dict[str, list[dict[str, Any]]] = {"step": [], "eval": [], "method": []}
     for index, record in _after_first(path, records):
         if record["kind"] in found:
@@ -237,12 +242,31 @@ def parse_lines(path: Path, data: bytes) -> tuple[list[dict[str, Any]], bool]:
     return records, False
 
 
-def _finite(value: Any) -> Any:
+def written_before(path: Path, size_bytes: int, crc32: int) -> bytes:
+    """Return the first bytes of a file, as many as it had at a checkpoint; none when it is gone.
+
+    Raises:
+        ValueError: They are not what they were.
+    """
+    if not path.is_file():
+        return b""
+    with path.open("rb") as file:
+        data = file.read(size_bytes)
+    if zlib.crc32(data) != crc32:
+        raise ValueError(
+            f"{path} must begin with the {size_bytes} bytes that it had at the checkpoint, got others. "
+            "Restore the file, or move it away to go on without what was recorded."
+        )
+    return data
+
+
+def finite(value: Any) -> Any:
+    """Return a JSON value in which null stands for every number that JSON cannot write."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _parse(path: Path, index: int, line: bytes) -> dict[str, Any]:
@@ -265,6 +289,17 @@ def _run_record(path: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
             f"Read this run with the gaussiank that wrote it ({run.get('gaussiank', 'unknown version')})."
         )
     return run
+
+
+def _with_changes(run: dict[str, Any], records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the run record with the settings that a resume has changed, its length for example."""
+    config = run.get("config")
+    changes = [record["config"] for record in records if record["kind"] == "resume" and "config" in record]
+    if not isinstance(config, dict) or not all(isinstance(change, dict) for change in changes):
+        return run
+    for change in changes:
+        config = {**config, **change}
+    return {**run, "config": config}
 
 
 def _after_first(path: Path, records: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:

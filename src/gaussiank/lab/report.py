@@ -119,6 +119,7 @@ def report_html(records: Records) -> str:
         headline=headline(records),
         setting=setting(records),
         remarks=_remarks(records),
+        runs=records.runs,
         rows=summary_rows(records),
         headers=[header.replace("compression", "com\u00adpression").split("\n") for header in headers(records)],
         metric=metric,
@@ -129,7 +130,7 @@ def report_html(records: Records) -> str:
             for figure, heading, caption in drawn
             if figure.axes[0].has_data()
         ],
-        config=_pairs(records.run.get("config")),
+        config=_settings(records),
         origin=_origin(records),
         command=str(records.run.get("command", "")),
         digests=[(record["method"], str(record["digest"])) for record in records.methods if "digest" in record],
@@ -164,11 +165,15 @@ def headline(records: Records) -> str:
 
 def setting(records: Records) -> str:
     """Name model, data, workers and density in a line, as far as the records hold them."""
-    config = dict(_pairs(records.run.get("config")))
+    config = dict(_settings(records))
     parts = [" on ".join(config[key] for key in ("model", "dataset") if config.get(key))]
     if workers := config.get("workers"):
         parts.append(f"{workers} worker{'s' if workers != '1' else ''}")
-    parts += [f"{key} {config[key]}" for key in ("density", "steps", "seed") if config.get(key) not in (None, "none")]
+    parts += [
+        f"{key} {config[key]}"
+        for key in ("density", "epochs", "steps", "seed")
+        if config.get(key) not in (None, "none")
+    ]
     return ", ".join(part for part in parts if part)
 
 
@@ -191,6 +196,14 @@ def _origin(records: Records) -> list[tuple[str, str]]:
     pairs += [(f"data {key}", value) for key, value in _pairs(run.get("data"))]
     pairs += _pairs(run.get("machine"))
     return pairs + [(key, _text(run.get(key))) for key in ("torch", "gaussiank")]
+
+
+def _settings(records: Records) -> list[tuple[str, str]]:
+    """List the settings; of epochs and steps, those that say how long the run was."""
+    pairs = _pairs(records.run.get("config"))
+    idle = {"none": "steps"}.get(dict(pairs).get("steps", "none"), "epochs")
+    both = "|" in dict(pairs).get("steps", "")  # runs that are compared, some by steps and some by epochs
+    return [(key, value) for key, value in pairs if both or key != idle]
 
 
 def _pairs(value: object) -> list[tuple[str, str]]:

@@ -6,8 +6,6 @@ import contextlib
 import datetime
 import os
 import platform
-import re
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from rich.console import Console
 import gaussiank
 from gaussiank.collectives import require_agreement
 from gaussiank.lab.checkpoint import (
+    LENGTH,
     CheckpointFolder,
     CheckpointPlan,
     Manifest,
@@ -31,11 +30,14 @@ from gaussiank.lab.checkpoint import (
 from gaussiank.lab.config import TrainConfig
 from gaussiank.lab.config_file import write_config
 from gaussiank.lab.data import Batches, Data
+from gaussiank.lab.durable import write_whole
 from gaussiank.lab.launch import restarts
 from gaussiank.lab.machine import cpu_name
 from gaussiank.lab.progress import LiveProgress
-from gaussiank.lab.records import RECORDS_NAME, RecordWriter, read_records
+from gaussiank.lab.records import RecordWriter, read_records
+from gaussiank.lab.run_files import records_of, study_dir, study_of
 from gaussiank.lab.study.recorder import Recorder
+from gaussiank.lab.study.study import STUDY_NAME
 from gaussiank.lab.trackers import Tracker, open_trackers
 from gaussiank.lab.train import Training
 
@@ -49,9 +51,19 @@ def require_startable(config: TrainConfig) -> None:
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device must be cpu where torch sees no CUDA, got {config.device!r}. Leave it out.")
+    epoch_steps_of(config)
+
+
+def epoch_steps_of(config: TrainConfig) -> int:
+    """Return the optimizer steps in an epoch of a run; reads its data.
+
+    Raises:
+        ValueError: a damaged file, or a batch that does not fit the data.
+        FileNotFoundError: the data are not there.
+    """
     train = config.load_data().train
     batches = Batches(train, config.batch_size, rank=0, world_size=config.workers, seed=config.seed)
-    config.epoch_steps(len(batches))
+    return config.epoch_steps(len(batches))
 
 
 def run(
@@ -119,6 +131,8 @@ class _Run:
     ) -> None:
         self._config, self._run_dir, self._data, self._parameters = config, run_dir, data, parameters
         self._plan, self._resume, self._record = plan, resume, record
+        self._goes_on = bool(restarts()) or (resume is not None and run_dir.resolve() == resume.run_dir)
+        self._recorder: Recorder | None = None
         self._leads = dist.get_rank() == 0
         self._console = Console()
         self._writer: RecordWriter | None = None
@@ -165,14 +179,14 @@ class _Run:
 
     def train(self, method: str) -> None:
         """Train with one method to its end."""
-        saver = None if self._plan is None else Saver(self._plan, self._describe)
-        recorder = None if self._record is None else Recorder(study_dir(self._run_dir, method), **self._record)
-        training = Training(self._config, method, self._data, self.report, saver, recorder)
         resume, self._resume = self._resume, None  # the methods after it begin at their beginning
+        saver = None if self._plan is None else Saver(self._plan, self._describe)
+        recorder = self._recorder = self._make_recorder(method, resume)
+        training = Training(self._config, method, self._data, self.report, saver, recorder)
         if resume is not None:
             state = load_worker(resume)
             training.restore(state)
-            self._say_resumed(resume, state)
+            self._say_resumed(resume, state, training.steps)
         self.report({"kind": "begin", "method": method, "steps": training.steps, "done": training.done})
         if self._progress:
             self._progress.begin(method, training.steps, training.done)
@@ -182,15 +196,33 @@ class _Run:
             if self._progress:
                 self._progress.say(f"Gradients: {study_dir(self._run_dir, method)}, for gaussiank analyze")
 
-    def _say_resumed(self, resume: Resume, state: WorkerState) -> None:
+    def _make_recorder(self, method: str, resume: Resume | None) -> Recorder | None:
+        """Return what records a method's gradients; where the run goes on, it does so too."""
+        if self._record is None:
+            return None
+        folder = study_dir(self._run_dir, method)
+        if self._leads:
+            if study := b"" if resume is None else study_of(resume):
+                folder.mkdir(parents=True, exist_ok=True)
+                write_whole(folder / STUDY_NAME, study)
+            elif self._goes_on:  # left by a start whose steps are taken again, as in the run's records
+                (folder / STUDY_NAME).unlink(missing_ok=True)
+        return Recorder(folder, **self._record, resume=resume is not None)
+
+    def _say_resumed(self, resume: Resume, state: WorkerState, steps: int) -> None:
         manifest, workers = resume.manifest, dist.get_world_size()
+        config = self._config.as_record()
+        length = {name: config[name] for name in LENGTH if config[name] != manifest.config.get(name)}
         record = {"kind": "resume", "method": manifest.method, "step": manifest.step, "checkpoint": str(resume.path)}
-        self.report({**record, "workers": workers, "mass_change": state.mass_change})
+        changes = {"workers": workers, "mass_change": state.mass_change, **({"config": length} if length else {})}
+        self.report({**record, **changes})
         if self._progress:
             changed = [name for name, value in _versions().items() if value != manifest.versions.get(name)]
             if changed:
                 self._progress.say(f"Saved with another {', '.join(changed)}: the last bits may differ.")
             self._progress.say(f"Resumed {manifest.method} after step {manifest.step}: {resume.path}")
+            if length:
+                self._progress.say(f"It ends after step {steps} now, with the learning rates of a run of that length.")
             if state.mass_change is not None:
                 self._progress.say(
                     f"Residuals of {manifest.world_size} workers went to {workers}: the sum over workers of residual / "
@@ -216,36 +248,15 @@ class _Run:
             every=self._plan.every,
             keep=self._plan.keep,
             versions=_versions(),
+            study=self._study(),
         )
 
-
-def records_of(resume: Resume) -> bytes:
-    """Return the records that a run had written by its checkpoint; none when its directory is gone.
-
-    Raises:
-        ValueError: they are not what they were.
-    """
-    manifest, path = resume.manifest, resume.run_dir / RECORDS_NAME
-    if not path.is_file():
-        return b""
-    with path.open("rb") as file:
-        data = file.read(manifest.records_bytes)
-    if zlib.crc32(data) != manifest.records_crc32:
-        raise ValueError(
-            f"{path} must begin with the {manifest.records_bytes} bytes that it had at the checkpoint, got others. "
-            "Restore the file, or move it away and give --out to go on without its records."
-        )
-    return data
-
-
-def study_dir(run_dir: Path, method: str) -> Path:
-    """Return where the gradients of one method are recorded.
-
-    Example:
-        >>> study_dir(Path("runs/one"), "gaussiank:mode=published").as_posix()
-        'runs/one/gaussiank-mode=published'
-    """
-    return run_dir / re.sub(r"[^A-Za-z0-9=._]+", "-", method)
+    def _study(self) -> dict[str, Any] | None:
+        """Say what is recorded of the gradients, and how far that has come."""
+        if self._record is None or self._recorder is None:
+            return None
+        size_bytes, crc32 = self._recorder.written
+        return {**self._record, "size_bytes": size_bytes, "crc32": crc32}
 
 
 def _parameters(config: TrainConfig, data: Data) -> dict[str, list[int]]:

@@ -13,6 +13,7 @@ from rich.text import Text
 from gaussiank.lab.records import Records, number
 
 MISSING = "–"  # the sign for a number that was not measured
+_LINE = 16  # characters of a line of a method's name
 # One rule under the header and one blank between columns: nine columns and a long name fit 80 characters.
 UNDERLINED = Box("    \n    \n ── \n    \n    \n    \n    \n    \n")
 
@@ -86,9 +87,21 @@ def summary_table(records: Records) -> Table:
 
 
 def name_lines(name: str) -> str:
-    """Break a long method name after its colon and commas, and replace what a plain font cannot draw."""
+    r"""Break a long method name after some of its colons and commas, and replace what a plain font cannot draw.
+
+    Example:
+        >>> name_lines("randomk:feedback=false:A")
+        'randomk:\nfeedback=false:A'
+    """
     plain = "".join(character if " " <= character <= "~" else "?" for character in name)
-    return re.sub(r"([:,])(?=.)", r"\1\n", plain) if len(plain) > 12 else plain
+    if len(plain) <= 12:
+        return plain
+    lines = [""]
+    for part in re.split(r"(?<=[:,])(?=.)", plain):
+        if lines[-1] and len(lines[-1]) + len(part) > _LINE:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def bytes_text(count: float) -> str:

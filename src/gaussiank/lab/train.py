@@ -19,7 +19,7 @@ from gaussiank.lab.evaluation import evaluate
 from gaussiank.lab.learning_rate import learning_rate
 from gaussiank.lab.measurements import Measurements
 from gaussiank.lab.stepper import Stepper
-from gaussiank.observer import Observer
+from gaussiank.lab.study.recorder import Recorder
 
 FLUSH_STEPS = 10
 """Steps whose measurements are averaged over workers and written together, so that measuring costs little."""
@@ -36,7 +36,7 @@ class Training:
         data: training and test set, loaded for the model.
         report: takes each record, on every worker; the caller decides which worker keeps them.
         saver: writes checkpoints, or None.
-        recorder: watches the gradients, or None.
+        recorder: records the gradients, or None; to ``restore``, made with ``resume``.
     """
 
     def __init__(
@@ -46,12 +46,13 @@ class Training:
         data: Data,
         report: Report,
         saver: Saver | None = None,
-        recorder: Observer | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self._config = config
         self._method = method
         self._report = report
         self._saver = saver
+        self._recorder = recorder
         self._data = data
         self._batches = Batches(
             data.train,
@@ -82,7 +83,8 @@ class Training:
     @property
     def steps(self) -> int:
         """Steps that the whole training takes."""
-        return self._config.steps or self._config.epochs * self._epoch_steps - self._ahead
+        ahead = 0 if self._config.steps else self._ahead  # of a place in the data, which steps alone do not name
+        return self._config.total_steps(self._epoch_steps) - ahead
 
     def run(self) -> dict[str, Any]:
         """Train to the end; returns and reports the method's closing record."""
@@ -176,6 +178,7 @@ class Training:
     def _save(self, saver: Saver) -> None:
         epoch, done = divmod(self._step + self._ahead, self._epoch_steps)
         shared = {
+            "recorder": self._recorder.state_dict() if self._recorder else None,  # rank 0's, who alone writes
             **self._stepper.shared_state(),
             "measurements": self._measurements.state(),
             "evaluation": self._evaluation,
@@ -201,6 +204,8 @@ class Training:
         """
         shared = state.shared
         self._stepper.restore(state.compression, shared, next(self._epoch(0)))
+        if self._recorder is not None:
+            self._recorder.load_state_dict(shared.get("recorder") or {})
         self._measurements.load(shared["measurements"])
         self._evaluation = shared["evaluation"]
         self._elapsed_s = shared["elapsed_s"]

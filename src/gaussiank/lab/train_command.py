@@ -15,9 +15,12 @@ from gaussiank.lab.checkpoint import CHECKPOINTS_NAME, CheckpointPlan, Resume, f
 from gaussiank.lab.config import TrainConfig
 from gaussiank.lab.config_file import checked_fields, read_config
 from gaussiank.lab.launch import launch, restarts, under_torchrun, world_size
+from gaussiank.lab.length import require_length
 from gaussiank.lab.recipes import resolve
 from gaussiank.lab.records import RECORDS_NAME
-from gaussiank.lab.run import records_of, require_startable, run
+from gaussiank.lab.run import require_startable, run
+from gaussiank.lab.run_files import records_of, study_dir, study_of
+from gaussiank.lab.study.study import STUDY_NAME
 from gaussiank.lab.trackers import require_trackers
 
 
@@ -55,13 +58,14 @@ def start(options: Options, given: Mapping[str, Any]) -> None:
     resume = None if options.resume is None else find_resume(options.resume)
     settings = _settings(options, given, resume)
     run_dir = _run_dir(options, settings, resume)
-    plan = _plan(options, run_dir, resume)
+    plan, record = _plan(options, run_dir, resume), _record(options, resume)
     trackers = tuple(name.strip() for name in (options.track or "").split(",") if name.strip())
     if not restarts():  # what was started once can be started again
         if resume is not None:
-            _require_resumable(resume, run_dir)
-        elif (run_dir / RECORDS_NAME).exists():
-            raise FileExistsError(f"out must be a directory without records, got {run_dir}. Choose another one.")
+            _require_resumable(resume, run_dir, settings)
+            require_length(resume, settings)
+        else:
+            _require_unused(run_dir, settings)
         require_trackers(trackers)
         require_startable(settings)
     command = "gaussiank " + shlex.join(sys.argv[1:])
@@ -73,7 +77,7 @@ def start(options: Options, given: Mapping[str, Any]) -> None:
         command,
         plan,
         resume,
-        None if options.record is None else {"every": options.record},
+        record,
         trackers,
         timeout_s=settings.timeout_s,
         max_restarts=options.max_restarts,
@@ -119,7 +123,7 @@ def _settings(options: Options, given: Mapping[str, Any], resume: Resume | None)
         fields = resolve(options.recipe, None if options.config is None else read_config(options.config), given)
     else:
         resume.require_same(given)
-        fields = {**checked_fields(resume.manifest.config, str(resume.path)), **given}
+        fields = resolve(None, checked_fields(resume.manifest.config, str(resume.path)), given)
     fields["workers"] = world_size(given.get("workers"), fields.get("workers"))
     return TrainConfig(**fields)
 
@@ -148,11 +152,31 @@ def _plan(options: Options, run_dir: Path, resume: Resume | None) -> CheckpointP
     return CheckpointPlan(folder, every, **{name: value for name, value in chosen.items() if value is not None})
 
 
-def _require_resumable(resume: Resume, run_dir: Path) -> None:
+def _record(options: Options, resume: Resume | None) -> dict[str, Any] | None:
+    """Return the options of the recorder; a resumed run records as it did."""
+    every = options.record
+    if every is not None and every < 1:
+        raise ValueError(f"record must be at least 1, got {every}. Leave it out to record no gradients.")
+    saved = None if resume is None else resume.manifest.study
+    if resume is not None and saved is not None:
+        if every not in (None, saved["every"]):
+            raise ValueError(f"record must be {saved['every']}, as in {resume.path}, got {every}. Leave it out.")
+        every = saved["every"]
+    return None if every is None else {"every": every}
+
+
+def _require_unused(run_dir: Path, settings: TrainConfig) -> None:
+    """Raise when a run would overwrite another's records."""
+    studies = [study_dir(run_dir, method) for method in settings.methods]
+    for folder, name in ((run_dir, RECORDS_NAME), *((folder, STUDY_NAME) for folder in studies)):
+        if (folder / name).exists():
+            raise FileExistsError(f"out must be a directory without records, got {folder}. Choose another one.")
+
+
+def _require_resumable(resume: Resume, run_dir: Path, settings: TrainConfig) -> None:
     """Raise unless the checkpoint is whole, and going on from it overwrites nothing."""
     if run_dir.resolve() != resume.run_dir:
-        if (run_dir / RECORDS_NAME).exists():
-            raise FileExistsError(f"out must be a directory without records, got {run_dir}. Choose another one.")
+        _require_unused(run_dir, settings)
     elif not resume.is_last:
         raise ValueError(
             f"resume must be the last checkpoint of a run to go on in its directory, got {resume.path.name}. "
@@ -160,3 +184,4 @@ def _require_resumable(resume: Resume, run_dir: Path) -> None:
         )
     resume.require_whole()
     records_of(resume)
+    study_of(resume)

@@ -14,7 +14,7 @@ from torch import Tensor
 from gaussiank.sparse import SparseGradient
 
 from .library import library
-from .results import Moments, Taken, TakenAbove
+from .results import Magnitudes, Moments, Taken, TakenAbove
 
 KINDS = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 """Gradient dtypes that the kernels read, with their number in ``csrc/gaussiank.h``."""
@@ -27,7 +27,7 @@ STREAM_FROM = 2 * 1024 * 1024
 
 _MAX_THREADS = 256
 _SCRATCH, _ORDER = 1, 3
-_INFINITE, _ANY = 0x7F800000, 0x7FFFFFFF  # largest magnitude bits of a number, and of anything
+_INFINITE, ANY = 0x7F800000, 0x7FFFFFFF  # largest magnitude bits of a number, and of anything
 
 
 def _lib() -> ctypes.CDLL:
@@ -133,16 +133,16 @@ def accumulate_threshold(
 ) -> TakenAbove:
     """Run ``reference.accumulate_threshold``."""
     measured = (c_double * 5)()
-    indices, values, count = _take_above(backend, residual, threshold, capacity, _ANY, grad, out, measured)
+    indices, values, count = take_above(backend, residual, threshold, capacity, ANY, grad, out, measured)
     return TakenAbove(indices, values, count, _as_moments(measured))
 
 
 def select_above(backend: int, accumulated: Tensor, threshold: float) -> Tensor:
     """Run ``reference.select_above``."""
-    return _take_above(backend, accumulated, threshold, accumulated.numel(), _INFINITE, None, None, None)[0]
+    return take_above(backend, accumulated, threshold, accumulated.numel(), _INFINITE, None, None, None)[0]
 
 
-def _take_above(
+def take_above(
     backend: int,
     residual: Tensor,
     threshold: float,
@@ -152,6 +152,7 @@ def _take_above(
     out: Tensor | None,
     measured: ctypes.Array[c_double] | None,
 ) -> tuple[Tensor, Tensor, int]:
+    """Take what is above a threshold, with keys up to ``last_key``; ``measured`` gets the sum's moments, if given."""
     lib, numel = _lib(), residual.numel()
     threads = _threads(numel)
     room = lib.gk_threshold_bytes(numel, capacity, threads)
@@ -205,6 +206,17 @@ def count_above(backend: int, magnitude: Tensor, threshold: float) -> int:
     """Run ``reference.count_above``."""
     numel = magnitude.numel()
     return int(_lib().gk_count_above(backend, magnitude.data_ptr(), numel, threshold, _threads(numel)))
+
+
+def magnitudes(vector: Tensor, numels: Sequence[int], found: Magnitudes) -> Magnitudes:
+    """Fill ``found``, which holds zeros, with what ``magnitudes.reference_magnitudes`` counts."""
+    bits, part_bits = ((bins // 256).bit_length() - 1 for bins in (found.counts.shape[1], found.part_counts.shape[2]))
+    scratch = torch.zeros(4 * found.counts.shape[1], dtype=torch.int64)
+    lengths = (c_int64 * len(numels))(*numels)
+    tables = [table.data_ptr() for table in found]
+    status = _lib().gk_magnitudes(vector.data_ptr(), lengths, len(numels), bits, part_bits, *tables, scratch.data_ptr())
+    _require(status)
+    return found
 
 
 class _Parts:

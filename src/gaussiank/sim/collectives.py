@@ -23,9 +23,12 @@ from .overlap import Overlap
 from .topology import Cluster
 from .wire import Wire
 
-FP32_BYTES = 4
 NOTE_BYTES = 8
 """Behind each payload of a split: the load of its region."""
+INDEX_HEAD_BYTES = 12
+"""Before a leader's indices: their count, their size and a checksum."""
+FLAG_BYTES = 1
+"""Behind each share of values: whether some are not finite."""
 
 
 class Cost(NamedTuple):
@@ -99,10 +102,15 @@ def split_exact(cluster: Cluster, workers: int, load: Load) -> Cost:
 
 
 def leader(cluster: Cluster, workers: int, load: Load) -> Cost:
-    """Cost one worker's int32 indices down a tree, and everyone's float32 values around a ring."""
-    indices, values = 4 * (load.room + 1), FP32_BYTES * (load.room + 1)
-    network_s = broadcast_s(cluster, workers, indices) + all_reduce_s(cluster, workers, values)
-    sent = (workers - 1) / workers * indices + ring_bytes(workers, values)
+    """Cost one worker's indices down a tree, and everyone's values to whoever sums a share of them, and back."""
+    if workers == 1:
+        return Cost(0.0, 0.0, 0.0, load.room)
+    density = min(1.0, load.room / load.numel)
+    indices = INDEX_HEAD_BYTES + load.room * load.wire.index_bits(density) / 8
+    share = math.ceil(load.room / workers) * load.wire.value_bits / 8 + FLAG_BYTES
+    network_s = broadcast_s(cluster, workers, indices)
+    network_s += all_to_all_s(cluster, workers, share) + all_gather_s(cluster, workers, share)
+    sent = (workers - 1) / workers * indices + 2 * (workers - 1) * share
     return Cost(network_s, sent, load.room, load.room)
 
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from gaussiank.lab.cli import app, main
 from gaussiank.lab.cluster.advice import DENSITIES, LEAST_GAIN, TOLERANCE, advise
+from gaussiank.lab.cluster.advise_command import gain_text, likeness
 from gaussiank.lab.cluster.presets import PRESETS, Uncertainty
 from gaussiank.lab.cluster.setting import Setting, of_preset
 from gaussiank.sim import Bucket, Cluster, Curve, Device, Link, Scenario, Tier, Workload
@@ -121,6 +122,26 @@ def test_text_says_what_why_and_how_sure() -> None:
     assert "It gains 5 % where 10 GbE carries less than" in text
     text = " ".join(output("advise", "--preset", "nvlink+ib", "--model", "resnet50").split())
     assert "Do not compress: dense fp32 is faster." in text
+
+
+def test_an_interval_that_rounds_to_a_number_is_that_number() -> None:
+    advice = advise(setting(), 4)
+    assert gain_text(replace(advice, gain=2.301, low=2.296, high=2.304)).endswith(": 2.30x with 80 % probability.")
+    assert gain_text(replace(advice, gain=2.34, low=2.296, high=2.304)).endswith("2.34x, with 80 % probability 2.30x.")
+    assert gain_text(replace(advice, gain=2.3, low=2.2, high=2.4)).endswith(", with 80 % probability 2.20x to 2.40x.")
+
+
+def test_rows_that_are_too_close_to_call_are_said_to_be() -> None:
+    advice = advise(setting(), 4)
+    rows = [replace(advice.best, step_s=seconds) for seconds in (1.0, 1.02, 1.029, 1.04)]
+    assert likeness(rows) == "The first 3 rows are within 3 % of each other: closer than a prediction can tell apart."
+    assert likeness(rows[:2]).startswith("All rows are within 3 %")
+    assert likeness(rows[::3]) == ""
+
+
+def test_help_names_every_preset() -> None:
+    for command in ("advise", "simulate"):
+        assert ", ".join(PRESETS) in " ".join(output(command, "--help").split())
 
 
 def test_json_and_applied_configuration_agree(tmp_path: Path) -> None:

@@ -128,6 +128,13 @@ def test_cosine_is_that_of_the_sent_vector(tmp_path: Path, train: Train) -> None
         assert sample.value("cosine") == pytest.approx(float(sent @ grad / sent.norm() / grad.norm()), rel=1e-5)
 
 
+def test_without_feedback_u_is_the_gradient(tmp_path: Path, train: Train) -> None:
+    train(Recorder(tmp_path, every=1), steps=3, compressor="randomk:feedback=false")
+    for sample in read_study(tmp_path).samples:
+        assert "residual" not in sample.vectors
+        assert (sample.vectors["accumulated"].counts == sample.vectors["grad"].counts).all()
+
+
 def test_momentum_correction_is_seen(tmp_path: Path, train: Train) -> None:
     """u is residual + velocity there, not residual + gradient."""
     momentum = gaussiank.MomentumCorrection(masking=False)
@@ -210,6 +217,36 @@ def test_a_second_model_or_study_is_refused(tmp_path: Path) -> None:
             recorder.watch(model, optimizer)
     with pytest.raises(FileExistsError, match="must hold no records yet"):
         Recorder(tmp_path).watch(model, optimizer)
+
+
+def test_a_state_is_loaded_once_and_into_its_own_study(tmp_path: Path) -> None:
+    def watched(resume: bool) -> tuple[Recorder, nn.Module, torch.optim.Optimizer]:
+        model = small_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        recorder = Recorder(tmp_path, every=2, resume=resume)
+        recorder.watch(model, optimizer)
+        return recorder, model, optimizer
+
+    recorder, *trained = watched(False)
+    train_steps(*trained, 3)
+    state = recorder.state_dict()
+    assert json.loads((tmp_path / "gradients.jsonl").read_text().splitlines()[-1])["step"] == 2  # it was waiting
+    with pytest.raises(RuntimeError, match="recorder must be made with resume=True, and watch a model, to load"):
+        recorder.load_state_dict(state)
+    train_steps(*trained, 3)
+    recorder.close()
+    again, *trained = watched(True)
+    train_steps(*trained, 1)  # before it is told, nothing is recorded
+    again.load_state_dict(state)
+    train_steps(*trained, 2)
+    again.close()
+    assert [sample.step for sample in read_study(tmp_path).samples] == [0, 2, 4]
+    (tmp_path / "gradients.jsonl").write_text("mine")
+    with pytest.raises(
+        ValueError, match=r"gradients\.jsonl must begin with the \d+ bytes that it had at the checkpoint"
+    ):
+        watched(True)[0].load_state_dict(state)
+    assert (tmp_path / "gradients.jsonl").read_text() == "mine"
 
 
 def test_closing_twice_and_without_a_model(tmp_path: Path) -> None:

@@ -69,6 +69,8 @@ def test_state_says_where_a_run_is() -> None:
     losses = [record["loss"] for record in records if record["kind"] == "step"]
     mean = sum(point[1] for point in topk["loss_curve"]) / len(topk["loss_curve"])
     assert mean == pytest.approx(sum(losses) / len(losses), rel=0.01)
+    longer = state_of([*records, {"kind": "begin", "method": "topk", "steps": 2000, "done": 500}])
+    assert longer["headline"].startswith("topk: step 500 of 2,000")
 
 
 def test_state_says_finished_diverged_and_nothing_yet() -> None:

@@ -24,7 +24,7 @@ def _group() -> None:
     """Measure on this machine, and write rows, a table and a plot."""  # with a callback, one command is a group
 
 
-@bench.command("ops")
+@bench.command("ops", short_help="Time every selection operator against the speed of this machine's memory.")
 def ops_command(
     sizes: Annotated[str | None, typer.Option(help="Entries of the vectors, up to 1e8 and more (1e5,1e6,1e7).")] = None,
     densities: Annotated[str | None, typer.Option(help="Shares to send (0.001,0.01).")] = None,

@@ -4,13 +4,14 @@ from .folder import CheckpointFolder, Place
 from .forms import FORMS, Form, FormName
 from .manifest import Manifest, Part
 from .random_state import random_state, restore_random_state
-from .resume import CHECKPOINTS_NAME, Resume, find_resume, last_usable
+from .resume import CHECKPOINTS_NAME, LENGTH, Resume, find_resume, last_usable
 from .saver import CheckpointPlan, Saved, Saver
 from .worker_state import WorkerState, load_worker
 
 __all__ = [
     "CHECKPOINTS_NAME",
     "FORMS",
+    "LENGTH",
     "CheckpointFolder",
     "CheckpointPlan",
     "Form",

@@ -50,6 +50,7 @@ class Manifest:
         keep: how many are kept.
         versions: what the bits depend on beside the settings, such as torch's version.
         parts: the files.
+        study: options of the recorder of gradients, and length and CRC-32 of what it had written; None without one.
     """
 
     form: str
@@ -66,6 +67,7 @@ class Manifest:
     keep: int
     versions: dict[str, str]
     parts: tuple[Part, ...] = field(default=())
+    study: dict[str, Any] | None = None
 
     @property
     def size_bytes(self) -> int:

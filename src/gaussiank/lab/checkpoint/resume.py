@@ -14,6 +14,8 @@ from gaussiank.lab.checkpoint.manifest import MANIFEST_NAME, Manifest
 CHECKPOINTS_NAME = "checkpoints"
 MAY_DIFFER = ("workers", "data_dir", "device", "eval_steps", "timeout_s")
 """Settings that a resumed run may have otherwise than the run that it goes on with."""
+LENGTH = ("steps", "epochs")
+"""Settings that it may have otherwise where the steps that are taken stay the same; see ``require_length``."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,12 @@ class Resume:
             given: settings named anew.
 
         Raises:
-            ValueError: one differs, and is none of ``MAY_DIFFER``; names it.
+            ValueError: one differs, and is none of ``MAY_DIFFER`` or ``LENGTH``; names it.
         """
         saved = self.manifest.config
         for name, value in given.items():
             plain = list(value) if isinstance(value, tuple) else value
-            if name not in MAY_DIFFER and plain != saved.get(name):
+            if name not in (*MAY_DIFFER, *LENGTH) and plain != saved.get(name):
                 raise ValueError(
                     f"{name} must be {saved.get(name)!r}, as in {self.path}, got {plain!r}. "
                     "Leave it out, or start a new run without --resume."

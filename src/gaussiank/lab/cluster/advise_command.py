@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from rich.table import Table
 import gaussiank
 from gaussiank.sim import Method
 
-from .advice import LEAST_GAIN, Advice, Candidate
+from .advice import LEAST_GAIN, TOLERANCE, Advice, Candidate
 from .setting import Setting
 from .tables import bits_text, count_text, plain_table, seconds_text, times_text
 
@@ -30,7 +31,10 @@ def show_advice(console: Console, setting: Setting, workers: int, advice: Advice
     for line in (verdict(advice), gain_text(advice), *reasons(setting, workers, advice)):
         console.print(line, highlight=False)
     console.print()
-    console.print(_alternatives(advice))
+    rows = sorted((*advice.dense, *advice.ranked), key=lambda candidate: candidate.step_s)
+    console.print(_alternatives(rows, advice.baseline))
+    if alike := likeness(rows):
+        console.print(f"\n{alike}", highlight=False)
     console.print("\nTime only: a lower density, and every collective but allgather, delays part of the gradient.")
     if setting.assumed:
         console.print(f"Assumed: {'; '.join(setting.assumed)}.", highlight=False)
@@ -56,9 +60,28 @@ def gain_text(advice: Advice) -> str:
     """Say what is predicted, and how sure it is."""
     return (
         f"Predicted step: {seconds_text(advice.baseline.step_s)} with {advice.baseline.method.name}, "
-        f"{seconds_text(advice.best.step_s)} compressed: {times_text(advice.gain)}, "
-        f"with 80 % probability {times_text(advice.low)} to {times_text(advice.high)}."
+        f"{seconds_text(advice.best.step_s)} compressed: {times_text(advice.gain)}{_surely(advice)}."
     )
+
+
+def _surely(advice: Advice) -> str:
+    gain, low, high = map(times_text, (advice.gain, advice.low, advice.high))
+    if low == gain == high:
+        return " with 80 % probability"
+    return f", with 80 % probability {low if low == high else f'{low} to {high}'}"
+
+
+def likeness(rows: Sequence[Candidate]) -> str:
+    """Say which of the fastest are too close to call; nothing where the first is alone.
+
+    Args:
+        rows: the fastest first.
+    """
+    alike = [row for row in rows if row.step_s <= (1 + TOLERANCE) * rows[0].step_s]
+    if len(alike) == 1:
+        return ""
+    which = "All rows" if len(alike) == len(rows) else f"The first {len(alike)} rows"
+    return f"{which} are within {100 * TOLERANCE:.0f} % of each other: closer than a prediction can tell apart."
 
 
 def reasons(setting: Setting, workers: int, advice: Advice) -> list[str]:
@@ -155,11 +178,11 @@ def _record(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def _alternatives(advice: Advice) -> Table:
+def _alternatives(rows: Sequence[Candidate], baseline: Candidate) -> Table:
     headers = ("step", "gain", "density", "codec", "scope")
     table = plain_table("Dense, and the fastest setting of each collective", ("method", *headers))
-    for row in sorted((*advice.dense, *advice.ranked), key=lambda candidate: candidate.step_s):
-        method, gain = row.method, times_text(advice.baseline.step_s / row.step_s)
+    for row in rows:
+        method, gain = row.method, times_text(baseline.step_s / row.step_s)
         sparse = (f"{method.density:g}", method.wire.name, method.scope)
         name = method.name if method.sends_all else f"topk {method.collective}"
         table.add_row(name, seconds_text(row.step_s), gain, *(("", "", "") if method.sends_all else sparse))

@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gaussiank import codec, ops
+from gaussiank import ops
+from gaussiank.codec import Wire, default_wire
 from gaussiank.compressors import COMPRESSORS, parse_compressor
 from gaussiank.journey import Journey
 from gaussiank.layout import Layout
@@ -47,9 +48,10 @@ def measure_selection(numel: int, device: torch.device, effort: Effort) -> dict[
 
 def _select_s(name: str, numel: int, device: torch.device, effort: Effort, alone: dist.ProcessGroup | None) -> float:
     compressor = parse_compressor(name)
-    journey = Journey({"vector": numel}, schedule=Constant(DENSITY), compressor=compressor, group=alone)
-    generator = torch.Generator(device).manual_seed(0)
     layout, grad, taken = Layout(("vector",), (numel,)), torch.empty(numel, device=device), []
+    wire = default_wire([grad])
+    journey = Journey({"vector": numel}, schedule=Constant(DENSITY), compressor=compressor, wire=wire, group=alone)
+    generator = torch.Generator(device).manual_seed(0)
     for _ in range(WARM_STEPS + effort.least):
         grad.normal_(generator=generator)
         journey.begin()
@@ -60,15 +62,18 @@ def _select_s(name: str, numel: int, device: torch.device, effort: Effort, alone
 
 
 def measure_curves(numel: int, device: torch.device, effort: Effort) -> dict[str, Points]:
-    """Time encoding, decoding and merging over entries, and clearing and casting over numel."""
-    encode, decode, merge = [], [], []
+    """Time encoding, decoding and merging over entries, and clearing and casting over numel.
+
+    Encoding rounds as well: both are of the wire that training uses where the gradients are.
+    """
+    encode, decode, merge, wire = [], [], [], default_wire([torch.empty(0, device=device)])
     for entries in effort.entries:
         length = 20 * entries
         parts = [_random(entries, length, seed, device) for seed in range(PARTS)]
-        payloads = [codec.encode(part) for part in parts]
+        payloads = [wire.pack(part, capacity=entries).row for part in parts]
         out = torch.empty(length, device=device)
-        encode.append((float(entries), median_s(partial(codec.encode, parts[0]), device, effort)))
-        added_s = median_s(partial(_add_up, payloads, out), device, effort)
+        encode.append((float(entries), median_s(partial(wire.pack, parts[0], capacity=entries), device, effort)))
+        added_s = median_s(partial(_add_up, payloads, out, wire, entries), device, effort)
         decode.append((float(PARTS * entries), max(1e-9, added_s - median_s(out.zero_, device, effort))))
         merge.append((float(PARTS * entries), median_s(partial(ops.union, parts), device, effort)))
     clear, cast = [], []
@@ -89,8 +94,9 @@ def _to_16_bits_and_back(vector: Tensor) -> None:
     vector.copy_(vector.bfloat16())
 
 
-def _add_up(payloads: list[Tensor], out: Tensor) -> None:
-    ops.scatter_mean([codec.decode(payload, out.numel(), out.dtype) for payload in payloads], out)
+def _add_up(payloads: list[Tensor], out: Tensor, wire: Wire, entries: int) -> None:
+    parts = [wire.decode(payload, out.numel(), dtype=out.dtype, capacity=entries) for payload in payloads]
+    ops.scatter_mean(parts, out)
 
 
 def _random(entries: int, numel: int, seed: int, device: torch.device) -> SparseGradient:

@@ -15,13 +15,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import gaussiank
+from gaussiank.collectives import AllGather, DenseAllReduce
 from gaussiank.compressors import parse_compressor
-from gaussiank.lab.records import RecordWriter
-from gaussiank.lab.study.ages import Ages
-from gaussiank.lab.study.boards import Board, open_board, show
 from gaussiank.lab.study.sample import Part, Sample
-from gaussiank.lab.study.study import FORMAT, STUDY_NAME
-from gaussiank.lab.study.vectors import Snapshot, VectorStore
+from gaussiank.lab.study.sent_log import SentLog
+from gaussiank.lab.study.study import FORMAT
+from gaussiank.lab.study.vectors import VectorStore
+from gaussiank.lab.study.writer import StudyWriter
 from gaussiank.layout import Layout
 from gaussiank.observer import Residuals
 from gaussiank.selector import Selector
@@ -35,7 +35,7 @@ class Recorder:
     what was sent and of other operators, and notes kept/k of every step in between; rank 0 writes
     ``RUN/gradients.jsonl``, which ``gaussiank analyze RUN`` draws. Laws are fitted when a run is read, from
     the sketches, so they cost the training nothing. ``benchmarks/recorder_overhead.py`` measures what the rest costs:
-    at 50 steps a sample 0.4 % for ResNet-20, but above 2 % where a step takes a few milliseconds (FNN-3).
+    at 50 steps a sample 0.4 % for ResNet-20 and 1 % for LeNet-5, but about 2 % where a step takes 3 ms (FNN-3).
 
     Give it to ``gaussiank.compress(model, recorder=recorder)``, or without compression to
     ``recorder.watch(model, optimizer)``; close it after training, or use it as a context.
@@ -51,6 +51,7 @@ class Recorder:
         vectors: most raw vectors to keep for ``gaussiank replay``; 0 keeps none.
         vector_bytes: most bytes that they take together; larger models are thinned.
         tensorboard: also write to TensorBoard, below ``RUN/tensorboard`` (``pip install gaussiank[tensorboard]``).
+        resume: go on with a study; nothing is recorded before ``load_state_dict`` has said where.
 
     Raises:
         ValueError: an argument out of its range, or an unknown operator.
@@ -81,28 +82,32 @@ class Recorder:
         vectors: int = 0,
         vector_bytes: int = 100_000_000,
         tensorboard: bool = False,
+        resume: bool = False,
     ) -> None:
         for argument, value, least in (("every", every, 1), ("vectors", vectors, 0), ("vector_bytes", vector_bytes, 1)):
             if value < least:
                 raise ValueError(f"{argument} must be at least {least}, got {value}. Raise it.")
-        self._run_dir = Path(run_dir)
         self._every = every
         self._operators = {spec: parse_compressor(spec) for spec in operators}
         self._dense_mean = dense_mean
         self._per_layer = per_layer
-        self._store = VectorStore(run_dir, vectors, vector_bytes)
-        self._tensorboard = tensorboard
-        self._writer: RecordWriter | None = None
-        self._board: Board | None = None
+        store = VectorStore(run_dir, vectors, vector_bytes)
+        self._files = StudyWriter(Path(run_dir), store, tensorboard=tensorboard)
+        self._resume = resume
+        self._opening: dict[str, Any] = {}
         self._selectors: dict[str, Selector] = {}
         self._residuals: Residuals | None = None
-        self._ages: Ages | None = None
+        self._sent = SentLog({})
+        self._keeps_rest = True
+        # With momentum correction u is residual + velocity, which nobody shows; it is read back from what was sent and
+        # what stayed. That is right where only a worker's own entries come back to it, as in an all-gather (True); else
+        # there is no u in the records (False). None: no correction, u is residual + gradient.
+        self._corrected: bool | None = None
         self._group: Any = None
         self._rank = 0
         self._segments_per_layer = False
         self._step = -1
         self._sample: Sample | None = None
-        self._since: dict[int, list[int]] = {}  # step -> [k, kept], since the last record
         self._plain: tuple[Layout, list[nn.Parameter]] | None = None
         self._handle: Any = None
 
@@ -154,11 +159,15 @@ class Recorder:
         """Start recording a compressed model; called by ``compress``."""
         self._open(config, numels, group)
         self._residuals = residuals
-        self._ages = Ages(numels)
+        self._sent = SentLog(numels)
+        self._keeps_rest = bool(getattr(config.get("compressor"), "keeps_rest", True))
+        if config.get("momentum") is not None:
+            self._corrected = isinstance(config.get("collective", AllGather()), (AllGather, DenseAllReduce))
 
     def begin(self, step: int, density: float) -> None:
         """Write the sample of the last step, whose residuals are committed by now, and begin another."""
-        self._finish()
+        if self._sample is not None:
+            self._finish()
         self._step = step
         self._sample = Sample(step, density) if step % self._every == 0 else None
 
@@ -166,24 +175,20 @@ class Recorder:
         """Copy what a sampled step starts from."""
         if self._sample is None:
             return
-        if self._writer is None:  # another rank: it only helps with the dense mean
+        if not self._files.is_open:  # another rank: it only helps with the dense mean
             self._dense(torch.cat(list(grads)))
             return
-        part = Part(layout, torch.cat(list(grads)) if len(grads) > 1 else grads[0].detach().clone())
-        if self._residuals is not None:
+        part = Part(layout, torch.cat([grad.detach() for grad in grads]))
+        if self._residuals is not None and self._keeps_rest:
             part.residual = self._read_residual(layout, part.grad)
         part.dense_mean = self._dense(part.grad.clone())
         self._sample.parts[layout] = part
 
     def taken(self, layout: Layout, k: int, sparse: SparseGradient | None) -> None:
         """Note what was sent, at every step."""
-        if self._writer is None:
+        if not self._files.is_open:
             return
-        row = self._since.setdefault(self._step, [0, 0])
-        row[0] += k
-        row[1] += layout.numel if sparse is None else sparse.kept
-        if self._ages is not None:
-            self._ages.sent(layout, sparse, self._step)
+        self._sent.note(self._step, k, layout, sparse)
         if self._sample is not None and layout in self._sample.parts:
             part = self._sample.parts[layout]
             part.k, part.sparse = k, sparse
@@ -193,25 +198,68 @@ class Recorder:
         if self._sample is not None:
             self._sample.compare(layout, torch.cat(list(grads)) if len(grads) > 1 else grads[0])
 
+    # ------------------------------------------------------------------ saving
+
+    @property
+    def written(self) -> tuple[int, int]:
+        """Bytes written so far and their CRC-32, all on disk; of nothing on other ranks than 0."""
+        return self._files.written
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a recorder needs to go on from here, for a checkpoint; call it between steps, on every worker.
+
+        The sample of the last step is written first. The study itself stays in its file.
+        """
+        self._settle()
+        if not self._files.is_open:
+            return {"step": self._step}
+        hints = {spec: dict(selector.hints) for spec, selector in self._selectors.items()}
+        return {"step": self._step, "sent": self._sent.state_dict(), "hints": hints, "files": self._files.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken: the study is cut back to what it held then, and goes on behind that.
+
+        Call it on every worker once the recorder watches, and after the backward that is thrown away. A study whose
+        file is gone, or an empty state, begins anew.
+
+        Args:
+            state: this worker's, or rank 0's.
+
+        Raises:
+            RuntimeError: the recorder was not made with ``resume``, or has been told already.
+            ValueError: the study does not begin as it did.
+        """
+        if not self._resume or not self._opening:
+            raise RuntimeError(
+                "recorder must be made with resume=True, and watch a model, to load a state. Load it once, before the "
+                "first step."
+            )
+        if not self._rank:
+            self._files.open(self._opening, state.get("files"))
+            self._sent.load_state_dict(state.get("sent", {}))
+            for spec, hints in state.get("hints", {}).items():
+                if spec in self._selectors:
+                    self._selectors[spec].load_hints(hints)
+        self._resume, self._sample, self._step = False, None, state.get("step", -1)
+
     # ------------------------------------------------------------------ writing
 
-    def close(self) -> None:
-        """Write what is left and close the files; a second call does nothing."""
+    def _settle(self) -> None:
+        """Write the sample of the last step, which no step follows yet."""
         if self._residuals is not None and self._sample is not None:
             self._residuals.settle()
         self._finish()
+
+    def close(self) -> None:
+        """Write what is left and close the files; a second call does nothing."""
+        self._settle()
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
-        if self._writer is not None:
-            self._writer.__exit__(None, None, None)
-            self._writer = None
-        if self._board is not None:
-            self._board.close()
-            self._board = None
+        self._files.close()
 
     def _open(self, config: Mapping[str, object], numels: Mapping[str, int], group: Any) -> None:
-        if self._writer is not None or self._plain is not None or self._residuals is not None:
+        if self._opening or self._plain is not None or self._residuals is not None:
             raise RuntimeError("recorder must watch one model, got a second. Make another Recorder for it.")
         together = dist.is_available() and dist.is_initialized()
         self._rank = dist.get_rank(group) if together else 0
@@ -221,26 +269,21 @@ class Recorder:
             spec: Selector(compressor, per_layer=self._segments_per_layer, rank=self._rank)
             for spec, compressor in self._operators.items()
         }
-        if self._rank:
-            return
-        self._writer = RecordWriter(self._run_dir, name=STUDY_NAME).__enter__()
-        self._writer.write(
-            {
-                "kind": "study",
-                "format": FORMAT,
-                "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-                "gaussiank": gaussiank.__version__,
-                "torch": str(torch.__version__),
-                "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-                "world_size": dist.get_world_size(group) if together else 1,
-                "rank": self._rank,
-                "every": self._every,
-                "compression": {key: str(value) for key, value in config.items() if key != "model parameters"},
-                "layers": dict(numels),
-            }
-        )
-        if self._tensorboard:
-            self._board = open_board(self._run_dir / "tensorboard")
+        self._opening = {
+            "kind": "study",
+            "format": FORMAT,
+            "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "gaussiank": gaussiank.__version__,
+            "torch": str(torch.__version__),
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "world_size": dist.get_world_size(group) if together else 1,
+            "rank": self._rank,
+            "every": self._every,
+            "compression": {key: str(value) for key, value in config.items() if key != "model parameters"},
+            "layers": dict(numels),
+        }
+        if not self._resume and not self._rank:
+            self._files.open(self._opening)
 
     def _dense(self, grad: Tensor) -> Tensor | None:
         """Sum a gradient over workers, in place, if that is asked for; the scale does not matter."""
@@ -253,30 +296,21 @@ class Recorder:
 
     def _read_residual(self, layout: Layout, grad: Tensor) -> Tensor:
         assert self._residuals is not None
-        parts = [self._residuals.residual(name).to(grad.device) for name in layout.names]
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+        return self._residuals.residuals(layout.names).to(grad.device)
 
     @torch.no_grad()
     def _finish(self) -> None:
         """Write the sample that is waiting, if there is one."""
         sample, self._sample = self._sample, None
-        if sample is None or not sample.parts or self._writer is None:
+        if sample is None or not sample.parts or not self._files.is_open:
             return
         if self._residuals is not None and sample.finite:
             for part in sample.parts.values():
-                part.restore(self._read_residual(part.layout, part.grad))
-        record = sample.record(self._selectors, per_layer=self._per_layer)
-        if self._ages is not None:
-            record["age"] = self._ages.summary(sample.step)
-        since, self._since = self._since, {}
-        record["since"] = {
-            "step": list(since), "k": [k for k, _ in since.values()], "kept": [kept for _, kept in since.values()]
-        }  # fmt: skip
-        self._writer.write(record)
-        if self._board is not None:
-            show(self._board, record)
-        if "kept" in record and self._store.wants_next():
-            stride = self._store.stride(record["numel"])
-            pieces = sample.pieces(stride, segments_per_layer=self._segments_per_layer and stride == 1)
-            if pieces:
-                self._store.save(Snapshot(sample.step, self._rank, stride, pieces))
+                if self._corrected is None:
+                    part.add_up()
+                elif self._corrected:
+                    part.read_back(self._read_residual(part.layout, part.grad))
+        record = sample.record(self._selectors, per_layer=self._per_layer) | self._sent.record(sample.step)
+        self._files.write(record)
+        if "kept" in record:
+            self._files.keep_vectors(sample, self._rank, record["numel"], segments_per_layer=self._segments_per_layer)

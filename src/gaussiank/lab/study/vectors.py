@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,19 @@ class VectorStore:
         """Tell whether the next snapshot would be kept; counts it as offered."""
         number, self._offered = self._offered, self._offered + 1
         return self._limit > 0 and number % self._period == 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was offered and kept."""
+        kept = {number: path.name for number, path in self._kept.items()}
+        return {"period": self._period, "offered": self._offered, "kept": kept}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken: the same are kept as if nothing had come between.
+
+        A file that was deleted since counts as kept, because so it did then.
+        """
+        self._period, self._offered = state["period"], state["offered"]
+        self._kept = {number: self._folder / name for number, name in state["kept"].items()}
 
     def stride(self, numel: int) -> int:
         """Return every how many entries one fits into a snapshot."""

@@ -56,7 +56,7 @@ def _method(name: str, records: list[Record], metric: Metric) -> dict[str, Any]:
     steps = [record for record in records if record["kind"] == "step"]
     evals = [record for record in records if record["kind"] == "eval"]
     finished = any(record["kind"] == "method" for record in records)
-    begun = next((record for record in records if record["kind"] == "begin"), {})
+    begun = next((record for record in reversed(records) if record["kind"] == "begin"), {})  # a resume begins again
     last: Record = steps[-1] if steps else {}
     done, total = number(last, "step"), number(begun, "steps")
     step_s = statistics.median([number(step, "step_s") for step in steps[-RECENT:]]) if steps else math.nan

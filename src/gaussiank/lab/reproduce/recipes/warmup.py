@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from gaussiank.lab.reproduce.drawing import band_figure
-from gaussiank.lab.reproduce.job import Job
+from gaussiank.lab.reproduce.job import Job, complete
 from gaussiank.lab.reproduce.recipe import Drawing, Outcome, Recipe, Scale, judge
 from gaussiank.lab.reproduce.settings import standins
 from gaussiank.lab.reproduce.training import (
@@ -34,7 +34,7 @@ def jobs(scale: Scale) -> list[Job]:
 def conclude(out: Path, scale: Scale) -> Outcome:
     """Compare accuracies and kept/k over warm-ups."""
     rows, drawings, gains, late = [], [], [], []
-    every = jobs(scale)
+    every = complete(jobs(scale), out)
     for model in models_of(every):
         curves, found = {}, {}
         for warmup in WARMUPS:
@@ -57,7 +57,7 @@ def conclude(out: Path, scale: Scale) -> Outcome:
         f"{sum(cured)} of {len(cured)} runs."
     )
     header = ("model", "warm-up", *(f"final accuracy, {method}, %" for method in METHODS))
-    return Outcome(verdict, because, header, tuple(rows), tuple(drawings), standins(scale, FAST_MODELS))
+    return Outcome(verdict, because, header, tuple(rows), tuple(drawings), standins(scale, models_of(every)))
 
 
 WARMUP = Recipe(

@@ -1,0 +1,112 @@
+"""An optimizer or a GradScaler that does not go with the compression is noticed at its first step."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.optimizer import _global_optimizer_pre_hooks
+
+import gaussiank
+
+
+@pytest.fixture(autouse=True)
+def _world_of_one(tmp_path: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def train(optimizer: Any, used: Any = None, steps: int = 2, **settings: Any) -> torch.Tensor:
+    """Take steps with the optimizer that a function makes of parameters; returns the parameters."""
+    model = DistributedDataParallel(nn.Linear(30, 10))
+    compression = gaussiank.compress(model, 0.1, **settings)
+    made = optimizer(model.parameters())
+    for _ in range(steps):
+        made.zero_grad()
+        loss = model(torch.ones(2, 30)).square().mean()
+        (used.scale(loss) if used else loss).backward()
+        if used:
+            used.step(made)
+            used.update()
+        else:
+            made.step()
+    assert compression.step == steps
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.1)
+
+
+def heavy_sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+
+
+def adam(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "sentence"),
+    [
+        (heavy_sgd, "^momentum of the optimizer must be 0 beside a MomentumCorrection, got 0.9 in SGD: it would count"),
+        (adam, r"^betas of the optimizer must start with 0 beside a MomentumCorrection, got \(0.9, 0.999\) in AdamW"),
+    ],
+)
+def test_momentum_that_would_count_twice_is_refused(optimizer: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        train(optimizer, momentum=gaussiank.MomentumCorrection())
+
+
+@pytest.mark.parametrize("optimizer", [heavy_sgd, adam])
+@pytest.mark.parametrize("momentum", [None, gaussiank.MomentumCorrection(0.0, clip_norm=1.0)])
+def test_momentum_in_one_place_is_not(optimizer: Any, momentum: Any) -> None:
+    assert train(optimizer, momentum=momentum).isfinite().all()
+    assert train(sgd, momentum=gaussiank.MomentumCorrection()).isfinite().all()
+
+
+def test_another_models_optimizer_may_do_as_it_likes() -> None:
+    other = nn.Linear(3, 1)
+    beside = heavy_sgd(other.parameters())
+    model = DistributedDataParallel(nn.Linear(3, 1))
+    compression = gaussiank.compress(model, 0.5, momentum=gaussiank.MomentumCorrection())
+    other(torch.ones(1, 3)).sum().backward()
+    beside.step()
+    beside.add_param_group({"params": list(model.parameters())})
+    assert compression.step == 0
+
+
+@pytest.mark.parametrize(("given", "got"), [(None, "none"), ("another", "another one")])
+def test_a_scaler_that_was_not_given_is_warned_of_once(given: str | None, got: str) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    other = torch.amp.GradScaler("cpu") if given else None
+    with pytest.warns(UserWarning, match=f"^scaler must be the GradScaler that scales the loss, got {got}: ") as said:
+        train(sgd, scaler, steps=3, scaler=other)
+    assert len(said) == 1
+
+
+def test_a_scaler_that_is_given_off_or_without_a_residual_is_not() -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(sgd, scaler, scaler=scaler)
+        train(sgd, torch.amp.GradScaler("cpu", enabled=False))
+        train(sgd, torch.amp.GradScaler("cpu", init_scale=4.0), compressor="dense")
+        train(sgd, torch.amp.GradScaler("cpu", init_scale=4.0), compressor="randomk:feedback=false")
+
+
+def test_nothing_is_left_behind() -> None:
+    gc.collect()
+    before = len(_global_optimizer_pre_hooks)
+    train(sgd)
+    gc.collect()
+    assert len(_global_optimizer_pre_hooks) == before
