@@ -128,7 +128,8 @@ def _alone(rows: Sequence[Row]) -> dict[tuple[str, int], Row]:
 
 def _workload(alone: Row) -> Workload:
     """Cut the model into DDP's buckets, and its backward in proportion; the first is of 1 MB, as DDP has it."""
-    numels, left = [], alone["numel"]
+    numels: list[int] = []
+    left: int = alone["numel"]
     while left > 0:
         numels.append(min(left, BUCKET_NUMEL if numels else 2**20 // 4))
         left -= numels[-1]
