@@ -53,8 +53,8 @@ def conclude(out: Path, scale: Scale) -> Outcome:
     verdict = judge(holds=all(cured) and min(gains) > 0, partly=max(gains) > 0)
     because = (
         "The published warm-up changes the accuracy of the published Gaussian_k by "
-        f"{ranged(gains, '+.1f')} points, over models. In the last quarter of training, long after a warm-up, its count "
-        f"is in the band in {sum(cured)} of {len(cured)} runs."
+        f"{ranged(gains, '+.1f')} points, over models. In the last quarter of training, long after a warm-up, its "
+        f"count is in the band in {sum(cured)} of {len(cured)} runs."
     )
     header = ("model", "warm-up", *(f"final accuracy, {method}, %" for method in METHODS))
     return Outcome(verdict, because, header, tuple(rows), tuple(drawings), standins(scale, models_of(every)))
