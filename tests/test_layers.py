@@ -11,7 +11,7 @@ import pytest
 PACKAGE = "gaussiank"
 SRC = Path(__file__).parent.parent / "src" / PACKAGE
 LEVELS = [
-    {"sparse", "schedule", "layout", "metrics", "theory", "sim"},
+    {"sparse", "spec", "schedule", "layout", "metrics", "theory", "sim"},
     {"ops"},
     {"mean", "momentum", "observer"},
     {"compressors", "codec", "companions", "feedback", "reshard"},

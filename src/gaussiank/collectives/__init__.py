@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from gaussiank.spec import parse_spec
+
 from .agreement import require_agreement
 from .all_gather import AllGather
 from .auto import CANDIDATES, Auto
@@ -13,7 +15,6 @@ from .hierarchical import Hierarchical
 from .leader import Leader
 from .line import ring_bytes
 from .link import Link
-from .parse import parse
 from .rows import EXACT
 from .split import Split
 from .tree import Tree
@@ -69,4 +70,4 @@ def parse_collective(spec: str) -> Collective:
             ...
         ValueError: settings of allgather must be among slack=..., ask=..., got 'size=3'. Correct 'allgather:size=3'.
     """
-    return parse(spec, COLLECTIVES)
+    return parse_spec("collective", spec, COLLECTIVES)

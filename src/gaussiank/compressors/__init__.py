@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
+from gaussiank.spec import parse_spec
 
 from .capped import Capped
 from .chunktopk import ChunkTopK
@@ -51,14 +50,6 @@ __all__ = [
     "parse_compressor",
 ]
 
-_SWITCH = {"true": True, "false": False}
-_READERS: dict[str, Callable[[str], object]] = {
-    "bool": lambda text: _SWITCH[text.lower()],
-    "int": int,
-    "float": float,
-    "Mode": str,
-}
-
 
 def compressor_names() -> tuple[str, ...]:
     """Return the names that ``compress`` and the command line take."""
@@ -80,21 +71,4 @@ def parse_compressor(spec: str) -> Compressor:
         ValueError: compressor must be one of dense, topk, gaussiank, dgc, trimmedtopk, mstopk, sidco, chunktopk, \
 randomk, got 'topkk'. Correct it.
     """
-    name, *settings = spec.strip().split(":")
-    if name not in COMPRESSORS:
-        raise ValueError(f"compressor must be one of {', '.join(COMPRESSORS)}, got {name!r}. Correct it.")
-    # mypy cannot know that all rows of the table are dataclasses
-    fields = {field.name: field for field in dataclasses.fields(COMPRESSORS[name])}  # type: ignore[arg-type]
-    values: dict[str, object] = {}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals or key not in fields:
-            known = ", ".join(f"{field}=..." for field in fields) or "none"
-            raise ValueError(f"settings of {name} must be among {known}, got {setting!r}. Correct {spec!r}.")
-        if key in values:
-            raise ValueError(f"{key} of {name} must be given once, got {spec!r}. Leave one out.")
-        try:
-            values[key] = _READERS[str(fields[key].type)](text)
-        except (KeyError, ValueError):
-            raise ValueError(f"{key} of {name} must be a {fields[key].type}, got {text!r}. Correct {spec!r}.") from None
-    return COMPRESSORS[name](**values)
+    return parse_spec("compressor", spec, COMPRESSORS)

@@ -92,7 +92,7 @@ class RecordWriter:
         try:
             line = json.dumps(record, allow_nan=False) + "\n"
         except ValueError:  # rare, and looking for it first takes longer than the rest
-            line = json.dumps(_finite(record), allow_nan=False) + "\n"
+            line = json.dumps(finite(record), allow_nan=False) + "\n"
         self._file.write(line)
         self._file.flush()
         self._note(line.encode())
@@ -260,12 +260,13 @@ def written_before(path: Path, size_bytes: int, crc32: int) -> bytes:
     return data
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return a JSON value in which null stands for every number that JSON cannot write."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _parse(path: Path, index: int, line: bytes) -> dict[str, Any]:

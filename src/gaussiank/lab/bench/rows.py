@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
+
+from gaussiank.lab.records import RecordWriter, finite
 
 ROWS_NAME = "rows.jsonl"
 Row = dict[str, Any]
@@ -24,14 +25,13 @@ class RowWriter:
     """
 
     def __init__(self, out: Path) -> None:
-        self.path = out / ROWS_NAME
+        self._lines = RecordWriter(out, name=ROWS_NAME)
+        self.path = self._lines.path
         self.rows: list[Row] = []
-        self._file: TextIO | None = None
 
     def __enter__(self) -> RowWriter:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._file = self.path.open("x", encoding="utf-8", newline="\n")
+            self._lines.__enter__()
         except FileExistsError:
             raise FileExistsError(
                 f"out must be a directory without rows, got {self.path.parent}. Choose another one."
@@ -41,19 +41,13 @@ class RowWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._lines.__exit__(kind, error, trace)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one row; a number that is not finite becomes null."""
-        assert self._file is not None
-        plain = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
-        }
+        plain = finite(row)
         self.rows.append(plain)
-        self._file.write(json.dumps(plain, allow_nan=False) + "\n")
-        self._file.flush()
+        self._lines.write(plain)
 
 
 def read_rows(out: Path) -> list[Row]:

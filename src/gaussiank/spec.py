@@ -1,11 +1,12 @@
-"""A collective from text."""
+"""An object of a table from text: ``name:field=value:field=value``."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
-from .collective import Collective
+Made = TypeVar("Made")
 
 _SWITCH = {"true": True, "false": False}
 _READERS: dict[str, Callable[[str], object]] = {
@@ -13,18 +14,31 @@ _READERS: dict[str, Callable[[str], object]] = {
     "int": int,
     "float": float,
     "str": str,
+    "Mode": str,  # the class checks which
 }
 
 
-def parse(spec: str, table: Mapping[str, type[Collective]]) -> Collective:
-    """Make a collective of a table from ``name:field=value:field=value``; fields of other types cannot be written so.
+def parse_spec(kind: str, spec: str, table: Mapping[str, type[Made]]) -> Made:
+    """Make an object of a table's class; fields of a type that text cannot give are no settings.
+
+    Args:
+        kind: what the table holds, for the messages.
+        spec: name, then settings.
+        table: name -> dataclass.
 
     Raises:
         ValueError: an unknown name or setting, or a value that does not fit.
+
+    Example:
+        >>> @dataclasses.dataclass
+        ... class Loud:
+        ...     volume: int = 3
+        >>> parse_spec("voice", "loud:volume=11", {"loud": Loud})
+        Loud(volume=11)
     """
     name, *settings = spec.strip().split(":")
     if name not in table:
-        raise ValueError(f"collective must be one of {', '.join(table)}, got {name!r}. Correct it.")
+        raise ValueError(f"{kind} must be one of {', '.join(table)}, got {name!r}. Correct it.")
     fields = {
         field.name: str(field.type)
         for field in dataclasses.fields(table[name])  # type: ignore[arg-type]  # all rows are dataclasses

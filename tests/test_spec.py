@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from gaussiank.spec import parse_spec
+
+
+@dataclass(frozen=True)
+class Voice:
+    loud: bool = False
+    pitch: float = 1.0
+    parts: tuple[str, ...] = ()  # cannot be written
+
+
+TABLE = {"voice": Voice}
+
+
+@pytest.mark.parametrize(
+    ("spec", "voice"),
+    [("voice", Voice()), (" voice:loud=TRUE:pitch=2 ", Voice(True, 2.0)), ("voice:pitch=1e-3", Voice(pitch=0.001))],
+)
+def test_text_becomes_an_object(spec: str, voice: Voice) -> None:
+    assert parse_spec("sound", spec, TABLE) == voice
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ("noise", r"^sound must be one of voice, got 'noise'\. Correct it\.$"),
+        ("voice:parts=a", r"^settings of voice must be among loud=\.\.\., pitch=\.\.\., got 'parts=a'\."),
+        ("voice:loud", r"^settings of voice must be among .*, got 'loud'\. Correct 'voice:loud'\.$"),
+        ("voice:loud=1", r"^loud of voice must be a bool, got '1'\. Correct 'voice:loud=1'\.$"),
+        ("voice:pitch=1:pitch=2", r"^pitch of voice must be given once, got 'voice:pitch=1:pitch=2'\. Leave one out"),
+    ],
+)
+def test_what_does_not_fit_is_named(spec: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        parse_spec("sound", spec, TABLE)
