@@ -83,12 +83,20 @@ def judge(rows: Sequence[Row]) -> tuple[Knobs, list[Judged]]:
         raise ValueError(
             f"rows must have at least 4 settings of ddp or ours with alone, got {len(known)}. Measure more."
         )
-    seen, alone = known[::2], _alone(rows)
+    held_out, alone = _held_out(known), _alone(rows)
+    seen = [row for row, held in zip(known, held_out, strict=True) if not held]
     device = _device(seen)
     knobs = _fit(lambda knobs: [_predicted_s(row, alone, device, knobs) for row in seen], seen)
     return knobs, [
-        Judged(row, _predicted_s(row, alone, device, knobs), place % 2 == 1) for place, row in enumerate(known)
+        Judged(row, _predicted_s(row, alone, device, knobs), held) for row, held in zip(known, held_out, strict=True)
     ]
+
+
+def _held_out(rows: Sequence[Row]) -> list[bool]:
+    """Choose every second method on one link, and the others on the next, so that the fit sees all of both."""
+    links = [(row["model"], row["workers"], row["rate"]) for row in rows]
+    numbers = {link: number for number, link in enumerate(dict.fromkeys(links))}
+    return [(links[:place].count(link) + numbers[link]) % 2 == 1 for place, link in enumerate(links)]
 
 
 def method_of(row: Row) -> Method | None:
