@@ -15,8 +15,8 @@ from gaussiank.sparse import SparseGradient
 class Residuals(Protocol):
     """What an observer may ask of the error feedback."""
 
-    def residual(self, name: str) -> Tensor:
-        """Return a copy of a parameter's committed residual, ``[numel]``."""
+    def residuals(self, names: Sequence[str]) -> Tensor:
+        """Return a copy of the committed residuals of some parameters, end to end: ``[sum of numels]``."""
         ...
 
     def settle(self) -> bool:
@@ -29,7 +29,8 @@ class Observer(Protocol):
 
     The order within a step: ``begin``; then for each bucket ``taking``, ``taken`` and, some time later and perhaps in
     another thread, ``arrived``. The accumulated vector is not passed on, because a fused selection never holds it: it
-    is the residual after the step plus what was taken.
+    is the residual before the step plus the gradient or, with momentum correction, the residual after the step with
+    what was taken in its place, as long as no collective puts entries of other workers there.
     """
 
     @property

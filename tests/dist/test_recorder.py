@@ -157,3 +157,39 @@ def test_recording_changes_nothing_and_replays(two_workers: Any, tmp_path: Path,
     live, again = replay(tmp_path / "run", ["gaussiank"])
     assert again.contraction == pytest.approx(live.contraction, rel=0.02)
     assert again.kept_over_k == pytest.approx(live.kept_over_k, rel=0.02)
+
+
+def collect(rank: int, world_size: int, run_dir: str, collective: str, wire: str, corrected: bool) -> list[float]:
+    """Return the energy of each step's own gradient + residual, as the test adds them up."""
+    torch.manual_seed(0)
+    model = DDP(nn.Linear(50, 10, bias=False))
+    energies = []
+    with gaussiank.Recorder(run_dir, every=1) as recorder:
+        momentum = gaussiank.MomentumCorrection() if corrected else None
+        how: dict[str, Any] = {"collective": collective, "wire": wire, "recorder": recorder, "momentum": momentum}
+        compression = gaussiank.compress(model, 0.05, **how)
+        for step in range(6):
+            own = torch.randn(1, 50, generator=torch.Generator().manual_seed(10 * step + rank))
+            model.zero_grad()
+            compression.feedback.settle()
+            before = compression.feedback.residual("weight").double()
+            model(own).sum().backward()
+            energies.append(float((own[0].repeat(10).double() + before).square().sum()))
+    return energies
+
+
+@pytest.mark.parametrize("collective", ["allgather", "split", "tree", "leader"])
+@pytest.mark.parametrize("wire", ["raw+fp32", "rice+2bit"])
+def test_what_comes_back_is_not_counted_twice(two_workers: Any, tmp_path: Path, collective: str, wire: str) -> None:
+    """Refused entries and what rounding took off are in the residual after a step, and were in u once."""
+    energies, _ = two_workers.run(collect, str(tmp_path / "run"), collective, wire, False)
+    found = [sample.vectors["accumulated"].square_sum for sample in read_study(tmp_path / "run").samples]
+    assert found == pytest.approx(energies, rel=1e-6)
+
+
+def test_with_momentum_correction_u_is_recorded_where_it_is_known(two_workers: Any, tmp_path: Path) -> None:
+    for collective, known in (("allgather", True), ("tree", False)):
+        two_workers.run(collect, str(tmp_path / collective), collective, "rice+bf16", True)
+        for sample in read_study(tmp_path / collective).samples:
+            assert ("accumulated" in sample.vectors) == known
+            assert ("contraction" in sample.record) == known

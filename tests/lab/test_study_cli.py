@@ -43,6 +43,8 @@ def test_analyze(run_dir: Path) -> None:
         (["replay", "nowhere"], FileNotFoundError, "run_dir must hold gradients.jsonl"),
         (["replay", "nowhere", "--density", "much"], ValueError, "density must be numbers by comma, got 'much'"),
         (["replay", "nowhere", "--operators", "tpk"], ValueError, "compressor must be one of"),
+        (["replay", "nowhere", "--wire", "rice"], ValueError, "wire must be index+values"),
+        (["replay", "nowhere", "--codec", "rice+bf16,x+bf16"], ValueError, "index must be one of"),
     ],
 )
 def test_mistakes(arguments: list[str], error: type[Exception], message: str) -> None:

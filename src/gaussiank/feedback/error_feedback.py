@@ -7,7 +7,7 @@ that raised, or a dead peer leaves each residual as it was. The price is a secon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -206,6 +206,16 @@ class ErrorFeedback:
             return torch.zeros(self._parameters[name])
         part, place = self._places[name]
         return part.residual[place].clone()
+
+    def residuals(self, names: Sequence[str]) -> Tensor:
+        """Return a copy of the committed residuals of some parameters, end to end: ``[sum of numels]``.
+
+        Example:
+            >>> ErrorFeedback({"w": 2, "b": 1}).residuals(["b", "w"]).tolist()
+            [0.0, 0.0, 0.0]
+        """
+        held = ((name, self._places.get(name)) for name in names)
+        return torch.cat([self.residual(name) if at is None else at[0].residual[at[1]] for name, at in held])
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of all residuals and velocities, by parameter; an unfinished step is not in them."""

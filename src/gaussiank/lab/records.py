@@ -89,7 +89,10 @@ class RecordWriter:
         """
         if self._file is None:
             raise RuntimeError("RecordWriter must be open to write, got a closed one. Write inside its with block.")
-        line = json.dumps(finite(record), allow_nan=False) + "\n"
+        try:
+            line = json.dumps(record, allow_nan=False) + "\n"
+        except ValueError:  # rare, and looking for it first takes longer than the rest
+            line = json.dumps(finite(record), allow_nan=False) + "\n"
         self._file.write(line)
         self._file.flush()
         self._note(line.encode())

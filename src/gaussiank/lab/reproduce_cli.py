@@ -14,6 +14,9 @@ def reproduce(
     list_: Annotated[bool, typer.Option("--list", help="List the recipes and what they test, and do nothing.")] = False,
     scale: Annotated[str, typer.Option(help="small: 2 cores; full: the paper's setting; tiny: a test.")] = "small",
     out: Annotated[Path | None, typer.Option(help="Directory of results (runs/reproduction-SCALE).")] = None,
+    train: Annotated[
+        bool, typer.Option("--train/--no-train", help="--no-train: conclude over models whose training is done.")
+    ] = True,
     pages: Annotated[Path | None, typer.Option(help="Also write a page for every recipe to this directory.")] = None,
 ) -> None:
     """Regenerate figures and tables of the paper, with a verdict on each claim.
@@ -41,6 +44,6 @@ def reproduce(
         unknown = [name for name in wanted if name not in RECIPES]
         if unknown:
             raise ValueError(f"names must be all or among {', '.join(RECIPES)}, got {unknown[0]!r}. Correct it.")
-        run([RECIPES[name] for name in wanted], chosen, place, console)
+        run([RECIPES[name] for name in wanted], chosen, place, console, train=train)
     if pages is not None:
         console.print(f"Pages: {write_pages(list(RECIPES.values()), place, pages)}", soft_wrap=True, highlight=False)

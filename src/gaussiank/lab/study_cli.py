@@ -38,6 +38,10 @@ def replay(
     density: Annotated[
         str | None, typer.Option(help="Densities, by comma; what the run asked for, if not given.")
     ] = None,
+    wire: Annotated[
+        str | None,
+        typer.Option("--wire", "--codec", help="Wires, by comma: rice+bf16,chunks+8bit. Rounding counts as not sent."),
+    ] = None,
 ) -> None:
     """Put operators on the raw vectors of a recorded run: contraction, kept/k, bits and time.
 
@@ -50,6 +54,7 @@ def replay(
         run_dir,
         [spec.strip() for spec in operators.split(",") if spec.strip()],
         [] if density is None else [_number(text) for text in density.split(",")],
+        [] if wire is None else [text.strip() for text in wire.split(",")],
     )
     Console().print(replay_table(rows))
 

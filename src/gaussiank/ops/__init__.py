@@ -14,12 +14,14 @@ from .dispatch import (
     topk,
     union,
 )
+from .magnitudes import magnitudes
 from .reference import accumulate, all_finite, nonfinite_indices
-from .results import Moments, Taken, TakenAbove
+from .results import Magnitudes, Moments, Taken, TakenAbove
 
 __all__ = [
     "RESIDUAL_DTYPES",
     "Backends",
+    "Magnitudes",
     "Moments",
     "Taken",
     "TakenAbove",
@@ -29,6 +31,7 @@ __all__ = [
     "all_finite",
     "backends",
     "count_above",
+    "magnitudes",
     "moments",
     "nonfinite_indices",
     "require_k",

@@ -14,7 +14,7 @@ from torch import Tensor
 from gaussiank.sparse import SparseGradient
 
 from .library import library
-from .results import Moments, Taken, TakenAbove
+from .results import Magnitudes, Moments, Taken, TakenAbove
 
 KINDS = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 """Gradient dtypes that the kernels read, with their number in ``csrc/gaussiank.h``."""
@@ -206,6 +206,17 @@ def count_above(backend: int, magnitude: Tensor, threshold: float) -> int:
     """Run ``reference.count_above``."""
     numel = magnitude.numel()
     return int(_lib().gk_count_above(backend, magnitude.data_ptr(), numel, threshold, _threads(numel)))
+
+
+def magnitudes(vector: Tensor, numels: Sequence[int], found: Magnitudes) -> Magnitudes:
+    """Fill ``found``, which holds zeros, with what ``magnitudes.reference_magnitudes`` counts."""
+    bits, part_bits = ((bins // 256).bit_length() - 1 for bins in (found.counts.shape[1], found.part_counts.shape[2]))
+    scratch = torch.zeros(4 * found.counts.shape[1], dtype=torch.int64)
+    lengths = (c_int64 * len(numels))(*numels)
+    tables = [table.data_ptr() for table in found]
+    status = _lib().gk_magnitudes(vector.data_ptr(), lengths, len(numels), bits, part_bits, *tables, scratch.data_ptr())
+    _require(status)
+    return found
 
 
 class _Parts:

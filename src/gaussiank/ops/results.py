@@ -53,3 +53,19 @@ class TakenAbove(NamedTuple):
     values: Tensor
     above: int
     moments: Moments
+
+
+class Magnitudes(NamedTuple):
+    """Entries and their squares by sign and magnitude, on the CPU.
+
+    Attributes:
+        counts: int64 ``[2, 256 << bits]``, of the whole vector.
+        energy: float64 ``[256 << bits]``, sums of squares; what is infinite, NaN or below 2^-126 has none.
+        part_counts: int64 ``[parts, 2, 256 << part_bits]``.
+        part_energy: float64 ``[parts, 256 << part_bits]``.
+    """
+
+    counts: Tensor
+    energy: Tensor
+    part_counts: Tensor
+    part_energy: Tensor

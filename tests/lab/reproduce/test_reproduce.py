@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from gaussiank import Recorder
 from gaussiank.lab.cli import app
 from gaussiank.lab.records import RecordWriter
-from gaussiank.lab.reproduce.job import Job
+from gaussiank.lab.reproduce.job import Job, complete
 from gaussiank.lab.reproduce.pages import write_pages
 from gaussiank.lab.reproduce.recipe import Outcome, Recipe
 from gaussiank.lab.reproduce.recipes import RECIPES, operator_time
@@ -144,7 +144,7 @@ def test_synthetic_bounds_hold_with_limits() -> None:
 
 def test_operator_times_are_measured() -> None:
     outcome = RECIPES["operator-time"].conclude(Path("nowhere"), "tiny")
-    assert [row[0] for row in outcome.rows] == [operator_time.TORCH, *operator_time.OPERATORS]
+    assert [row[0].partition(",")[0] for row in outcome.rows] == [operator_time.TORCH, *operator_time.OPERATORS]
     assert all(float(cell) > 0 for row in outcome.rows for cell in row[1:])
 
 
@@ -186,6 +186,21 @@ def test_recipes_share_jobs(tmp_path: Path) -> None:
     saved = reproduce(recipes, "tiny", tmp_path, Console(quiet=True))
     assert (tmp_path / "log").read_text() == "0 "
     assert [(row["verdict"], row["because"]) for row in saved] == [("holds", "1 evaluation")] * 2
+
+
+def test_without_training_only_whole_models_are_judged(tmp_path: Path) -> None:
+    several = [Fake(config(model, "tiny", ("dense",), seed=seed)) for model in ("fnn3", "lenet5") for seed in (0, 1)]
+
+    def conclude(out: Path, scale: str) -> Outcome:
+        return Outcome("holds", f"{[job.key[:10] for job in complete(several, out)]}")
+
+    recipe = Recipe("some", "some", "claim", "criterion", conclude, lambda scale: list(several))
+    console = Console(record=True, width=200)
+    assert reproduce([recipe], "tiny", tmp_path, console, train=False) == []
+    assert "some: not run, 0 of 4 training runs are done" in console.export_text()
+    do_jobs(several[:3], tmp_path, Console(quiet=True))  # one seed of lenet5 is missing
+    (saved,) = reproduce([recipe], "tiny", tmp_path, Console(quiet=True), train=False)
+    assert saved["because"] == "['fnn3-seed0', 'fnn3-seed1']"
 
 
 def test_same_settings_have_the_same_key_and_others_another() -> None:
@@ -234,7 +249,7 @@ def test_outcome_is_saved_whole_and_replaces_the_last(tmp_path: Path) -> None:
 def test_damaged_outcome(tmp_path: Path) -> None:
     place = tmp_path / "recipes" / "kept"
     place.mkdir(parents=True)
-    for text in ("{", "[]", '{"format": 7}'):
+    for text in ("{", "[]", '{"format": 1}'):
         (place / "outcome.json").write_text(text)
         with pytest.raises(ValueError, match="must be an outcome of this version"):
             read_outcome(tmp_path, "kept")
@@ -244,7 +259,7 @@ def test_pages(tmp_path: Path) -> None:
     recipe = RECIPES["bounds-synthetic"]
     save_outcome(recipe, "tiny", recipe.conclude(tmp_path, "tiny"), tmp_path)
     index = write_pages(list(RECIPES.values()), tmp_path, tmp_path / "pages").read_text()
-    assert f"| [{recipe.title}](bounds-synthetic.md) | holds with limits | tiny |" in index
+    assert f"| [{recipe.title}](bounds-synthetic.md) | holds with limits | All 7 bell-shaped laws keep" in index
     assert index.count("not run yet") == len(RECIPES) - 1
     page = (tmp_path / "pages" / "bounds-synthetic.md").read_text()
     assert "**Verdict: holds with limits.**" in page

@@ -51,7 +51,8 @@ def train_recorded(
     numels = {name: parameter.numel() for name, parameter in model.named_parameters()}
     feedback = ErrorFeedback(numels, momentum=momentum)
     selector = Selector(parse_compressor(compressor), per_layer=scope == "layer", rank=0)
-    recorder.attach({"compressor": selector.compressor, "scope": scope, "wire": wire}, numels, feedback, None)
+    config = {"compressor": selector.compressor, "scope": scope, "momentum": momentum, "wire": wire}
+    recorder.attach(config, numels, feedback, None)
     names = list(numels)
     groups = [names[2:], names[:2]] if scope == "bucket" else [names]
     parameters = dict(model.named_parameters())

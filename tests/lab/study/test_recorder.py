@@ -128,6 +128,13 @@ def test_cosine_is_that_of_the_sent_vector(tmp_path: Path, train: Train) -> None
         assert sample.value("cosine") == pytest.approx(float(sent @ grad / sent.norm() / grad.norm()), rel=1e-5)
 
 
+def test_without_feedback_u_is_the_gradient(tmp_path: Path, train: Train) -> None:
+    train(Recorder(tmp_path, every=1), steps=3, compressor="randomk:feedback=false")
+    for sample in read_study(tmp_path).samples:
+        assert "residual" not in sample.vectors
+        assert (sample.vectors["accumulated"].counts == sample.vectors["grad"].counts).all()
+
+
 def test_momentum_correction_is_seen(tmp_path: Path, train: Train) -> None:
     """u is residual + velocity there, not residual + gradient."""
     momentum = gaussiank.MomentumCorrection(masking=False)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from gaussiank import ErrorFeedback, Layout, Recorder, SparseGradient, ops
 from gaussiank.codec import Wire
-from gaussiank.lab.study.replay import IN_RUN, replay
+from gaussiank.lab.study.replay import IN_RUN, Replayed, replay
 from gaussiank.lab.study.replay_table import replay_table
 from gaussiank.lab.study.sample import Part
 from gaussiank.lab.study.study import read_study
@@ -103,7 +104,7 @@ def test_what_came_back_is_not_what_was_selected_from() -> None:
     part = Part(
         Layout(("w",), (4,)), torch.zeros(4), sparse=SparseGradient(torch.tensor([1, 3]).int(), torch.ones(2), 4)
     )
-    part.restore(torch.tensor([0.5, 0.004, 0.0, 1.0]))
+    part.read_back(torch.tensor([0.5, 0.004, 0.0, 1.0]))
     assert part.accumulated is not None
     assert part.accumulated.tolist() == [0.5, 1.0, 0.0, 1.0]
 
@@ -127,6 +128,8 @@ def test_table(study_dir: Path) -> None:
         ((["topkk"],), "compressor must be one of"),
         ((["topk"], [0.0]), r"densities must be in \(0, 1\], got 0"),
         ((["topk"], [2.0]), r"densities must be in \(0, 1\], got 2"),
+        ((["topk"], [0.1], ["rice+bf17"]), "values must be one of"),
+        ((["topk"], [0.1], ["seed+bf16"]), "wire must send its indices"),
     ],
 )
 def test_bad_arguments(study_dir: Path, arguments: Any, message: str) -> None:
@@ -138,3 +141,50 @@ def test_a_run_without_vectors(tmp_path: Path, train: Train) -> None:
     train(Recorder(tmp_path), steps=1)
     with pytest.raises(FileNotFoundError, match=r"Record with Recorder\(\.\.\., vectors=8\)"):
         replay(tmp_path, ["topk"])
+
+
+def test_wires(study_dir: Path) -> None:
+    wires = ["raw+fp32", "rice+bf16", "chunks+2bit", "rice+8bit+stochastic"]
+    _, plain, *rows = replay(study_dir, ["topk"], [0.2]) + replay(study_dir, ["topk"], [0.2], wires)[1:]
+    assert (plain.wire, [row.wire for row in rows]) == ("", wires)
+    exact, rounded, coarse, drawn = rows
+    assert exact.contraction == plain.contraction < rounded.contraction < coarse.contraction
+    assert rounded.contraction == pytest.approx(exact.contraction, rel=1e-4)  # bfloat16 takes off 2^-9 at most
+    assert drawn == replace(replay(study_dir, ["topk"], [0.2], wires[3:])[1], **times(drawn))
+    assert exact.bits_per_entry > 64 > 33 > rounded.bits_per_entry > coarse.bits_per_entry
+    assert {row.kept_over_k for row in rows} == {1.0}
+    assert all(row.encode_us > 0 for row in rows)
+    assert math.isnan(plain.encode_us)
+
+
+def times(row: Replayed) -> dict[str, float]:
+    return {"select_us": row.select_us, "encode_us": row.encode_us}
+
+
+def test_what_arrives_is_what_counts(study_dir: Path) -> None:
+    """The contraction on a wire is that of the payload, decoded."""
+    wire = Wire.parse("chunks+4bit")
+    (row,) = replay(study_dir, ["topk"], [0.2], [str(wire)])[1:]
+    left = []
+    for shot in snapshots(study_dir):
+        for piece in shot.pieces:
+            u = torch.from_numpy(piece.accumulated)
+            sparse = SparseGradient.pick(u, ops.select_topk(u, round(0.2 * u.numel())))
+            sparse = SparseGradient(sparse.indices, wire.round(sparse.values), sparse.numel)
+            arrived = wire.decode(wire.encode(sparse))
+            rest = u.double()
+            rest[arrived.indices.long()] -= arrived.values
+            left.append(float(rest.square().sum() / u.double().square().sum()))
+    assert row.contraction == pytest.approx(sum(left) / len(left))
+
+
+def test_table_with_wires(study_dir: Path) -> None:
+    rows = replay(study_dir, ["gaussiank:mode=published"], [0.001, 0.01], ["eliasfano+8bit+stochastic", "rice+bf16"])
+    console = Console(width=80, no_color=True)
+    with console.capture() as capture:
+        console.print(replay_table(rows))
+    text = capture.get()
+    assert "rice+bf16" in text
+    assert "stochastic" in text
+    assert "encode" in text
+    assert max(map(len, text.splitlines())) <= 80

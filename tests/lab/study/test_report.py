@@ -141,7 +141,7 @@ def test_layer_rows(study: Study) -> None:
     assert [row.numel for row in rows] == [1800, 60, 300, 5]
     share = sum(row.kept_over_k * row.numel for row in rows) / 2165
     assert share == pytest.approx(last.value("kept") / (last.density * 2165))
-    energy = sum((1 - row.contraction) * last.record["layers"][row.name]["accumulated"]["square_sum"] for row in rows)
+    energy = sum((1 - row.contraction) * last.layer(row.name, "accumulated").square_sum for row in rows)
     assert 1 - energy / last.vectors["accumulated"].square_sum == pytest.approx(last.value("contraction"), abs=1e-6)
 
 

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gaussiank.lab.study.layer_table import layer_sketch, table_record
 from gaussiank.lab.study.measure import sketch_layers, sketch_of
 from gaussiank.lab.study.sketch import Sketch
 from gaussiank.theory.bounds import tail_share
@@ -88,20 +89,41 @@ def test_coarser_bins_hold_the_same(draw: Draw) -> None:
         coarse.fold(4)
 
 
-def test_layers_are_sketched_in_one_pass(draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_are_sketched_in_one_pass(draw: Draw) -> None:
     u = draw("laplace", 3000)
     u[5] = torch.nan
+    u[1000] *= 1e9  # layers of other scales share a record
+    u[1001:2500] *= 1e-3
+    u[2500] = 1e-12
     numels = [1000, 0, 1, 1499, 500]
-    for group_numel, group_layers in ((1 << 22, 256), (700, 256), (1 << 22, 2)):
-        monkeypatch.setattr("gaussiank.lab.study.measure._GROUP_NUMEL", group_numel)
-        monkeypatch.setattr("gaussiank.lab.study.measure._GROUP_LAYERS", group_layers)
-        whole, layers = sketch_layers(u, numels)
-        assert (whole.numel, whole.nonfinite) == (2999, 1)
-        assert [layer.numel + layer.nonfinite for layer in layers] == numels
-        assert whole.square_sum == pytest.approx(float(u.nan_to_num().double().square().sum()))
-        parts = u.nan_to_num().double().split(numels)
-        assert [layer.square_sum for layer in layers] == pytest.approx([float(part.square().sum()) for part in parts])
-        assert (whole.fold(1).counts == sum(layer.counts for layer in layers)).all()
+    whole, counts, energy = sketch_layers(u, numels)
+    layers = [Sketch(*tables) for tables in zip(counts, energy, strict=True)]
+    assert (whole.numel, whole.nonfinite) == (2999, 1)
+    assert [layer.numel + layer.nonfinite for layer in layers] == numels
+    assert whole.square_sum == pytest.approx(float(u.nan_to_num().double().square().sum()))
+    parts = u.nan_to_num().double().split(numels)
+    assert [layer.square_sum for layer in layers] == pytest.approx([float(part.square().sum()) for part in parts])
+    assert (whole.fold(1).counts == sum(layer.counts for layer in layers)).all()
+    record = json.loads(json.dumps(table_record(counts, energy)))
+    for number, layer in enumerate(layers):
+        again = layer_sketch(record, number)
+        alone = Sketch.from_record(layer.as_record())
+        assert (again.numel, again.nonfinite) == (layer.numel, layer.nonfinite)
+        assert (alone.counts[:, 2:] <= again.counts[:, 2:]).all()  # at least what the layer's own record would hold
+        assert (again.counts[:, 2:] <= layer.counts[:, 2:]).all()
+        assert again.square_sum == pytest.approx(layer.square_sum)
+
+
+@pytest.mark.parametrize("change", [{"plus": "?"}, {"zeros": None}, {"square_sum": []}, {"first": 10**6}])
+def test_damaged_layers(draw: Draw, change: dict[str, object]) -> None:
+    record = table_record(*sketch_layers(draw("normal", 100), [60, 40])[1:]) | change
+    with pytest.raises(ValueError, match="layers must be what a recorder wrote"):
+        layer_sketch(record, 1)
+
+
+def test_layers_of_zeros() -> None:
+    record = table_record(*sketch_layers(torch.zeros(5), [5, 0])[1:])
+    assert [layer_sketch(record, number).zeros for number in (0, 1)] == [5, 0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gaussiank.lab.study.study import read_study
+from gaussiank.lab.study.study import VECTORS, read_study
 
 
 def rewrite(study_dir: Path, change: Any) -> None:
@@ -31,8 +31,8 @@ def test_cut_short(study_dir: Path) -> None:
 
 
 def test_another_version(study_dir: Path) -> None:
-    rewrite(study_dir, lambda records: [{**records[0], "format": 2}, *records[1:]])
-    with pytest.raises(ValueError, match=r"format must be 1, got 2 .*Read it with the gaussiank that wrote it \(0"):
+    rewrite(study_dir, lambda records: [{**records[0], "format": 3}, *records[1:]])
+    with pytest.raises(ValueError, match=r"format must be 2, got 3 .*Read it with the gaussiank that wrote it \(0"):
         read_study(study_dir)
 
 
@@ -49,3 +49,27 @@ def test_damaged(study_dir: Path, change: Any, message: str) -> None:
     rewrite(study_dir, change)
     with pytest.raises(ValueError, match=message):
         read_study(study_dir)
+
+
+def test_the_first_format_is_still_read(study_dir: Path) -> None:
+    """It had a record for each layer and vector."""
+    new = read_study(study_dir)
+
+    def older(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for sample, record in zip(new.samples, records[1:], strict=True):
+            del record["tables"]
+            for name in sample.layers:
+                found = {vector: sample.layer(name, vector) for vector in VECTORS}
+                record["layers"][name] |= {vector: sketch.as_record() for vector, sketch in found.items() if sketch}
+        return [records[0] | {"format": 1}, *records[1:]]
+
+    rewrite(study_dir, older)
+    for sample, again in zip(new.samples, read_study(study_dir).samples, strict=True):
+        assert again.layers == sample.layers != ()
+        for name in sample.layers:
+            for vector in sample.vectors:
+                one, two = sample.layer(name, vector), again.layer(name, vector)
+                assert one is not None
+                assert two is not None
+                assert (one.counts == two.counts).all()
+                assert one.square_sum == pytest.approx(two.square_sum)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gaussiank.lab.bench.net.cli import net_command
+from gaussiank.lab.bench.net.cli import net_command, predict_command
 
 bench = typer.Typer(
     name="bench",
@@ -74,6 +74,7 @@ def ops_command(
 
 
 bench.command("net")(net_command)
+bench.command("predict")(predict_command)
 
 
 def _parts(text: str) -> tuple[str, ...]:

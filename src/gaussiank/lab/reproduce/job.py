@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from gaussiank.lab.run import require_startable, run
 from gaussiank.lab.run_files import study_dir
 from gaussiank.lab.study.study import Study, read_study
 
-_WEIGHTS = {"fnn3": 1.0, "lenet5": 1.5, "resnet20": 20.0}  # rough cost of a step of one worker, for the time left
-_OTHER_WEIGHT = 30.0
+# rough cost of a step of one worker, for the time left
+_WEIGHTS = {"fnn3": 1.0, "lenet5": 1.5, "resnet20": 20.0, "lstm-small": 7.0, "vgg16": 150.0, "lstm-an4": 200.0}
+_OTHER_WEIGHT = 150.0
 
 
 @dataclass(frozen=True)
@@ -85,3 +86,9 @@ class Job:
     def study(self, out: Path, method: str) -> Study:
         """Read the gradients of one method."""
         return read_study(study_dir(self.where(out), method))
+
+
+def complete(jobs: Sequence[Job], out: Path) -> list[Job]:
+    """Return the jobs of those models whose jobs are all done: half a model's seeds make no claim."""
+    missing = {job.config.model for job in jobs if not job.done(out)}
+    return [job for job in jobs if job.config.model not in missing]

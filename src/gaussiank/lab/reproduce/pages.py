@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,18 +35,37 @@ def write_pages(recipes: Sequence[Recipe], out: Path, pages: Path) -> Path:
     Returns:
         The index.
     """
-    rows = ["| claim | verdict | scale |", "|---|---|---|"]
+    rows = ["| claim | verdict | because | scale |", "|---|---|---|---|"]
     for recipe in recipes:
         outcome = read_outcome(out, recipe.name)
         if outcome:
             for name, _ in outcome["drawings"]:
                 place = pages / recipe.name
                 place.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(out / "recipes" / recipe.name / f"{name}.svg", place / f"{name}.svg")
+                drawn = (out / "recipes" / recipe.name / f"{name}.svg").read_text(encoding="utf-8")
+                write_whole(place / f"{name}.svg", compact(drawn).encode())
         write_whole(pages / f"{recipe.name}.md", page(recipe, outcome).encode())
-        verdict = outcome["verdict"] if outcome else NOT_RUN
-        rows.append(f"| [{recipe.title}]({recipe.name}.md) | {verdict} | {outcome['scale'] if outcome else '–'} |")
+        verdict, why, scale = (
+            (outcome["verdict"], outcome["because"], outcome["scale"]) if outcome else (NOT_RUN, "–", "–")
+        )
+        rows.append(f"| [{recipe.title}]({recipe.name}.md) | {verdict} | {why} | {scale} |")
     return write_whole(pages / "index.md", (_INTRODUCTION + "\n".join(rows) + "\n").encode())
+
+
+def compact(svg: str) -> str:
+    """Shorten the names in a figure that stands alone, and round what places its parts: the same picture, smaller.
+
+    Example:
+        >>> compact('<g id="g0a1b2c3d-axes_1"><use href="#g0a1b2c3d-DejaVuSans-31" x="1.23456"/></g>')
+        '<g><use href="#D31" x="1.23"/></g>'
+    """
+    svg = re.sub(r'<g id="g[0-9a-f]{8}-(?!DejaVu)[^"]*"', "<g", svg)
+    svg = re.sub(r"\bg[0-9a-f]{8}-(DejaVuSans-)?", lambda name: "D" if name[1] else "", svg)
+
+    def shorter(place: re.Match[str]) -> str:
+        return re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", place[0])
+
+    return re.sub(r'translate\([^)]*\)| [xy]="[^"]*"', shorter, svg)
 
 
 def page(recipe: Recipe, outcome: dict[str, Any] | None) -> str:
@@ -67,5 +86,6 @@ def page(recipe: Recipe, outcome: dict[str, Any] | None) -> str:
         parts.append("\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines))
     if outcome["standins"]:
         parts.append(f"**Stand-ins.** {outcome['standins']}")
-    origin = f"Scale {outcome['scale']}, {outcome['date']}, gaussiank {outcome['gaussiank']}, {outcome['machine']}."
+    version = f"gaussiank {outcome['gaussiank']}" + (f", commit {outcome['commit']}" if outcome["commit"] else "")
+    origin = f"Scale {outcome['scale']}, {outcome['date']}, {version}, {outcome['machine']}."
     return "\n\n".join([*parts, origin]) + "\n"

@@ -15,16 +15,19 @@ from typing import Any
 from rich.console import Console
 
 import gaussiank
+from gaussiank.lab.machine import commit, cpu_name
 from gaussiank.lab.plots import figure_svg
-from gaussiank.lab.reproduce.job import Job
+from gaussiank.lab.reproduce.job import Job, complete
 from gaussiank.lab.reproduce.recipe import Outcome, Recipe, Scale
 from gaussiank.lab.study.report import png, standalone
 
-FORMAT = 1
+FORMAT = 2
 OUTCOME_NAME = "outcome.json"
 
 
-def reproduce(recipes: Sequence[Recipe], scale: Scale, out: Path, console: Console) -> list[dict[str, Any]]:
+def reproduce(
+    recipes: Sequence[Recipe], scale: Scale, out: Path, console: Console, *, train: bool = True
+) -> list[dict[str, Any]]:
     """Do what the recipes need and is not done yet, and conclude each.
 
     A job that several recipes need is done once. A run that is ended can be started again: finished jobs are kept, and
@@ -35,6 +38,7 @@ def reproduce(recipes: Sequence[Recipe], scale: Scale, out: Path, console: Conso
         scale: how large.
         out: directory of the results.
         console: where progress is shown.
+        train: False does no job, concludes over the models whose jobs are all done, and leaves out recipes without any.
 
     Returns:
         The saved outcome of each recipe.
@@ -43,10 +47,15 @@ def reproduce(recipes: Sequence[Recipe], scale: Scale, out: Path, console: Conso
         ValueError: a job cannot be started, for want of data for example.
         RuntimeError: a worker failed.
     """
-    jobs = list({job.key: job for recipe in recipes for job in recipe.jobs(scale)}.values())
-    do_jobs(jobs, out, console)
+    if train:
+        do_jobs(list({job.key: job for recipe in recipes for job in recipe.jobs(scale)}.values()), out, console)
     outcomes = []
     for recipe in recipes:
+        wanted = recipe.jobs(scale)
+        if wanted and not complete(wanted, out):
+            done = sum(job.done(out) for job in wanted)
+            console.print(f"{recipe.name}: not run, {done} of {len(wanted)} training runs are done", highlight=False)
+            continue
         outcomes.append(save_outcome(recipe, scale, recipe.conclude(out, scale), out))
         console.print(f"{recipe.name}: {outcomes[-1]['verdict']}", highlight=False, markup=False)
     return outcomes
@@ -65,7 +74,8 @@ def do_jobs(jobs: Sequence[Job], out: Path, console: Console) -> None:
         left = f", about {span(elapsed / done_cost * rest)} left" if done_cost else ""
         line = f"Training run {number} of {len(todo)} ({job.key}), {span(elapsed)} so far{left}"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-        job.do(out)
+        if not job.done(out):  # another process may have done it in the meantime
+            job.do(out)
         done_cost += job.cost
 
 
@@ -87,7 +97,8 @@ def save_outcome(recipe: Recipe, scale: Scale, outcome: Outcome, out: Path) -> d
         "standins": outcome.standins,
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "gaussiank": gaussiank.__version__,
-        "machine": f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}",
+        "commit": commit(),
+        "machine": f"{cpu_name()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}",
     }
     try:
         (unfinished / OUTCOME_NAME).write_text(json.dumps(saved, indent=1), encoding="utf-8")

@@ -11,7 +11,7 @@ from gaussiank.lab.records import number
 from gaussiank.lab.reproduce.drawing import Curve
 from gaussiank.lab.reproduce.job import Job
 from gaussiank.lab.reproduce.recipe import Scale
-from gaussiank.lab.reproduce.settings import SEEDS, config, models
+from gaussiank.lab.reproduce.settings import PAPER_MODELS, SEEDS, config, models
 
 RANDOM = "randomk:feedback=false"
 PUBLISHED = "gaussiank:mode=published"
@@ -29,9 +29,9 @@ def main_jobs(scale: Scale) -> list[Job]:
 
 
 def study_jobs(scale: Scale) -> list[Job]:
-    """Return the runs whose gradients are recorded: Dense-SGD and TopK-SGD."""
+    """Return the runs whose gradients are recorded: Dense-SGD and TopK-SGD on the six models."""
     jobs = []
-    for model in models(scale):
+    for model in models(scale, PAPER_MODELS):
         settings = config(model, scale, ("dense", "topk"))
         steps = settings.steps or 1000
         jobs.append(Job(settings, record_every=max(1, steps // 20), operators=STUDY_OPERATORS))
@@ -61,7 +61,7 @@ def warmup_jobs(scale: Scale) -> list[Job]:
 def batch_jobs(scale: Scale) -> list[Job]:
     """Return runs over the same number of examples in small and large batches."""
     jobs = []
-    for batch_size, share in ((8, 4.0), (32, 1.0), (128, 0.25)):
+    for batch_size, share in ((16, 2.0), (64, 0.5), (256, 0.125)):
         for model in models(scale, ("lenet5",)):
             for seed in SEEDS[scale]:
                 settings = config(model, scale, ("dense", "topk"), seed=seed, batch_size=batch_size)
@@ -104,6 +104,17 @@ def spread(values: list[float]) -> str:
     """
     mean = f"{np.mean(values):.1f}"
     return mean if len(values) == 1 else f"{mean} ({min(values):.1f}–{max(values):.1f})"
+
+
+def ranged(values: list[float], form: str = ".1f") -> str:
+    """Write the lowest and the highest of some values, or the one that there is.
+
+    Example:
+        >>> ranged([2.0, 1.0]), ranged([3.0], "+.1f")
+        ('1.0 to 2.0', '+3.0')
+    """
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low} to {high}"
 
 
 def accuracy_curve(out: Path, jobs: Iterable[Job], method: str) -> Curve:

@@ -15,9 +15,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import gaussiank
+from gaussiank.collectives import AllGather, DenseAllReduce
 from gaussiank.compressors import parse_compressor
-from gaussiank.lab.study.ages import Ages
 from gaussiank.lab.study.sample import Part, Sample
+from gaussiank.lab.study.sent_log import SentLog
 from gaussiank.lab.study.study import FORMAT
 from gaussiank.lab.study.vectors import VectorStore
 from gaussiank.lab.study.writer import StudyWriter
@@ -34,7 +35,7 @@ class Recorder:
     what was sent and of other operators, and notes kept/k of every step in between; rank 0 writes
     ``RUN/gradients.jsonl``, which ``gaussiank analyze RUN`` draws. Laws are fitted when a run is read, from
     the sketches, so they cost the training nothing. ``benchmarks/recorder_overhead.py`` measures what the rest costs:
-    at 50 steps a sample 0.4 % for ResNet-20, but above 2 % where a step takes a few milliseconds (FNN-3).
+    at 50 steps a sample 0.4 % for ResNet-20 and 1 % for LeNet-5, but about 2 % where a step takes 3 ms (FNN-3).
 
     Give it to ``gaussiank.compress(model, recorder=recorder)``, or without compression to
     ``recorder.watch(model, optimizer)``; close it after training, or use it as a context.
@@ -96,13 +97,17 @@ class Recorder:
         self._opening: dict[str, Any] = {}
         self._selectors: dict[str, Selector] = {}
         self._residuals: Residuals | None = None
-        self._ages: Ages | None = None
+        self._sent = SentLog({})
+        self._keeps_rest = True
+        # With momentum correction u is residual + velocity, which nobody shows; it is read back from what was sent and
+        # what stayed. That is right where only a worker's own entries come back to it, as in an all-gather (True); else
+        # there is no u in the records (False). None: no correction, u is residual + gradient.
+        self._corrected: bool | None = None
         self._group: Any = None
         self._rank = 0
         self._segments_per_layer = False
         self._step = -1
         self._sample: Sample | None = None
-        self._since: dict[int, list[int]] = {}  # step -> [k, kept], since the last record
         self._plain: tuple[Layout, list[nn.Parameter]] | None = None
         self._handle: Any = None
 
@@ -154,11 +159,15 @@ class Recorder:
         """Start recording a compressed model; called by ``compress``."""
         self._open(config, numels, group)
         self._residuals = residuals
-        self._ages = Ages(numels)
+        self._sent = SentLog(numels)
+        self._keeps_rest = bool(getattr(config.get("compressor"), "keeps_rest", True))
+        if config.get("momentum") is not None:
+            self._corrected = isinstance(config.get("collective", AllGather()), (AllGather, DenseAllReduce))
 
     def begin(self, step: int, density: float) -> None:
         """Write the sample of the last step, whose residuals are committed by now, and begin another."""
-        self._finish()
+        if self._sample is not None:
+            self._finish()
         self._step = step
         self._sample = Sample(step, density) if step % self._every == 0 else None
 
@@ -169,8 +178,8 @@ class Recorder:
         if not self._files.is_open:  # another rank: it only helps with the dense mean
             self._dense(torch.cat(list(grads)))
             return
-        part = Part(layout, torch.cat(list(grads)) if len(grads) > 1 else grads[0].detach().clone())
-        if self._residuals is not None:
+        part = Part(layout, torch.cat([grad.detach() for grad in grads]))
+        if self._residuals is not None and self._keeps_rest:
             part.residual = self._read_residual(layout, part.grad)
         part.dense_mean = self._dense(part.grad.clone())
         self._sample.parts[layout] = part
@@ -179,11 +188,7 @@ class Recorder:
         """Note what was sent, at every step."""
         if not self._files.is_open:
             return
-        row = self._since.setdefault(self._step, [0, 0])
-        row[0] += k
-        row[1] += layout.numel if sparse is None else sparse.kept
-        if self._ages is not None:
-            self._ages.sent(layout, sparse, self._step)
+        self._sent.note(self._step, k, layout, sparse)
         if self._sample is not None and layout in self._sample.parts:
             part = self._sample.parts[layout]
             part.k, part.sparse = k, sparse
@@ -208,10 +213,8 @@ class Recorder:
         self._settle()
         if not self._files.is_open:
             return {"step": self._step}
-        since = {step: list(row) for step, row in self._since.items()}
-        ages = None if self._ages is None else self._ages.state_dict()
         hints = {spec: dict(selector.hints) for spec, selector in self._selectors.items()}
-        return {"step": self._step, "since": since, "ages": ages, "hints": hints, "files": self._files.state_dict()}
+        return {"step": self._step, "sent": self._sent.state_dict(), "hints": hints, "files": self._files.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where ``state_dict`` was taken: the study is cut back to what it held then, and goes on behind that.
@@ -233,12 +236,10 @@ class Recorder:
             )
         if not self._rank:
             self._files.open(self._opening, state.get("files"))
-            self._since = {step: list(row) for step, row in state.get("since", {}).items()}
+            self._sent.load_state_dict(state.get("sent", {}))
             for spec, hints in state.get("hints", {}).items():
                 if spec in self._selectors:
                     self._selectors[spec].load_hints(hints)
-            if self._ages is not None and state.get("ages") is not None:
-                self._ages.load_state_dict(state["ages"])
         self._resume, self._sample, self._step = False, None, state.get("step", -1)
 
     # ------------------------------------------------------------------ writing
@@ -295,8 +296,7 @@ class Recorder:
 
     def _read_residual(self, layout: Layout, grad: Tensor) -> Tensor:
         assert self._residuals is not None
-        parts = [self._residuals.residual(name).to(grad.device) for name in layout.names]
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+        return self._residuals.residuals(layout.names).to(grad.device)
 
     @torch.no_grad()
     def _finish(self) -> None:
@@ -306,14 +306,11 @@ class Recorder:
             return
         if self._residuals is not None and sample.finite:
             for part in sample.parts.values():
-                part.restore(self._read_residual(part.layout, part.grad))
-        record = sample.record(self._selectors, per_layer=self._per_layer)
-        if self._ages is not None:
-            record["age"] = self._ages.summary(sample.step)
-        since, self._since = self._since, {}
-        record["since"] = {
-            "step": list(since), "k": [k for k, _ in since.values()], "kept": [kept for _, kept in since.values()]
-        }  # fmt: skip
+                if self._corrected is None:
+                    part.add_up()
+                elif self._corrected:
+                    part.read_back(self._read_residual(part.layout, part.grad))
+        record = sample.record(self._selectors, per_layer=self._per_layer) | self._sent.record(sample.step)
         self._files.write(record)
         if "kept" in record:
             self._files.keep_vectors(sample, self._rank, record["numel"], segments_per_layer=self._segments_per_layer)

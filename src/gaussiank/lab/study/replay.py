@@ -1,11 +1,10 @@
-"""Puts operators and densities on the vectors of a run, offline: contraction, kept/k, bits and time of each."""
+"""Puts operators, densities and wires on the vectors of a run, offline: contraction, kept/k, bits and time of each."""
 
 from __future__ import annotations
 
 import math
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 from gaussiank.codec import Wire
 from gaussiank.collectives import AllGather, fitting_wire
 from gaussiank.compressors import Compressor, GaussianK, parse_compressor
+from gaussiank.lab.study.replay_wire import Carried, asked_wire, best_us, carry
 from gaussiank.lab.study.study import read_study
 from gaussiank.lab.study.vectors import Piece, Snapshot, snapshots
 from gaussiank.layout import Layout
@@ -22,7 +22,6 @@ from gaussiank.selector import Selector
 from gaussiank.sparse import SparseGradient
 
 IN_RUN = "in the run"
-_REPEATS = 3
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,8 @@ class Replayed:
         bits_per_element: payload bits for each entry of the vector; NaN for the run.
         select_us: time of a selection in microseconds, median over vectors; NaN for the run.
         snapshots: vectors looked at.
+        wire: how the entries travelled, ``index+values``; empty for the run, and where no wire was asked for.
+        encode_us: time of rounding and encoding in microseconds, median over vectors; NaN without a wire.
     """
 
     operator: str
@@ -48,36 +49,47 @@ class Replayed:
     bits_per_element: float
     select_us: float
     snapshots: int
+    wire: str = ""
+    encode_us: float = math.nan
 
 
-def replay(run_dir: str | Path, operators: Sequence[str], densities: Sequence[float] = ()) -> list[Replayed]:
-    """Select from the recorded vectors with every operator at every density.
+def replay(
+    run_dir: str | Path, operators: Sequence[str], densities: Sequence[float] = (), wires: Sequence[str] = ()
+) -> list[Replayed]:
+    """Select from the recorded vectors with every operator at every density, and put it on every wire.
 
     Selections repeat those of the run: same scope, same step, rank and part for draws, and Gaussian_k starts from the
     threshold that was in use, so the operator that ran gives the contraction and kept/k that it gave. Vectors that were
-    thinned (``Snapshot.stride``) give them to sampling error.
+    thinned (``Snapshot.stride``) give them to sampling error. On a wire that rounds, what rounding takes off stays, and
+    counts in the contraction.
 
     Args:
         run_dir: directory of a run with raw vectors.
         operators: specifications of compressors, ``name:field=value``.
         densities: shares of entries in (0, 1]; none takes what the run asked for.
+        wires: how entries travel, ``index+values``; none counts the bits of the run's wire and loses nothing.
 
     Returns:
-        The run's own row, then one for each operator and density.
+        The run's own row, then one for each operator, density and wire.
 
     Raises:
         FileNotFoundError: no study, or no raw vectors.
-        ValueError: an unknown operator, a density out of range, or a damaged file.
+        ValueError: an unknown operator or wire, a density out of range, or a damaged file.
     """
     compressors = {spec: parse_compressor(spec) for spec in operators}
+    chosen: list[Wire | None] = [asked_wire(wire) for wire in wires]
     for density in densities:
         require_density(density, "densities")
     study = read_study(run_dir)
     per_layer = study.run.get("compression", {}).get("scope") == "layer"
-    shots, wire = snapshots(run_dir), _wire(study.run.get("compression", {}).get("wire"))
+    shots, run_wire = snapshots(run_dir), _wire(study.run.get("compression", {}).get("wire"))
     rows = [_in_run(shots)]
     for spec, compressor in compressors.items():
-        rows += [_replay(spec, compressor, density, shots, per_layer, wire) for density in densities or [math.nan]]
+        rows += [
+            _replay(spec, compressor, density, (wire, run_wire), shots, per_layer)
+            for density in densities or [math.nan]
+            for wire in chosen or [None]
+        ]
     return rows
 
 
@@ -88,10 +100,16 @@ def _wire(recorded: str | None) -> Wire:
 
 
 def _replay(
-    spec: str, compressor: Compressor, density: float, shots: Sequence[Snapshot], per_layer: bool, wire: Wire
+    spec: str,
+    compressor: Compressor,
+    density: float,
+    wires: tuple[Wire | None, Wire],  # that was asked for, and the run's
+    shots: Sequence[Snapshot],
+    per_layer: bool,
 ) -> Replayed:
+    wire, run_wire = wires
     k = kept = numel = bits = 0
-    contractions, times, asked = [], [], []
+    contractions, times, encoding, asked = [], [], [], []
     for shot in shots:
         left = energy = 0.0
         for piece in shot.pieces:
@@ -100,14 +118,20 @@ def _replay(
             layout = Layout(piece.names, piece.numels)
             accumulated = torch.from_numpy(piece.accumulated)
             sparse = selector.select(layout, accumulated, want, shot.step)
-            times.append(_best_us(lambda: selector.select(layout, accumulated, want, shot.step)))  # noqa: B023  used now
+            times.append(best_us(lambda: selector.select(layout, accumulated, want, shot.step)))  # noqa: B023  used now
             k += selector.k(layout, want)
             kept += sparse.kept
             numel += layout.numel
-            bits += payload_bits(sparse, fitting_wire(wire, compressor, AllGather()))
+            if wire is None:
+                on_own = fitting_wire(run_wire, compressor, AllGather())
+                carried = Carried(payload_bits(sparse, on_own), sparse.values, math.nan)
+            else:
+                carried = carry(sparse, wire)
+            bits += carried.bits
+            encoding.append(carried.encode_us)
             rest = accumulated.double()
             energy += float(rest.square().sum())
-            rest[sparse.indices] = 0
+            rest[sparse.indices] -= carried.values
             left += float(rest.square().sum())
             asked.append(want)
         contractions.append(left / energy if energy else 0.0)
@@ -120,17 +144,9 @@ def _replay(
         bits_per_element=bits / numel,
         select_us=statistics.median(times),
         snapshots=len(shots),
+        wire="" if wire is None else str(wire),
+        encode_us=statistics.median(encoding),
     )
-
-
-def _best_us(work: Callable[[], object]) -> float:
-    """Return the shortest of a few runs, in microseconds: the rest is the machine's other business."""
-    times = []
-    for _ in range(_REPEATS):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return 1e6 * min(times)
 
 
 def payload_bits(sparse: SparseGradient, wire: Wire) -> int:

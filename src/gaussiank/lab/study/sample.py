@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gaussiank.lab.study.layer_table import table_record
 from gaussiank.lab.study.measure import sketch_layers
 from gaussiank.lab.study.sketch import Sketch
 from gaussiank.lab.study.vectors import Piece, thin
@@ -41,14 +42,20 @@ class Part:
     sparse: SparseGradient | None = None
     accumulated: Tensor | None = None
 
-    def restore(self, residual_after: Tensor) -> None:
-        """Put together what the selection saw: what stayed, and what was sent."""
+    def add_up(self) -> None:
+        """Compute what the selection saw: gradient plus residual."""
+        self.accumulated = self.grad.float() if self.residual is None else self.grad + self.residual
+
+    def read_back(self, residual_after: Tensor) -> None:
+        """Put together what the selection saw: what stayed, and what was selected; ``residual_after`` becomes it.
+
+        What of the selected entries came back, refused or rounded off, is in both, so they replace and do not add.
+        """
         if self.sparse is None:
-            self.accumulated = self.grad.float() if self.residual is None else self.grad + self.residual
+            self.add_up()
         else:
-            self.accumulated = residual_after.clone()
-            # not added: what has come back since, rounded off or left out of the message, is in the residual there
-            self.accumulated[self.sparse.indices] = self.sparse.values
+            self.accumulated = residual_after
+            self.accumulated[self.sparse.indices.long()] = self.sparse.values
 
     def vectors(self) -> dict[str, Tensor]:
         """Return the vectors there are, by the names they have in records."""
@@ -73,12 +80,13 @@ class Sample:
 
     def compare(self, layout: Layout, mean: Tensor) -> None:
         """Take in a mean that arrived: is it finite, and how does it lie to the mean of the dense gradients?"""
-        norm = float(mean.float().square().sum())
+        mean = mean.float()
+        norm = float(mean @ mean)
         self.finite = self.finite and math.isfinite(norm)
         part = self.parts.get(layout)
         if part is not None and part.dense_mean is not None:
             dense = part.dense_mean.float()
-            self._dots += float(mean.float() @ dense), norm, float(dense.square().sum())
+            self._dots += float(mean @ dense), norm, float(dense @ dense)
 
     def record(self, selectors: Mapping[str, Selector], *, per_layer: bool) -> dict[str, Any]:
         """Return the sample's JSON record.
@@ -87,7 +95,7 @@ class Sample:
             selectors: operators to try on the accumulated vector.
             per_layer: whether to list every layer.
         """
-        whole, layers = self._sketches()
+        whole, tables = self._sketches()
         record: dict[str, Any] = {
             "kind": "sample",
             "step": self.step,
@@ -96,46 +104,55 @@ class Sample:
             "vectors": {name: sketch.as_record() for name, sketch in whole.items()},
         }
         if per_layer:
-            record["layers"] = layers
+            record["tables"] = tables
+            record["layers"] = self._layers()
         if any(part.accumulated is not None for part in self.parts.values()):
-            record |= self._selection(selectors)
+            record |= self._selection(selectors, whole["accumulated"].square_sum)
         if self._dots[1] * self._dots[2] > 0:
             record["cosine"] = float(self._dots[0] / np.sqrt(self._dots[1] * self._dots[2]))
         return record
 
-    def _sketches(self) -> tuple[dict[str, Sketch], dict[str, dict[str, Any]]]:
-        """Return vector -> sketch of the whole model, and layer -> its part of the record."""
+    def _sketches(self) -> tuple[dict[str, Sketch], list[dict[str, Any]]]:
+        """Return vector -> sketch of the whole model, and for each part the records of its layers."""
         whole: dict[str, Sketch] = {}
+        tables = []
+        for part in self.parts.values():
+            table: dict[str, Any] = {"names": part.layout.names}
+            for name, vector in part.vectors().items():
+                total, counts, energy = sketch_layers(vector, part.layout.numels)
+                whole[name] = whole[name] + total if name in whole else total
+                table[name] = table_record(counts, energy)
+            tables.append(table)
+        return whole, tables
+
+    def _layers(self) -> dict[str, dict[str, Any]]:
+        """Return layer -> what was sent of it."""
         layers: dict[str, dict[str, Any]] = {}
         for part in self.parts.values():
-            for name, vector in part.vectors().items():
-                total, each = sketch_layers(vector, part.layout.numels)
-                whole[name] = whole[name] + total if name in whole else total
-                for layer, sketch in zip(part.layout.names, each, strict=True):
-                    layers.setdefault(layer, {})[name] = sketch.as_record()
+            layers |= {name: {} for name in part.layout.names}
             if part.sparse is not None and part.accumulated is not None:
                 for layer, (kept, energy) in zip(part.layout.names, _by_layer(part.layout, part.sparse), strict=True):
-                    layers[layer] |= {"kept": kept, "sent_energy": energy}
-        return whole, layers
+                    layers[layer] = {"kept": kept, "sent_energy": energy}
+        return layers
 
-    def _selection(self, selectors: Mapping[str, Selector]) -> dict[str, Any]:
+    def _selection(self, selectors: Mapping[str, Selector], energy: float) -> dict[str, Any]:
         parts = [part for part in self.parts.values() if part.accumulated is not None]
-        energy = sum(_energy(part.accumulated) for part in parts if part.accumulated is not None)
+        numel = sum(part.layout.numel for part in parts)
         sent = [(part.layout.numel if part.sparse is None else part.sparse.kept) for part in parts]
-        left = sum(0.0 if part.sparse is None else _left(part.accumulated, part.sparse) for part in parts)
         tried: dict[str, Any] = {}
         for name, selector in selectors.items():
-            kept, remains = 0, 0.0
+            kept, took = 0, 0.0
             for part in parts:
                 if part.accumulated is not None:
                     sparse = selector.select(part.layout, part.accumulated, self.density, self.step)
                     kept += sparse.kept
-                    remains += _left(part.accumulated, sparse)
-            tried[name] = {"kept": kept, "contraction": remains / energy if energy else 0.0}
+                    took += _taken(part.accumulated, sparse)
+            tried[name] = {"kept": kept, "contraction": _rest(took, energy, kept == numel)}
+        took = sum(_taken(part.accumulated, part.sparse) for part in parts)
         return {
             "k": sum(part.k for part in parts),
             "kept": sum(sent),
-            "contraction": left / energy if energy else 0.0,
+            "contraction": _rest(took, energy, sum(sent) == numel),
             "operators": tried,
         }
 
@@ -156,7 +173,9 @@ class Sample:
                     density=self.density,
                     k=part.k,
                     kept=part.sparse.kept,
-                    contraction=_left(part.accumulated, part.sparse) / energy if energy else 0.0,
+                    contraction=_rest(
+                        _taken(part.accumulated, part.sparse), energy, part.sparse.kept == part.layout.numel
+                    ),
                 )
             )
         return tuple(pieces)
@@ -166,12 +185,17 @@ def _energy(vector: Tensor) -> float:
     return float(vector.double().square().sum())
 
 
-def _left(accumulated: Tensor | None, sparse: SparseGradient) -> float:
-    """Return the energy that a selection leaves."""
+def _rest(taken: float, energy: float, everything: bool) -> float:
+    """Return the share that stays; what both sums round makes it neither negative nor, where all is taken, positive."""
+    return max(0.0, 1.0 - taken / energy) if energy and not everything else 0.0
+
+
+def _taken(accumulated: Tensor | None, sparse: SparseGradient | None) -> float:
+    """Return the energy that a selection takes; None takes everything."""
     assert accumulated is not None
-    rest = accumulated.double()
-    rest[sparse.indices] = 0
-    return float(rest.square().sum())
+    if sparse is None:
+        return _energy(accumulated)
+    return float(accumulated[sparse.indices].double().square().sum())
 
 
 def _by_layer(layout: Layout, sparse: SparseGradient) -> Sequence[tuple[int, float]]:

@@ -216,9 +216,9 @@ class Sketch:
         return {
             "bits": self.bits,
             "first": first,
-            "plus": _pack(self.counts[0, first:last], "<u4"),
-            "minus": _pack(self.counts[1, first:last], "<u4"),
-            "energy": _pack(self.energy[first:last] / (square_sum or 1.0), "<f4"),
+            "plus": pack(self.counts[0, first:last], "<u4"),
+            "minus": pack(self.counts[1, first:last], "<u4"),
+            "energy": pack(self.energy[first:last] / (square_sum or 1.0), "<f4"),
             "square_sum": square_sum,
             "zeros": int(counts[:one].sum()),
             "tiny": int(counts[one:first].sum()),
@@ -233,17 +233,37 @@ class Sketch:
             ValueError: the record is damaged.
         """
         try:
-            bits, first = int(record["bits"]), int(record["first"])
-            plus, minus = (_unpack(record[key], "<u4") for key in ("plus", "minus"))
-            energy = _unpack(record["energy"], "<f4").astype(np.float64)
-            bins = _EXPONENTS << bits
-            counts, energies = np.zeros((2, bins), dtype=np.int64), np.zeros(bins)
-            counts[:, first : first + plus.size] = plus, minus
-            energies[first : first + energy.size] = energy * (float(record["square_sum"]) / (energy.sum() or 1.0))
-            counts[0, 0] += int(record["zeros"]) + int(record["tiny"])
-            counts[0, -1] += int(record["nonfinite"])
+            plus, minus = (unpack(record[key], "<u4") for key in ("plus", "minus"))
+            numbers = {key: record[key] for key in ("square_sum", "zeros", "tiny", "nonfinite")}
+            energy = unpack(record["energy"], "<f4")
+            return cls.restore(
+                int(record["bits"]), int(record["first"]), plus=plus, minus=minus, energy=energy, **numbers
+            )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"sketch must be what a recorder wrote, got {error!r}. Record the run again.") from None
+
+    @classmethod
+    def restore(
+        cls,
+        bits: int,
+        first: int,
+        *,
+        plus: NDArray[np.uint32],
+        minus: NDArray[np.uint32],
+        energy: NDArray[np.float32],
+        square_sum: float,
+        zeros: int,
+        tiny: int,
+        nonfinite: int,
+    ) -> Sketch:
+        """Make a sketch of what a record lists: bins from ``first`` on, and counts of what has none there."""
+        bins = _EXPONENTS << bits
+        counts, energies = np.zeros((2, bins), dtype=np.int64), np.zeros(bins)
+        counts[:, first : first + plus.size] = plus, minus
+        share = energy.astype(np.float64)
+        energies[first : first + share.size] = share * (float(square_sum) / (share.sum() or 1.0))
+        counts[0, 0] += int(zeros) + int(tiny)
+        counts[0, -1] += int(nonfinite)
         return cls(counts, energies)
 
     @classmethod
@@ -260,11 +280,13 @@ class Sketch:
         return total
 
 
-def _pack(values: NDArray[Any], dtype: str) -> str:
+def pack(values: NDArray[Any], dtype: str) -> str:
+    """Write numbers, little-endian in base64."""
     return base64.b64encode(values.astype(dtype).tobytes()).decode("ascii")
 
 
-def _unpack(text: str, dtype: str) -> NDArray[Any]:
+def unpack(text: str, dtype: str) -> NDArray[Any]:
+    """Read what ``pack`` wrote."""
     return np.frombuffer(base64.b64decode(text, validate=True), dtype=dtype)
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from gaussiank.lab.records import number, parse_lines
+from gaussiank.lab.study.layer_table import layer_sketch
 from gaussiank.lab.study.sketch import Sketch
 
-FORMAT = 1
+FORMAT = 2
+"""1 had a record for each layer and vector; it is still read."""
 STUDY_NAME = "gradients.jsonl"
 VECTORS = ("grad", "residual", "accumulated")
 """Names of g, e and u in records."""
@@ -53,8 +55,17 @@ class StudySample:
 
     def layer(self, name: str, vector: str) -> Sketch | None:
         """Return the sketch of one layer, or None where it was not recorded."""
-        fields = self.record.get("layers", {}).get(name, {}).get(vector)
-        return None if fields is None else Sketch.from_record(fields)
+        alone = self.record.get("layers", {}).get(name, {}).get(vector)
+        if alone is not None:
+            return Sketch.from_record(alone)
+        table, row = self._rows.get(name, ({}, 0))
+        return layer_sketch(table[vector], row) if vector in table else None
+
+    @cached_property
+    def _rows(self) -> dict[str, tuple[dict[str, Any], int]]:
+        """Layer -> the table that it is in, and its row."""
+        tables = self.record.get("tables", ())
+        return {name: (table, row) for table in tables for row, name in enumerate(table["names"])}
 
     def value(self, key: str) -> float:
         """Return a number of the record, NaN where it is missing."""
@@ -114,7 +125,7 @@ def read_study(run_dir: str | Path) -> Study:
     if not records or records[0]["kind"] != "study" or not isinstance(records[0].get("layers"), dict):
         raise ValueError(f"{path} line 1 must be the opening of a study, got something else. Record the run again.")
     run = records[0]
-    if run.get("format") != FORMAT:
+    if run.get("format") not in (1, FORMAT):
         raise ValueError(
             f"format must be {FORMAT}, got {run.get('format')!r} in {path}. "
             f"Read it with the gaussiank that wrote it ({run.get('gaussiank', 'unknown version')})."

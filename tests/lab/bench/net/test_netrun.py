@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
 import pytest
 
 from gaussiank.lab.bench.net import netrun
-from gaussiank.lab.bench.net.netrun import NetBench, NetConfig, possible
+from gaussiank.lab.bench.net.carriers import Spent
+from gaussiank.lab.bench.net.methods import NetMethod
+from gaussiank.lab.bench.net.netrun import NetBench, NetConfig, Setting, possible
+from gaussiank.lab.bench.net.ranks import Ranks
 from gaussiank.lab.bench.net.rates import parse_rate
+from gaussiank.lab.bench.net.trainer import StepRow, Window
 from gaussiank.lab.bench.net.wires import missing
 from gaussiank.lab.bench.rows import Row
 
@@ -100,3 +105,23 @@ def test_a_shaped_link_slows_the_dense_exchange_and_the_kernel_counts_it() -> No
     assert dense["kernel_sent_content_bytes"] == pytest.approx(dense["accounted_bytes"], rel=0.02)
     assert sparse["speedup"] > 2
     assert not auto["sent_dense"]
+
+
+class Interrupted(NetBench):
+    """The user presses Ctrl-C when the second method begins."""
+
+    def _window(self, ranks: Ranks, setting: Setting, method: NetMethod) -> list[Window]:
+        if method.name == "topk":
+            raise KeyboardInterrupt
+        spent = Spent(None, None, None, 8, 2, dense=True)
+        return [Window([StepRow(0.5, 0.1, 0.3, 0.1, 2.0, spent)] * 3, None, 2)]
+
+
+def test_an_interrupted_setting_keeps_the_methods_that_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(netrun, "Ranks", lambda *_: contextlib.nullcontext())
+    runs = Interrupted(NetConfig(rates=("loopback",), methods=("ddp", "topk"), rounds=1)).run()
+    found = next(runs)
+    with pytest.raises(KeyboardInterrupt):
+        next(runs)
+    assert [row["method"] for row in found] == ["alone", "ddp"]
+    assert [(row["step_s"], row["accounted_bytes"], row["efficiency"]) for row in found] == [(0.5, 8, 1)] * 2

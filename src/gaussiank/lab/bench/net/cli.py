@@ -71,6 +71,21 @@ def net_command(
     raise typer.Exit(run_net(NetConfig(seed=seed, **(trial | given)), out))
 
 
+def predict_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory that bench net has written.")],
+) -> None:
+    """Compare the cost model with a run of the network lab: fitted on half of its settings, judged on the rest.
+
+    Computing is taken from the run without exchange; DDP, its 16-bit hooks, and ours with allgather, split, leader and
+    tree are predicted. Needs models, not vectors.
+    """
+    from rich.console import Console
+
+    from .predictshow import show_predictions
+
+    show_predictions(run, Console())
+
+
 def _parts(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 

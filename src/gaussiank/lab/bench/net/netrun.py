@@ -6,7 +6,7 @@ import itertools
 import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from gaussiank.lab.bench.measure import spread
@@ -128,9 +128,10 @@ class NetBench:
 
     config: NetConfig
     on_note: Callable[[str], None] = lambda _: None
+    _load_before: float = field(default=0.0, init=False)
 
     def run(self) -> Iterator[list[Row]]:
-        """Yield the rows of each setting as soon as it is done.
+        """Yield the rows of each setting as soon as it is done, and what there is of one that is interrupted.
 
         Raises:
             RuntimeError: a rank has failed or ended; nothing is left behind.
@@ -143,22 +144,31 @@ class NetBench:
             self.on_note(f"starting {world_size} workers")
             with Ranks(world_size, isolated, Trainer) as ranks:
                 for name, rate in itertools.product(self.config.models, chosen):
-                    yield self._measure(ranks, Setting(parse_workload(name), world_size, rate))
+                    setting = Setting(parse_workload(name), world_size, rate)
+                    rounds: dict[NetMethod, list[list[Window]]] = {}
+                    try:
+                        self._measure(ranks, setting, rounds)
+                    except (KeyboardInterrupt, SystemExit):
+                        if rows := self._rows(setting, rounds):
+                            yield rows
+                        raise
+                    yield self._rows(setting, rounds)
 
-    def _measure(self, ranks: Ranks, setting: Setting) -> list[Row]:
+    def _measure(self, ranks: Ranks, setting: Setting, rounds: dict[NetMethod, list[list[Window]]]) -> None:
+        """Fill ``rounds``; what is in there when the user interrupts is kept."""
         methods = [parse_method(name) for name in self.config.methods]
         if not setting.workload.numel and self.config.until_loss is None:
             methods = [parse_method(ALONE), *(method for method in methods if method.name != ALONE)]
-        load = os.getloadavg()[0]
-        rounds: dict[str, list[list[Window]]] = {method.name: [] for method in methods}
+        self._load_before = os.getloadavg()[0]
         for turn in range(self.config.rounds if self.config.until_loss is None else 1):
             for method in methods:
                 self.on_note(f"{setting}: {method.name}, round {turn + 1}")
-                rounds[method.name].append(self._window(ranks, setting, method))
-        shared = {
-            **_about(setting, self.config), "load_before": round(load, 2), **origin(),
-        }  # fmt: skip
-        rows = [_row(method, rounds[method.name]) for method in methods]
+                window = self._window(ranks, setting, method)
+                rounds.setdefault(method, []).append(window)
+
+    def _rows(self, setting: Setting, rounds: dict[NetMethod, list[list[Window]]]) -> list[Row]:
+        shared = {**_about(setting, self.config), "load_before": round(self._load_before, 2), **origin()}
+        rows = [_row(method, windows) for method, windows in rounds.items()]
         _compare(rows)
         return [{**row, **shared} for row in rows]
 
@@ -272,5 +282,5 @@ def _compare(rows: list[Row]) -> None:
         row["efficiency"] = alone and alone["step_s"] / row["step_s"]
         row["speedup"] = row["speedup_low"] = row["speedup_high"] = None
         if dense and row is not alone:
-            ratios = [a / b for a, b in zip(dense["round_step_s"], row["round_step_s"], strict=True)]
+            ratios = [a / b for a, b in zip(dense["round_step_s"], row["round_step_s"], strict=False)]
             row["speedup"], row["speedup_low"], row["speedup_high"] = spread(ratios)

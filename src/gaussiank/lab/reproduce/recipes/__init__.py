@@ -9,6 +9,7 @@ from .bounds import BOUNDS_REAL, BOUNDS_SYNTHETIC
 from .convergence import CONVERGENCE
 from .distributions import HISTOGRAMS, PI_SQUARED
 from .gaussiank_convergence import GAUSSIANK_CONVERGENCE
+from .iteration_time import ITERATION_TIME
 from .kept import KEPT
 from .operator_time import OPERATOR_TIME
 from .sensitivity import SENSITIVITY
@@ -27,6 +28,7 @@ RECIPES: dict[str, Recipe] = {
         SENSITIVITY,
         ACCURACY_BYTES,
         ACCURACY_TABLE,
+        ITERATION_TIME,
         KEPT,
         WARMUP,
         BATCH_SIZE,

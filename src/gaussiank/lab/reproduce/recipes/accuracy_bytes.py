@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from gaussiank.lab.reproduce.drawing import Curve, band_figure
-from gaussiank.lab.reproduce.job import Job
+from gaussiank.lab.reproduce.job import Job, complete
 from gaussiank.lab.reproduce.recipe import Drawing, Outcome, Recipe, Scale, judge
 from gaussiank.lab.reproduce.settings import standins
 from gaussiank.lab.reproduce.training import METHODS, accuracies, main_jobs, models_of, of_model, spread, total_bytes
@@ -16,7 +16,7 @@ from gaussiank.lab.summary import bytes_text
 
 def conclude(out: Path, scale: Scale) -> Outcome:
     """Set accuracies beside the bytes that all workers sent."""
-    jobs = main_jobs(scale)
+    jobs = complete(main_jobs(scale), out)
     rows, drawings, holds = [], [], []
     for model in models_of(jobs):
         mine = of_model(jobs, model)
@@ -36,7 +36,7 @@ def conclude(out: Path, scale: Scale) -> Outcome:
         "a third more; the table has all operators."
     )
     header = ("model", "method", "final accuracy, %", "sent by all workers")
-    return Outcome(verdict, because, header, tuple(rows), tuple(drawings), standins(scale))
+    return Outcome(verdict, because, header, tuple(rows), tuple(drawings), standins(scale, models_of(jobs)))
 
 
 def _curve(out: Path, jobs: list[Job], method: str) -> Curve:

@@ -7,16 +7,17 @@ from pathlib import Path
 import numpy as np
 
 from gaussiank.lab.reproduce.drawing import band_figure
+from gaussiank.lab.reproduce.job import complete
 from gaussiank.lab.reproduce.recipe import Drawing, Outcome, Recipe, Scale, judge
 from gaussiank.lab.reproduce.settings import standins
-from gaussiank.lab.reproduce.training import accuracies, batch_jobs, spread
+from gaussiank.lab.reproduce.training import accuracies, batch_jobs, models_of, spread
 
 METHODS = ("dense", "topk")
 
 
 def conclude(out: Path, scale: Scale) -> Outcome:
     """Compare the gap over batch sizes."""
-    jobs = batch_jobs(scale)
+    jobs = complete(batch_jobs(scale), out)
     sizes = sorted({job.config.batch_size for job in jobs})
     found = {}
     for size in sizes:
@@ -36,7 +37,7 @@ def conclude(out: Path, scale: Scale) -> Outcome:
     figure = band_figure(curves, "images for each worker and step", "final test accuracy (%)", log_x="")
     drawing = Drawing("accuracy", figure, "Final accuracy over batch size, for the same number of images seen.")
     header = ("batch for each worker", "Dense-SGD, %", "TopK-SGD, %", "gap, points")
-    return Outcome(verdict, because, header, tuple(rows), (drawing,), standins(scale, ("lenet5",)))
+    return Outcome(verdict, because, header, tuple(rows), (drawing,), standins(scale, models_of(jobs)))
 
 
 BATCH_SIZE = Recipe(

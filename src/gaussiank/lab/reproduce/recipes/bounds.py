@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from gaussiank.lab.reproduce.drawing import Curve, band_figure
+from gaussiank.lab.reproduce.job import complete
 from gaussiank.lab.reproduce.recipe import Drawing, Outcome, Recipe, Scale, Verdict
 from gaussiank.lab.reproduce.settings import standins
-from gaussiank.lab.reproduce.training import study_jobs
+from gaussiank.lab.reproduce.training import models_of, study_jobs
 from gaussiank.lab.study.shape_plots import energy_against_density
 from gaussiank.lab.study.summary import law_name, layer_vectors, shapes, tallies, whole_vectors
 from gaussiank.lab.study.time_plots import energy_over_steps
@@ -61,7 +62,8 @@ def conclude_real(out: Path, scale: Scale) -> Outcome:
     """Count the recorded vectors that keep each bound, with and without its condition."""
     rows, drawings = [], []
     contradictions = broken = total = 0
-    for job in study_jobs(scale):
+    jobs = complete(study_jobs(scale), out)
+    for job in jobs:
         study = job.study(out, "topk")
         for kind, vectors in (("whole model", whole_vectors), ("layers", layer_vectors)):
             for tally in tallies(shapes(vectors(study))):
@@ -83,7 +85,14 @@ def conclude_real(out: Path, scale: Scale) -> Outcome:
         f"{LINEAR.delta(0.001):.4f}, {SQUARED.delta(0.001):.4f} and {CUBED.delta(0.001):.4f} of the energy."
     )
     header = ("model", "vectors", "bound", "looked at", "condition holds", "bound kept", "broken with condition")
-    return Outcome(verdict, because, header, tuple(rows), tuple(drawings), standins(scale))
+    return Outcome(
+        verdict,
+        because,
+        header,
+        tuple(rows),
+        tuple(drawings),
+        standins(scale, models_of(jobs)),
+    )
 
 
 BOUNDS_SYNTHETIC = Recipe(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from gaussiank.lab.reproduce.drawing import band_figure
+from gaussiank.lab.reproduce.job import complete
 from gaussiank.lab.reproduce.recipe import Drawing, Outcome, Recipe, Scale, Verdict
 from gaussiank.lab.reproduce.settings import standins
 from gaussiank.lab.reproduce.training import (
@@ -25,7 +26,7 @@ METHODS = ("dense", "topk", RANDOM)
 
 def conclude(out: Path, scale: Scale) -> Outcome:
     """Compare final accuracies, model by model."""
-    jobs = main_jobs(scale)
+    jobs = complete(main_jobs(scale), out)
     rows, drawings, gaps, leads = [], [], [], []
     for model in models_of(jobs):
         mine = of_model(jobs, model)
@@ -48,7 +49,7 @@ def conclude(out: Path, scale: Scale) -> Outcome:
         f"{min(leads):.1f} points above RandK-SGD."
     )
     header = ("final accuracy, %", "Dense-SGD", "TopK-SGD", "RandK-SGD")
-    return Outcome(verdict, because, header, tuple(rows), tuple(drawings), standins(scale))
+    return Outcome(verdict, because, header, tuple(rows), tuple(drawings), standins(scale, models_of(jobs)))
 
 
 CONVERGENCE = Recipe(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gaussiank.lab.reproduce.job import complete
 from gaussiank.lab.reproduce.recipe import Drawing, Outcome, Recipe, Scale, judge
 from gaussiank.lab.reproduce.settings import standins
-from gaussiank.lab.reproduce.training import study_jobs
+from gaussiank.lab.reproduce.training import models_of, study_jobs
 from gaussiank.lab.study.fit import best_fit
 from gaussiank.lab.study.shape_plots import cumulative, distributions, pi_against_line
 from gaussiank.lab.study.summary import law_name, shapes, whole_vectors
@@ -16,7 +17,8 @@ def conclude_histograms(out: Path, scale: Scale) -> Outcome:
     """Count the samples that are bells."""
     rows, drawings = [], []
     bells = total = 0
-    for job in study_jobs(scale):
+    jobs = complete(study_jobs(scale), out)
+    for job in jobs:
         for method in job.config.methods:
             study = job.study(out, method)
             judged = shapes(whole_vectors(study))
@@ -47,14 +49,22 @@ def conclude_histograms(out: Path, scale: Scale) -> Outcome:
         "the entries. A bell need not be normal: see the nearest law of each."
     )
     header = ("model", "method", "bells", "largest dip", "kurtosis at the end", "nearest law at the end (distance)")
-    return Outcome(verdict, because, header, tuple(rows), tuple(drawings), standins(scale))
+    return Outcome(
+        verdict,
+        because,
+        header,
+        tuple(rows),
+        tuple(drawings),
+        standins(scale, models_of(jobs)),
+    )
 
 
 def conclude_pi_squared(out: Path, scale: Scale) -> Outcome:
     """Count the samples on which pi^2 does what the paper asks of it."""
     rows, drawings = [], []
     good = total = 0
-    for job in study_jobs(scale):
+    jobs = complete(study_jobs(scale), out)
+    for job in jobs:
         for method in job.config.methods:
             study = job.study(out, method)
             judged = shapes(whole_vectors(study))
@@ -78,7 +88,14 @@ def conclude_pi_squared(out: Path, scale: Scale) -> Outcome:
         "the ordered entries."
     )
     header = ("model", "method", "under the line", "convex, to zero", "weaker condition that is enough")
-    return Outcome(verdict, because, header, tuple(rows), tuple(drawings), standins(scale))
+    return Outcome(
+        verdict,
+        because,
+        header,
+        tuple(rows),
+        tuple(drawings),
+        standins(scale, models_of(jobs)),
+    )
 
 
 HISTOGRAMS = Recipe(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from gaussiank.lab.reproduce.drawing import band_figure
+from gaussiank.lab.reproduce.job import complete
 from gaussiank.lab.reproduce.recipe import Drawing, Outcome, Recipe, Scale, Verdict
 from gaussiank.lab.reproduce.settings import standins
 from gaussiank.lab.reproduce.training import (
@@ -25,7 +26,7 @@ METHODS = ("topk", "gaussiank", PUBLISHED)
 
 def conclude(out: Path, scale: Scale) -> Outcome:
     """Compare both Gaussian_k with Top_k, model by model."""
-    jobs = main_jobs(scale)
+    jobs = complete(main_jobs(scale), out)
     rows, drawings = [], []
     losses: dict[str, list[float]] = {"gaussiank": [], PUBLISHED: []}
     for model in models_of(jobs):
@@ -53,7 +54,7 @@ def conclude(out: Path, scale: Scale) -> Outcome:
         f"to {bracketed:.1f} (negative: it gains). No density warm-up here; see the warm-up ablation."
     )
     header = ("final accuracy, %", "TopK", "GaussianK, bracketed", "GaussianK, published loop")
-    return Outcome(verdict, because, header, tuple(rows), tuple(drawings), standins(scale))
+    return Outcome(verdict, because, header, tuple(rows), tuple(drawings), standins(scale, models_of(jobs)))
 
 
 GAUSSIANK_CONVERGENCE = Recipe(

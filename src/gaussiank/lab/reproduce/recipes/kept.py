@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from gaussiank.lab.reproduce.drawing import band_figure
+from gaussiank.lab.reproduce.job import complete
 from gaussiank.lab.reproduce.recipe import Drawing, Outcome, Recipe, Scale, judge
 from gaussiank.lab.reproduce.recipes.sensitivity import jobs
 from gaussiank.lab.reproduce.settings import standins
-from gaussiank.lab.reproduce.training import FAST_MODELS, PUBLISHED, kept_curve, models_of, of_model
+from gaussiank.lab.reproduce.training import PUBLISHED, kept_curve, models_of, of_model
 
 METHODS = ("topk", "gaussiank", PUBLISHED)
 DENSITIES = (0.001, 0.01)
@@ -20,7 +21,7 @@ def conclude(out: Path, scale: Scale) -> Outcome:
     """Look at kept/k in the last half of each run."""
     rows, drawings = [], []
     steady: dict[str, list[float]] = {method: [] for method in METHODS}
-    every = jobs(scale)
+    every = complete(jobs(scale), out)
     for model in models_of(every):
         for density in DENSITIES:
             mine = [job for job in of_model(every, model) if job.config.density == density]
@@ -43,7 +44,7 @@ def conclude(out: Path, scale: Scale) -> Outcome:
         f"search keeps {min(steady['gaussiank']):.2f} to {max(steady['gaussiank']):.2f}, exact Top_k 1."
     )
     header = ("model", "density", *(f"kept/k, {method}" for method in METHODS))
-    return Outcome(verdict, because, header, tuple(rows), tuple(drawings), standins(scale, FAST_MODELS))
+    return Outcome(verdict, because, header, tuple(rows), tuple(drawings), standins(scale, models_of(every)))
 
 
 KEPT = Recipe(

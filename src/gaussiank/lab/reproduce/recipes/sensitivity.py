@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from gaussiank.lab.reproduce.drawing import band_figure
-from gaussiank.lab.reproduce.job import Job
+from gaussiank.lab.reproduce.job import Job, complete
 from gaussiank.lab.reproduce.recipe import Drawing, Outcome, Recipe, Scale, judge
 from gaussiank.lab.reproduce.settings import standins
 from gaussiank.lab.reproduce.training import (
@@ -19,6 +19,7 @@ from gaussiank.lab.reproduce.training import (
     main_jobs,
     models_of,
     of_model,
+    ranged,
     spread,
 )
 
@@ -31,7 +32,7 @@ def jobs(scale: Scale) -> list[Job]:
 def conclude(out: Path, scale: Scale) -> Outcome:
     """Compare final accuracies over densities."""
     rows, drawings, gaps = [], [], []
-    every = jobs(scale)
+    every = complete(jobs(scale), out)
     for model in models_of(every):
         curves = {}
         for method in SENSITIVE_METHODS:
@@ -48,9 +49,9 @@ def conclude(out: Path, scale: Scale) -> Outcome:
             Drawing(model, figure, f"{model}: final accuracy over density; dense sends all, whatever it is.")
         )
     verdict = judge(holds=max(gaps) <= 2, partly=min(gaps) <= 2)
-    because = f"GaussianK-SGD (bracketed) ends {min(gaps):.1f} to {max(gaps):.1f} points below Dense-SGD, over models."
+    because = f"GaussianK-SGD (bracketed) ends {ranged(gaps)} points below Dense-SGD, over models."
     header = ("model", "method", *(f"accuracy at {density:g}, %" for density in SENSITIVE_DENSITIES))
-    return Outcome(verdict, because, header, tuple(rows), tuple(drawings), standins(scale, FAST_MODELS))
+    return Outcome(verdict, because, header, tuple(rows), tuple(drawings), standins(scale, models_of(every)))
 
 
 SENSITIVITY = Recipe(

@@ -1,0 +1,168 @@
+"""Predicted against measured step time: the cost model is fitted on half of a run's settings and judged on the rest."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from gaussiank.lab.bench.rows import Row
+from gaussiank.lab.cluster.setting import OVERLAP
+from gaussiank.lab.cluster.wires import WIRES
+from gaussiank.sim import Bucket, Cluster, Curve, Device, Link, Method, Scenario, Tier, Workload, simulate
+
+from .methods import ALONE, DDP, parse_method
+
+BUCKET_NUMEL = 25 * 2**20 // 4
+"""Entries of DDP's buckets when nothing else is said."""
+
+_WIRE = "rice+bf16"
+_COLLECTIVES = ("allgather", "split", "leader", "tree")
+_ROUNDS = 4
+
+
+class Knobs(NamedTuple):
+    """What is fitted; the rest is measured.
+
+    Attributes:
+        reach: share of a link's rate that arrives.
+        message_s: seconds that each message takes however short it is.
+        unshaped_bits_s: bits a second where nothing slows a link down.
+        exchange_s: seconds that a sparse exchange takes beyond its messages, selection and decoding.
+    """
+
+    reach: float = 0.9
+    message_s: float = 2e-4
+    unshaped_bits_s: float = 1e10
+    exchange_s: float = 1e-4
+
+
+_CHOICES: Mapping[str, tuple[float, ...]] = {
+    "reach": tuple(0.5 + 0.05 * step for step in range(11)),
+    "message_s": tuple(10 ** (-5 + 0.25 * step) for step in range(15)),
+    "unshaped_bits_s": tuple(10 ** (8.5 + 0.25 * step) for step in range(10)),
+    "exchange_s": tuple(10 ** (-5 + 0.25 * step) for step in range(15)),
+}
+
+
+class Judged(NamedTuple):
+    """One setting and method.
+
+    Attributes:
+        row: what was measured.
+        predicted_s: seconds of a step.
+        held_out: whether the fit has not seen it.
+    """
+
+    row: Row
+    predicted_s: float
+    held_out: bool
+
+    @property
+    def error(self) -> float:
+        """Predicted over measured, less 1."""
+        return float(self.predicted_s / self.row["step_s"] - 1)
+
+
+def judge(rows: Sequence[Row]) -> tuple[Knobs, list[Judged]]:
+    """Fit on every second setting and predict all of them.
+
+    A setting is a model, a number of workers, a rate and a method. Computing is not predicted: forward, backward and
+    optimizer are those of the run without exchange, and selection and decoding are taken from the rows of the fit.
+
+    Args:
+        rows: of a run of ``bench net``; methods that the cost model does not know are left out.
+
+    Raises:
+        ValueError: fewer than four settings that it knows.
+    """
+    known = [row for row in rows if row.get("kind") == "net" and method_of(row) is not None]
+    known.sort(key=lambda row: (row["model"], row["workers"], row["rate_mbit"] or math.inf, row["method"]))
+    if len(known) < 4:
+        raise ValueError(
+            f"rows must have at least 4 settings of ddp or ours with alone, got {len(known)}. Measure more."
+        )
+    seen, alone = known[::2], _alone(rows)
+    device = _device(seen)
+    knobs = _fit(lambda knobs: [_predicted_s(row, alone, device, knobs) for row in seen], seen)
+    return knobs, [
+        Judged(row, _predicted_s(row, alone, device, knobs), place % 2 == 1) for place, row in enumerate(known)
+    ]
+
+
+def method_of(row: Row) -> Method | None:
+    """Return a row's method as the cost model has it; None for what it does not know."""
+    if row["model"].startswith("vector") or row["method"] == ALONE:
+        return None
+    if row["method"] in (DDP, "ddp-bf16", "ddp-fp16"):
+        return Method(row["method"], "dense", value_bytes=4 if row["method"] == DDP else 2)
+    method = parse_method(row["method"])
+    if method.family != "ours" or method.collective not in _COLLECTIVES or method.wire not in (None, _WIRE):
+        return None
+    return Method(method.name, method.compressor, row["density"], WIRES[_WIRE], method.collective)
+
+
+def _predicted_s(row: Row, alone: Mapping[tuple[str, int], Row], device: Device, knobs: Knobs) -> float:
+    method = method_of(row)
+    assert method is not None  # known
+    bits_s = knobs.unshaped_bits_s if row["rate_mbit"] is None else knobs.reach * 1e6 * row["rate_mbit"]
+    cluster = Cluster("lab", (Tier("rack", Link(row["rate"], bits_s, message_s=knobs.message_s)),))
+    scenario = Scenario(_workload(alone[row["model"], row["workers"]]), device, cluster, OVERLAP)
+    step_s = simulate(scenario, method, workers=row["workers"]).step_s
+    return step_s + (0.0 if method.sends_all else knobs.exchange_s)
+
+
+def _alone(rows: Sequence[Row]) -> dict[tuple[str, int], Row]:
+    """Return what computing takes, by model and workers: medians over rates."""
+    found: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        if row.get("method") == ALONE:
+            found.setdefault((row["model"], row["workers"]), []).append(row)
+    names = ("forward_s", "backward_s", "optimizer_s")
+    return {
+        key: {**same[0], **{name: statistics.median(row[name] for row in same) for name in names}}
+        for key, same in found.items()
+    }
+
+
+def _workload(alone: Row) -> Workload:
+    """Cut the model into DDP's buckets, and its backward in proportion; the first is of 1 MB, as DDP has it."""
+    numels: list[int] = []
+    left: int = alone["numel"]
+    while left > 0:
+        numels.append(min(left, BUCKET_NUMEL if numels else 2**20 // 4))
+        left -= numels[-1]
+    buckets = tuple(Bucket(numel, alone["backward_s"] * numel / alone["numel"]) for numel in numels)
+    return Workload(alone["model"], buckets, alone["forward_s"], alone["optimizer_s"], samples=alone["batch_size"])
+
+
+def _device(rows: Sequence[Row]) -> Device:
+    """Take selection and decoding from measured rows, over entries of the gradient."""
+    selected: dict[str, dict[int, list[float]]] = {}
+    cleared: dict[int, list[float]] = {}
+    for row in rows:
+        method = method_of(row)
+        if method is None or method.sends_all:
+            continue
+        selected.setdefault(method.compressor, {}).setdefault(row["numel"], []).append(row["select_s"])
+        cleared.setdefault(row["numel"], []).append(row["finish_s"])
+    return Device("lab", select={name: _curve(points) for name, points in selected.items()}, clear=_curve(cleared))
+
+
+def _curve(points: Mapping[int, Sequence[float]]) -> Curve:
+    return Curve.of((numel, max(1e-9, statistics.median(points[numel]))) for numel in sorted(points))
+
+
+def _fit(predict: Callable[[Knobs], list[float]], rows: Sequence[Row]) -> Knobs:
+    """Turn one knob after the other to where the mean error of logarithms is least."""
+
+    def loss(knobs: Knobs) -> float:
+        pairs = zip(predict(knobs), rows, strict=True)
+        return statistics.fmean(abs(math.log(predicted_s / row["step_s"])) for predicted_s, row in pairs)
+
+    knobs = Knobs()
+    for _ in range(_ROUNDS):
+        for name, choices in _CHOICES.items():
+            knobs = min((knobs._replace(**{name: choice}) for choice in choices), key=loss)
+    return knobs

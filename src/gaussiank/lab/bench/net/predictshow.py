@@ -1,0 +1,67 @@
+"""Prints what the cost model predicts beside what a run of the network lab has measured."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from gaussiank.lab.bench.opstable import ms_text
+from gaussiank.lab.bench.rows import read_rows
+from gaussiank.lab.summary import UNDERLINED
+
+from .predict import Judged, judge
+
+
+def show_predictions(out: Path, console: Console) -> None:
+    """Print every setting of a run, and how far off the half is that the fit has not seen.
+
+    Args:
+        out: directory that ``bench net`` has written.
+        console: where to print.
+
+    Raises:
+        FileNotFoundError: it holds no rows.
+        ValueError: too few that the cost model knows.
+    """
+    knobs, judged = judge(read_rows(out))
+    table = Table(box=UNDERLINED, show_edge=False, padding=0, header_style="bold")
+    for place, header in enumerate(("setting", "method", "measured\nms", "predicted\nms", "error\n%", "held\nout")):
+        table.add_column(header, justify="left" if place < 2 else "right", no_wrap=place > 0, overflow="fold")
+    for one in judged:
+        setting = f"{one.row['model']}, {one.row['workers']} workers, {one.row['rate']}"
+        times = (ms_text(one.row["step_s"]), ms_text(one.predicted_s))
+        table.add_row(setting, one.row["method"], *times, f"{100 * one.error:+.0f}", "*" if one.held_out else "")
+    console.print(table)
+    console.print(
+        f"\nFitted: {100 * knobs.reach:.0f} % of a rate arrives, {1e6 * knobs.message_s:.0f} us a message, "
+        f"{knobs.unshaped_bits_s / 1e9:.1f} Gbit/s unshaped, {1e6 * knobs.exchange_s:.0f} us a sparse exchange.",
+        highlight=False,
+    )
+    console.print(verdict(judged), highlight=False)
+
+
+def verdict(judged: Sequence[Judged]) -> str:
+    """Sum up in a sentence how good the predictions are."""
+    held = [abs(one.error) for one in judged if one.held_out]
+    right = order_right(judged)
+    order = f" The faster of two methods is named in {100 * right:.0f} % of pairs." if math.isfinite(right) else ""
+    return (
+        f"Held out: median error {100 * statistics.median(held):.0f} %, worst {100 * max(held):.0f} %, in {len(held)} "
+        f"of {len(judged)} settings.{order}"
+    )
+
+
+def order_right(judged: Sequence[Judged]) -> float:
+    """Return the share of pairs of methods, on one link, of which the faster one is predicted; NaN without a pair."""
+    pairs = [
+        (first.row["step_s"] < second.row["step_s"]) == (first.predicted_s < second.predicted_s)
+        for first, second in itertools.combinations(judged, 2)
+        if all(first.row[name] == second.row[name] for name in ("model", "workers", "rate"))
+    ]
+    return sum(pairs) / len(pairs) if pairs else math.nan

@@ -1,0 +1,74 @@
+"""The cost model against rows: made-up ones that it can explain, and ones that it does not know."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from gaussiank.lab.bench.net.predict import Judged, judge, method_of
+from gaussiank.lab.bench.net.predictshow import order_right, show_predictions
+from gaussiank.lab.bench.rows import Row
+
+NUMEL, WORKERS = 1_000_000, 4
+
+
+def row(method: str, rate_mbit: float | None, step_s: float, **others: Any) -> Row:
+    return {
+        "kind": "net", "model": "m", "method": method, "workers": WORKERS, "rate": str(rate_mbit), "density": 0.001,
+        "rate_mbit": rate_mbit, "numel": NUMEL, "batch_size": 8, "step_s": step_s, "select_s": 0.002, "finish_s": 0.001,
+        **others,
+    }  # fmt: skip
+
+
+def rows() -> list[Row]:
+    """A computing time of 30 ms, and messages of a ring over four fifths of each rate."""
+    made = [row("alone", 10.0, 0.03, forward_s=0.01, backward_s=0.015, optimizer_s=0.005)]
+    for rate in (5.0, 10.0, 20.0, 50.0, 100.0):
+        second = 8 / (0.8e6 * rate)
+        made.append(row("ddp", rate, 0.03 + 1.5 * 4 * NUMEL * second))
+        made.append(row("topk", rate, 0.033 + 3 * 1000 * 3.5 * second))
+    return made
+
+
+def test_it_explains_what_follows_its_rules_in_settings_that_it_has_not_seen() -> None:
+    knobs, judged = judge(rows())
+    held = [abs(one.error) for one in judged if one.held_out]
+    assert len(judged) == 10
+    assert len(held) == 5
+    assert statistics.median(held) < 0.05
+    assert max(held) < 0.2
+    assert knobs.reach == pytest.approx(0.8, abs=0.06)
+
+
+def test_a_run_is_shown_with_what_was_held_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows()))
+    show_predictions(tmp_path, Console(width=80))
+    said = capsys.readouterr().out
+    text = " ".join(said.split())
+    assert "Held out: median error " in text
+    assert "in 5 of 10 settings. The faster of two methods is named in 100 % of pairs." in text
+    assert sum(line.endswith("*") for line in said.splitlines()) == 5
+
+
+def test_the_wrong_order_is_counted() -> None:
+    fast, slow = row("topk", 5.0, 1.0), row("ddp", 5.0, 2.0)
+    assert order_right([Judged(fast, 1.0, True), Judged(slow, 2.0, True)]) == 1
+    assert order_right([Judged(fast, 3.0, True), Judged(slow, 2.0, True)]) == 0
+    assert math.isnan(order_right([Judged(fast, 1.0, True), Judged(row("ddp", 9.0, 2.0), 2.0, True)]))
+
+
+def test_what_the_model_does_not_know_is_left_out() -> None:
+    assert method_of(row("topk/split", 5.0, 1.0)) is not None
+    assert all(method_of(row(name, 5.0, 1.0)) is None for name in ("alone", "paper-topk", "ddp-powersgd", "topk/auto"))
+    assert method_of(row("topk", 5.0, 1.0, model="vector:1e6")) is None
+
+
+def test_too_few_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="rows must have at least 4 settings"):
+        judge(rows()[:3])
