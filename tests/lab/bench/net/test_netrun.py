@@ -119,9 +119,9 @@ class Interrupted(NetBench):
 
 def test_an_interrupted_setting_keeps_the_methods_that_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(netrun, "Ranks", lambda *_: contextlib.nullcontext())
-    found: list[Row] = []
+    runs = Interrupted(NetConfig(rates=("loopback",), methods=("ddp", "topk"), rounds=1)).run()
+    found = next(runs)
     with pytest.raises(KeyboardInterrupt):
-        for rows in Interrupted(NetConfig(rates=("loopback",), methods=("ddp", "topk"), rounds=1)).run():
-            found += rows
+        next(runs)
     assert [row["method"] for row in found] == ["alone", "ddp"]
     assert [(row["step_s"], row["accounted_bytes"], row["efficiency"]) for row in found] == [(0.5, 8, 1)] * 2

@@ -83,12 +83,20 @@ def judge(rows: Sequence[Row]) -> tuple[Knobs, list[Judged]]:
         raise ValueError(
             f"rows must have at least 4 settings of ddp or ours with alone, got {len(known)}. Measure more."
         )
-    seen, alone = known[::2], _alone(rows)
+    held_out, alone = _held_out(known), _alone(rows)
+    seen = [row for row, held in zip(known, held_out, strict=True) if not held]
     device = _device(seen)
     knobs = _fit(lambda knobs: [_predicted_s(row, alone, device, knobs) for row in seen], seen)
     return knobs, [
-        Judged(row, _predicted_s(row, alone, device, knobs), place % 2 == 1) for place, row in enumerate(known)
+        Judged(row, _predicted_s(row, alone, device, knobs), held) for row, held in zip(known, held_out, strict=True)
     ]
+
+
+def _held_out(rows: Sequence[Row]) -> list[bool]:
+    """Choose every second method on one link, and the others on the next, so that the fit sees all of both."""
+    links = [(row["model"], row["workers"], row["rate"]) for row in rows]
+    numbers = {link: number for number, link in enumerate(dict.fromkeys(links))}
+    return [(links[:place].count(link) + numbers[link]) % 2 == 1 for place, link in enumerate(links)]
 
 
 def method_of(row: Row) -> Method | None:
@@ -128,7 +136,8 @@ def _alone(rows: Sequence[Row]) -> dict[tuple[str, int], Row]:
 
 def _workload(alone: Row) -> Workload:
     """Cut the model into DDP's buckets, and its backward in proportion; the first is of 1 MB, as DDP has it."""
-    numels, left = [], alone["numel"]
+    numels: list[int] = []
+    left: int = alone["numel"]
     while left > 0:
         numels.append(min(left, BUCKET_NUMEL if numels else 2**20 // 4))
         left -= numels[-1]
