@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +25,16 @@ def _group() -> None:
     """Measure on this machine, and write rows, a table and a plot."""  # with a callback, one command is a group
 
 
-@bench.command("ops", short_help="Time every selection operator against the speed of this machine's memory.")
+def _command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add a command; the list of all shows the first line of its help whole, where typer would cut it short."""
+
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        return bench.command(name, short_help=(function.__doc__ or "").partition("\n")[0])(function)
+
+    return add
+
+
+@_command("ops")
 def ops_command(
     sizes: Annotated[str | None, typer.Option(help="Entries of the vectors, up to 1e8 and more (1e5,1e6,1e7).")] = None,
     densities: Annotated[str | None, typer.Option(help="Shares to send (0.001,0.01).")] = None,
@@ -73,8 +83,8 @@ def ops_command(
     raise typer.Exit(run_ops(OpsConfig(seed=seed, **(trial | given)), out))
 
 
-bench.command("net")(net_command)
-bench.command("predict")(predict_command)
+_command("net")(net_command)
+_command("predict")(predict_command)
 
 
 def _parts(text: str) -> tuple[str, ...]:
