@@ -2,9 +2,9 @@
 
 Both models train in the same processes, a block of 50 steps of one and a block of the other in turn (each block holds
 one sample), on the same batches. ``clock_ratio`` compares the times of blocks on the clock, pair by pair, and
-``processor_ratio`` their processor times. Both are noise on a busy machine; ``phase_ratio`` is not: of each of the 50
-places in a block it takes the median processor time over the blocks, with and without, and adds up the 50 medians. So
-a disturbed step counts for nothing, and the sample, which is in the same place of every block, in full. ``--check``
+``processor_ratio`` their processor times; both are noise on a busy machine. A sample is copied in the first step of a
+block and written in the second: ``sample_ms`` is what those two take more than without a recorder, of medians over
+blocks, ``every_step_ms`` what the median of all other steps takes more, and ``sample_ratio`` adds both up. ``--check``
 fails when it is 1.02 or more.
 
     python benchmarks/recorder_overhead.py --check
@@ -32,6 +32,7 @@ from gaussiank.lab.launch import launch
 
 TARGET = 1.02
 EVERY = 50
+SAMPLED = (0, 1)  # places of a block in which a sample is copied and written
 
 
 def measure(model_name: str, blocks: int, batch_size: int, folder: str) -> None:
@@ -73,7 +74,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--blocks", type=int, default=12, help="pairs of blocks of 50 steps")
     parser.add_argument("--batch-size", type=int, default=32, help="images for each worker and step")
-    parser.add_argument("--check", action="store_true", help=f"exit with 1 when a phase ratio is {TARGET} or more")
+    parser.add_argument("--check", action="store_true", help=f"exit with 1 when a sample ratio is {TARGET} or more")
     arguments = parser.parse_args()
     failed = False
     for model in arguments.models.split(","):
@@ -82,9 +83,13 @@ def main() -> int:
             pairs = json.loads(Path(folder, "times.json").read_text())
         clock = statistics.quantiles((recorded / bare for bare, _, recorded, _ in pairs), n=4)
         low, median, high = statistics.quantiles((sum(recorded) / sum(bare) for _, bare, _, recorded in pairs), n=4)
-        bare_s, recorded_s = (
-            sum(map(statistics.median, zip(*(pair[at] for pair in pairs), strict=True))) for at in (1, 3)
-        )
+        bare, recorded = (
+            list(zip(*(pair[at] for pair in pairs), strict=True)) for at in (1, 3)
+        )  # by place in the block
+        step_s = statistics.median(itertools.chain(*bare))
+        sample_s = sum(statistics.median(recorded[at]) - statistics.median(bare[at]) for at in SAMPLED)
+        rest_s = [statistics.median(itertools.chain(*places[len(SAMPLED) :])) for places in (bare, recorded)]
+        ratio = 1 + (sample_s / EVERY + rest_s[1] - rest_s[0]) / step_s
         row = {
             "question": "recorder_overhead",
             "model": model,
@@ -92,14 +97,15 @@ def main() -> int:
             "step_ms": round(1e3 / EVERY * statistics.median(bare for bare, _, _, _ in pairs), 3),
             "clock_ratio_median": round(clock[1], 4),
             "clock_ratio_quartiles": [round(clock[0], 4), round(clock[2], 4)],
-            "processor_step_ms": round(1e3 / EVERY * bare_s, 3),
-            "sample_ms": round(1e3 * (recorded_s - bare_s), 3),
-            "phase_ratio": round(recorded_s / bare_s, 4),
+            "processor_step_ms": round(1e3 * step_s, 3),
+            "sample_ms": round(1e3 * sample_s, 3),
+            "every_step_ms": round(1e3 * (rest_s[1] - rest_s[0]), 4),
+            "sample_ratio": round(ratio, 4),
             "processor_ratio_median": round(median, 4),
             "processor_ratio_quartiles": [round(low, 4), round(high, 4)],
         }
         print(json.dumps(row), flush=True)
-        failed = failed or recorded_s >= TARGET * bare_s
+        failed = failed or ratio >= TARGET
     return 1 if arguments.check and failed else 0
 
 

@@ -41,6 +41,15 @@ def test_all_are_listed_with_what_is_missing_and_how_to_get_it(tmp_path: Path) -
     assert f"text: any text by bytes, its end held out as test ({tmp_path})" in text
 
 
+def test_a_terminal_gets_no_line_that_is_wider_than_it(tmp_path: Path) -> None:
+    out = io.StringIO()
+    show_data(Console(file=out, width=80, force_terminal=True, color_system=None), None, None, False)
+    lines = out.getvalue().splitlines()
+    first = next(number for number, line in enumerate(lines) if "Get cifar-10-python" in line)
+    assert lines[first + 1].startswith(11 * " ")
+    assert all(len(line) < 80 for line in lines[first : first + 2])
+
+
 def test_one_is_read_whole_and_described(tmp_path: Path) -> None:
     (tmp_path / "some.txt").write_bytes(b"abcd" * 2600)
     text = shown("text", tmp_path)

@@ -251,3 +251,8 @@ def test_readers_import_neither_torch_nor_pyplot() -> None:
         "assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_steps_are_whole_numbers(write_run: WriteRun) -> None:
+    (axes,) = plots.metric_over_steps(read_records(write_run(("dense",), steps=10))).axes  # one evaluation
+    assert all(float(tick).is_integer() for tick in axes.get_xticks())

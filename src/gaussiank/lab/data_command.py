@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import torch
@@ -30,7 +31,17 @@ def show_data(console: Console, name: str | None, data_dir: Path | None, downloa
         _download(console, name, data_dir)
     lines = _listed(data_dir) if name is None else _described(DATASETS[name], data_dir)
     for line in lines:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        console.print(_wrapped(console, line), soft_wrap=True, highlight=False, markup=False)
+
+
+def _wrapped(console: Console, line: str) -> str:
+    """Break a long line on a terminal, the rest below its text; what is piped stays a line."""
+    if not console.is_terminal:
+        return line
+    rest = " " * 11 if line.startswith(" ") else ""
+    return textwrap.fill(
+        line, console.width - 1, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _download(console: Console, name: str | None, data_dir: Path | None) -> None:

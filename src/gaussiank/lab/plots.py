@@ -228,6 +228,8 @@ def _canvas(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     axes.grid(visible=True, color=GRID_COLOR, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+    if xlabel == "step":  # there is no half of one
+        axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True, min_n_ticks=1))
     return figure, axes
 
 

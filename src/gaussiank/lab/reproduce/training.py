@@ -106,6 +106,17 @@ def spread(values: list[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ({min(values):.1f}–{max(values):.1f})"
 
 
+def ranged(values: list[float], form: str = ".1f") -> str:
+    """Write the lowest and the highest of some values, or the one that there is.
+
+    Example:
+        >>> ranged([2.0, 1.0]), ranged([3.0], "+.1f")
+        ('1.0 to 2.0', '+3.0')
+    """
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low} to {high}"
+
+
 def accuracy_curve(out: Path, jobs: Iterable[Job], method: str) -> Curve:
     """Return test accuracy in percent over steps."""
     tables = [job.records(out).columns(method, "step", "accuracy", kind="eval") for job in jobs]

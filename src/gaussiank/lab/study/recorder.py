@@ -35,7 +35,7 @@ class Recorder:
     what was sent and of other operators, and notes kept/k of every step in between; rank 0 writes
     ``RUN/gradients.jsonl``, which ``gaussiank analyze RUN`` draws. Laws are fitted when a run is read, from
     the sketches, so they cost the training nothing. ``benchmarks/recorder_overhead.py`` measures what the rest costs:
-    at 50 steps a sample 0.4 % for ResNet-20 and 1 % for LeNet-5, but about 2 % where a step takes 3 ms (FNN-3).
+    at 50 steps a sample 0.4 % for ResNet-20 and 1.2 % for LeNet-5, but 3 % where a step takes 2 ms (FNN-3).
 
     Give it to ``gaussiank.compress(model, recorder=recorder)``, or without compression to
     ``recorder.watch(model, optimizer)``; close it after training, or use it as a context.

@@ -10,7 +10,16 @@ from gaussiank.lab.reproduce.drawing import band_figure
 from gaussiank.lab.reproduce.job import complete
 from gaussiank.lab.reproduce.recipe import Drawing, Outcome, Recipe, Scale, judge
 from gaussiank.lab.reproduce.settings import standins
-from gaussiank.lab.reproduce.training import METHODS, accuracies, accuracy_curve, main_jobs, models_of, of_model, spread
+from gaussiank.lab.reproduce.training import (
+    METHODS,
+    accuracies,
+    accuracy_curve,
+    main_jobs,
+    models_of,
+    of_model,
+    ranged,
+    spread,
+)
 
 
 def conclude(out: Path, scale: Scale) -> Outcome:
@@ -26,7 +35,7 @@ def conclude(out: Path, scale: Scale) -> Outcome:
         caption = f"{model}: test accuracy of every method, mean of {len(mine)} seed(s), band from lowest to highest."
         drawings.append(Drawing(model, band_figure(curves, "step", "test accuracy (%)"), caption))
     verdict = judge(holds=max(gaps) <= 2, partly=min(gaps) <= 2)
-    because = f"GaussianK-SGD (bracketed) ends {min(gaps):.1f} to {max(gaps):.1f} points below Dense-SGD, over models."
+    because = f"GaussianK-SGD (bracketed) ends {ranged(gaps)} points below Dense-SGD, over models."
     return Outcome(
         verdict,
         because,

@@ -18,7 +18,8 @@ from gaussiank.schedule import entries
 OPERATORS = ("topk", "dgc", "trimmedtopk", "gaussiank", PUBLISHED)
 TORCH = "torch.topk"
 SIZES = {"tiny": (1_000, 10_000), "small": (100_000, 1_000_000, 10_000_000), "full": (10**6, 16 * 10**6, 256 * 10**6)}
-REPEATS = {"tiny": 2, "small": 7, "full": 7}
+REPEATS = {"tiny": 2, "small": 11, "full": 11}
+"""Other work on the machine only ever adds time, so the shortest counts."""
 DENSITY = 0.001
 
 
@@ -36,13 +37,13 @@ def conclude(out: Path, scale: Scale) -> Outcome:
         for name, seconds in found.items():
             times[name].append(seconds[1:])
     sizes = np.array(SIZES[scale], dtype=float)
-    medians = {name: [float(np.median(row)) for row in rows] for name, rows in times.items()}
-    curves = {name: (sizes, [1e3 * np.array(row)]) for name, row in medians.items()}
+    shortest = {name: [min(row) for row in rows] for name, rows in times.items()}
+    curves = {name: (sizes, [1e3 * np.array(row)]) for name, row in shortest.items()}
     rows = [
         (f"{name}, exact, of this library" if name == "topk" else name, *(f"{1e3 * seconds:.3g}" for seconds in row))
-        for name, row in medians.items()
+        for name, row in shortest.items()
     ]
-    largest = {name: row[-1] for name, row in medians.items()}
+    largest = {name: row[-1] for name, row in shortest.items()}
     faster = largest[TORCH] / largest[PUBLISHED]
     others = [largest[name] / largest[PUBLISHED] for name in ("dgc", "trimmedtopk")]
     verdict = judge(holds=faster > 1 and min(others) > 1, partly=faster > 1)
@@ -53,8 +54,10 @@ def conclude(out: Path, scale: Scale) -> Outcome:
         f"{largest['topk'] / largest[PUBLISHED]:.2f} times the time of the published Gaussian_k."
     )
     figure = band_figure(curves, "entries d", "time of a selection (ms)", log_x="", log_y=True)
-    drawing = Drawing("time", figure, f"Time of one selection at density {DENSITY:g}, median of {REPEATS[scale]} runs.")
-    header = ("median time, ms", *(f"{size:,} entries" for size in SIZES[scale]))
+    drawing = Drawing(
+        "time", figure, f"Time of one selection at density {DENSITY:g}, shortest of {REPEATS[scale]} runs."
+    )
+    header = ("shortest time, ms", *(f"{size:,} entries" for size in SIZES[scale]))
     standin = "" if device.type == "cuda" else "Measured on the CPU, in turns; the paper measures a GPU."
     if hasattr(os, "getloadavg"):
         standin += f" Load average while measuring: {os.getloadavg()[0]:.0f}."

@@ -19,6 +19,7 @@ from gaussiank.lab.reproduce.training import (
     main_jobs,
     models_of,
     of_model,
+    ranged,
     spread,
 )
 
@@ -48,7 +49,7 @@ def conclude(out: Path, scale: Scale) -> Outcome:
             Drawing(model, figure, f"{model}: final accuracy over density; dense sends all, whatever it is.")
         )
     verdict = judge(holds=max(gaps) <= 2, partly=min(gaps) <= 2)
-    because = f"GaussianK-SGD (bracketed) ends {min(gaps):.1f} to {max(gaps):.1f} points below Dense-SGD, over models."
+    because = f"GaussianK-SGD (bracketed) ends {ranged(gaps)} points below Dense-SGD, over models."
     header = ("model", "method", *(f"accuracy at {density:g}, %" for density in SENSITIVE_DENSITIES))
     return Outcome(verdict, because, header, tuple(rows), tuple(drawings), standins(scale, models_of(every)))
 

@@ -19,6 +19,7 @@ from gaussiank.lab.reproduce.training import (
     main_jobs,
     models_of,
     of_model,
+    ranged,
     spread,
     warmup_jobs,
 )
@@ -51,10 +52,9 @@ def conclude(out: Path, scale: Scale) -> Outcome:
     cured = [2 / 3 <= value <= 4 / 3 for value in late]
     verdict = judge(holds=all(cured) and min(gains) > 0, partly=max(gains) > 0)
     because = (
-        f"The published warm-up changes the accuracy of the published Gaussian_k by {min(gains):+.1f} to "
-        f"{max(gains):+.1f} "
-        f"points, over models. In the last quarter of training, long after a warm-up, its count is in the band in "
-        f"{sum(cured)} of {len(cured)} runs."
+        "The published warm-up changes the accuracy of the published Gaussian_k by "
+        f"{ranged(gains, '+.1f')} points, over models. In the last quarter of training, long after a warm-up, its "
+        f"count is in the band in {sum(cured)} of {len(cured)} runs."
     )
     header = ("model", "warm-up", *(f"final accuracy, {method}, %" for method in METHODS))
     return Outcome(verdict, because, header, tuple(rows), tuple(drawings), standins(scale, models_of(every)))
