@@ -48,6 +48,7 @@ def test_a_run_that_is_told_to_end_keeps_its_rows(tmp_path: Path) -> None:
             assert run.stdout.readline() == "Measuring 1 methods in 2 settings.\n"
         finally:
             run.send_signal(signal.SIGTERM)
+            run.communicate()  # a pipe that is closed ahead of the run ends it otherwise
     assert run.returncode == 128 + signal.SIGTERM
     assert read_rows(tmp_path) == []
 
