@@ -61,12 +61,12 @@ def parse_workload(text: str) -> Workload:
 
 
 def small_alexnet(classes: int) -> nn.Module:
-    """Make AlexNet with 5/8 of its width: 24.9M parameters, 96 % of them in the fully connected layers.
+    """Make AlexNet with 5/8 of its width: 24.8M parameters, 96 % of them in the fully connected layers.
 
     Example:
         >>> from gaussiank.lab.models.model_spec import count
         >>> count(lambda: small_alexnet(1000))
-        24847360
+        24835760
     """
     sizes = [(3, 64, 11, 4, 2), (64, 192, 5, 1, 2), (192, 384, 3, 1, 1), (384, 256, 3, 1, 1), (256, 256, 3, 1, 1)]
     pooled = (True, True, False, False, True)
