@@ -114,7 +114,12 @@ static void work(void *data)
             job.low = job.clear = GK_MAGNITUDE; /* the sum is still due, the search has failed */
         if (pass->totals)
             memset(&sums, 0, sizeof sums);
-        int64_t count = pass->isa->sweep[pass->kind][pass->mode](&job, begin, end, index, value,
+        /* One thread writes to the pool itself, while any chunk has room there; several would have to know first how
+           much the chunks before theirs hold. */
+        int64_t used = atomic_load_explicit(&pass->used, memory_order_relaxed);
+        int direct = pass->threads == 1 && used + GK_CHUNK + GK_SLACK <= pass->room;
+        int64_t count = pass->isa->sweep[pass->kind][pass->mode](&job, begin, end, direct ? pass->index + used : index,
+                                                                 direct ? pass->value + used : value,
                                                                  pass->totals ? &sums : NULL);
 #if defined(__x86_64__)
         if (pass->mode == GK_STREAM)
@@ -123,7 +128,12 @@ static void work(void *data)
         if (pass->totals)
             gk_add_lanes(&sums, pass->totals + c);
         pass->parts[c].count = (int32_t)count;
-        keep(pass, pass->parts + c, index, value);
+        if (direct) {
+            pass->parts[c].offset = atomic_fetch_add(&pass->used, count);
+            pass->parts[c].stored = 1;
+        } else {
+            keep(pass, pass->parts + c, index, value);
+        }
     }
 }
 

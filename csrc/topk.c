@@ -186,15 +186,15 @@ static void mend(gk_topk *run, const int32_t *list, int64_t count)
     }
 }
 
-/* The k-th largest of the candidates. A sample of them says where it is, give or take four standard deviations of its
+/* The k-th largest of the candidates. A sample of them says where it is, give or take three standard deviations of its
    rank: only the candidates in between are ranked. */
 static int32_t candidate_limit(gk_topk *run, int64_t found, int64_t *ties, int64_t *equal)
 {
     const int32_t *bits = (const int32_t *)run->pass.value;
-    int64_t above = 0, inside = 0, above_inside, unused, sampled = least(most(found / 16, 256), 4096);
+    int64_t above = 0, inside = 0, above_inside, unused, sampled = least(most(found / 16, 256), 2048);
     if (found > RANK_ALL) {
         int64_t step = found / sampled, rank = most(1, run->k * sampled / found);
-        int64_t doubt = 4 * root(rank * (sampled - least(rank, sampled)) / sampled) + 4;
+        int64_t doubt = 3 * root(rank * (sampled - least(rank, sampled)) / sampled) + 4;
         for (int64_t i = 0; i < sampled; i++)
             run->more[i] = bits[i * step];
         int32_t low = gk_kth(run->more, sampled, least(sampled, rank + doubt), run->tmp, &unused, equal);
