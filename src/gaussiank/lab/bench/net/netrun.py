@@ -7,6 +7,7 @@ import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from gaussiank.lab.bench.measure import spread
@@ -230,8 +231,8 @@ def _row(method: NetMethod, rounds: Sequence[Sequence[Window]]) -> Row:
             statistics.median(statistics.fmean(row.step_s for row in step) for step in zip(*parts, strict=True))
             for parts in ([window.steps for window in windows] for windows in rounds)
         ],
-        **{f"{name}_s": median(lambda row, name=name: getattr(row, f"{name}_s")) for name in _OUTER},  # type: ignore[misc]
-        **{f"{name}_s": median(lambda row, name=name: getattr(row.spent, f"{name}_s")) for name in _INNER},  # type: ignore[misc]
+        **{f"{name}_s": median(attrgetter(f"{name}_s")) for name in _OUTER},
+        **{f"{name}_s": median(attrgetter(f"spent.{name}_s")) for name in _INNER},
         "kept": median(lambda row: row.spent.kept),
         "sent_dense": any(row.spent.dense for step in steps for row in step),
         "loss": statistics.fmean(row.loss for row in steps[-1]),

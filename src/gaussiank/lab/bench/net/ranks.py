@@ -104,13 +104,14 @@ class Ranks:
             self._hub = self._spawn(context, serve_hub, parent)
 
     def _spawn(self, context: Any, serve: Callable[..., None], *arguments: Any) -> Connection:
+        ours: Connection
         ours, theirs = context.Pipe()
         *before, parent = arguments
         process = context.Process(target=serve, args=(*before, theirs, parent), daemon=True)
         process.start()
         theirs.close()  # so that its end is seen here when the process ends
         self._processes.append(process)
-        return ours  # type: ignore[no-any-return]  # the context is typed for no platform in particular
+        return ours
 
     def _end(self) -> None:
         for process in self._processes:
@@ -128,8 +129,8 @@ class Ranks:
         answers: dict[int, Any] = {}
         places = {pipe: rank for rank, pipe in enumerate(self._pipes)}
         while len(answers) < self.world_size:
-            for pipe in wait([pipe for pipe, rank in places.items() if rank not in answers]):
-                rank = places[pipe]  # type: ignore[index]  # wait gives back what it was given
+            ready = wait([pipe for pipe, rank in places.items() if rank not in answers])
+            for rank in [rank for pipe, rank in places.items() if pipe in ready]:
                 try:
                     passed, answer = self._pipes[rank].recv()
                 except (EOFError, ConnectionResetError):
