@@ -4,170 +4,13 @@
    to be right. The exact k-th magnitude then comes from the candidates; of them only those that lie between the
    expected and the right limit must be cleared or put back. A limit that let too few through costs a second pass that
    reads 4 bytes an element. Where a sample says nothing (ties everywhere), the limit comes from counting all keys. */
-#include "gaussiank.h"
+#include "topk.h"
 
-#include <string.h>
-
-enum { SMALL = 4096, EXPECTED = 32, MAX_SAMPLE = 1 << 20, MAX_CHEAP = 1 << 16, RANK_ALL = 1024 };
-
-typedef enum { FROM_HINT, FROM_SAMPLE, FROM_COUNTS } gk_stage;
-
-typedef struct {
-    gk_pass pass;
-    int64_t k;
-    float *target; /* where chosen entries become zero; NULL for selection alone */
-    int32_t *index_out;
-    float *value_out;
-    int32_t *tmp, *more, *sample, *sieved; /* tmp, more: [work] */
-    int64_t sampled;
-    int32_t *tables; /* for counting all keys */
-    _Atomic int64_t next;
-    int32_t prefix, shift, last_shift, mask;
-} gk_topk;
-
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
-static int64_t root(int64_t of) { return (int64_t)__builtin_sqrt((double)of) + 1; }
+enum { RANK_ALL = 1024 };
 
 static int64_t room_for(int64_t numel, int64_t k)
 {
-    return least(numel, most(most(4 * k, numel / 32), SMALL)) + GK_SLACK;
-}
-
-/* Entries to sample so that about EXPECTED of the k largest are among them; whole cache lines. */
-static int64_t sample_size(int64_t numel, int64_t k)
-{
-    int64_t cheap = least(numel / 256, MAX_CHEAP); /* a larger one finds a closer limit, and this costs next to nothing */
-    int64_t wanted = least(most(most(EXPECTED * (numel / k + 1), cheap), SMALL), MAX_SAMPLE);
-    return least(wanted, numel / 16) / GK_LINE * GK_LINE;
-}
-
-/* ---------------------------------------------------------------------- the limit from a sample */
-
-static uint32_t scramble(uint32_t x)
-{
-    x *= 0x9e3779b1u;
-    x ^= x >> 15;
-    x *= 0x85ebca77u;
-    return x ^ (x >> 13);
-}
-
-static void read_line(const gk_job *job, int64_t start, int32_t kind, int32_t *keys)
-{
-#define LINE(entry)                                                                                                    \
-    for (int i = 0; i < GK_LINE; i++)                                                                                  \
-        keys[i] = gk_key(gk_bits(entry));
-    switch (kind) {
-    case GK_NONE:
-        LINE(job->residual[start + i]) break;
-    case GK_F32:
-        LINE(job->residual[start + i] + gk_convert(job->grad, start + i, GK_F32)) break;
-    case GK_BF16:
-        LINE(job->residual[start + i] + gk_convert(job->grad, start + i, GK_BF16)) break;
-    default:
-        LINE(job->residual[start + i] + gk_convert(job->grad, start + i, GK_F16))
-    }
-#undef LINE
-}
-
-/* Read one line of 16 from each of `lines` equal stretches, at a scattered place, so that no period in the data can
-   hide from the sample. Neighbours are alike in real gradients, so it counts for less than its size: the low limit
-   stands at twice the expected rank and 16 more. */
-static void read_sample(gk_topk *run)
-{
-    enum { AHEAD = 16 };
-    const gk_job *job = &run->pass.job;
-    int64_t lines = run->sampled / GK_LINE, stretch = run->pass.numel / GK_LINE / lines;
-    int64_t ahead[AHEAD];
-    int64_t grad_bytes = run->pass.kind == GK_NONE ? 0 : run->pass.kind == GK_F32 ? 4 : 2;
-    for (int64_t line = -AHEAD; line < lines; line++) {
-        if (line >= 0)
-            read_line(job, ahead[line % AHEAD], run->pass.kind, run->sample + line * GK_LINE);
-        int64_t next = line + AHEAD;
-        if (next < lines) {
-            int64_t start = (next * stretch + scramble((uint32_t)next) % stretch) * GK_LINE;
-            ahead[next % AHEAD] = start;
-            __builtin_prefetch(job->residual + start);
-            if (grad_bytes)
-                __builtin_prefetch((const char *)job->grad + start * grad_bytes);
-        }
-    }
-}
-
-/* The rank-th largest of the sample. A coarse limit from every 16th key leaves few for the exact rank. */
-static void sample_limits(gk_topk *run)
-{
-    gk_job *job = &run->pass.job;
-    read_sample(run);
-    int64_t above, equal, count = run->sampled;
-    int64_t rank = most(1, count * run->k / run->pass.numel);
-    int64_t low_rank = least(count, rank + least(rank, 10 * root(rank)) + 16);
-    const int32_t *keys = run->sample;
-    if (count >= 2048) {
-        int64_t coarse = count / 16;
-        for (int64_t i = 0; i < coarse; i++)
-            run->tmp[i] = run->sample[i * 16 + (i & 15)];
-        int64_t coarse_rank = least(coarse, low_rank * coarse / count * 2 + 16);
-        int32_t limit = gk_kth(run->tmp, coarse, coarse_rank, run->more, &above, &equal) - 1;
-        int64_t sieved = run->pass.isa->band(run->sample, count, limit, GK_INFINITE, run->sieved, &above);
-        if (sieved >= low_rank) {
-            keys = run->sieved;
-            count = sieved;
-        }
-    }
-    job->clear = gk_kth(keys, count, rank, run->tmp, &above, &equal);
-    job->low = gk_kth(keys, count, low_rank, run->tmp, &above, &equal) - 1;
-    job->low = (int32_t)least(job->low, GK_INFINITE - 1); /* infinities and NaN are equals */
-    job->low = (int32_t)most(job->low, 0);
-    job->clear = (int32_t)most(job->clear, job->low);
-}
-
-/* ---------------------------------------------------------------------- the limit from counting all keys */
-
-enum { BUCKETS = 2048 };
-
-static void count_keys(void *data)
-{
-    gk_topk *run = data;
-    int32_t own[BUCKETS];
-    memset(own, 0, sizeof own);
-    const float *vector = run->pass.job.residual;
-    for (;;) {
-        int64_t c = atomic_fetch_add(&run->next, 1);
-        if (c >= run->pass.chunks)
-            break;
-        int64_t end = least((c + 1) * GK_CHUNK, run->pass.numel);
-        for (int64_t i = c * GK_CHUNK; i < end; i++) {
-            int32_t key = gk_key(gk_bits(vector[i]));
-            if (key >> run->last_shift == run->prefix)
-                own[(key >> run->shift) & run->mask]++;
-        }
-    }
-    for (int b = 0; b < BUCKETS; b++)
-        if (own[b])
-            __atomic_fetch_add(run->tables + b, own[b], __ATOMIC_RELAXED);
-}
-
-/* The k-th largest key: its upper 11 bits, then 10, then 10, each from a count of all keys that share the rest. */
-static int32_t exact_limit(gk_topk *run)
-{
-    static const int32_t shifts[] = {31, 20, 10, 0};
-    int64_t k = run->k;
-    run->prefix = 0;
-    for (int level = 0; level < 3; level++) {
-        run->last_shift = shifts[level];
-        run->shift = shifts[level + 1];
-        run->mask = (1 << (run->last_shift - run->shift)) - 1;
-        memset(run->tables, 0, BUCKETS * sizeof *run->tables);
-        atomic_init(&run->next, 0);
-        gk_parallel(count_keys, run, run->pass.threads);
-        int32_t bucket = run->mask;
-        for (; run->tables[bucket] < k; bucket--)
-            k -= run->tables[bucket];
-        run->prefix = (int32_t)((uint32_t)run->prefix << (run->last_shift - run->shift)) | bucket;
-    }
-    return run->prefix;
+    return least(numel, most(most(4 * k, numel / 32), GK_SMALL)) + GK_SLACK;
 }
 
 /* ---------------------------------------------------------------------- from candidates to the k chosen */
@@ -295,28 +138,6 @@ static void emit_all(gk_topk *run, int32_t limit, int64_t found)
 
 /* ---------------------------------------------------------------------- the op */
 
-static int32_t next_limits(gk_topk *run, gk_stage *stage, const float *hint)
-{
-    gk_job *job = &run->pass.job;
-    int64_t numel = run->pass.numel;
-    if (numel <= SMALL) {
-        job->low = -1;
-        job->clear = GK_MAGNITUDE;
-    } else if (*stage == FROM_HINT && hint && *hint > 0 && gk_bits(*hint) < GK_INFINITE) {
-        job->clear = gk_bits(*hint);
-        job->low = (int32_t)most(0, gk_bits(*hint * 0.95f) - 1);
-    } else if (*stage <= FROM_SAMPLE) {
-        *stage = FROM_SAMPLE;
-        sample_limits(run);
-    } else {
-        int32_t limit = exact_limit(run);
-        job->low = limit == GK_INFINITE ? GK_MAGNITUDE : limit;
-        job->clear = GK_MAGNITUDE;
-        return limit;
-    }
-    return 0;
-}
-
 /* After the first pass the sum stands in target: search there, 4 bytes an element. */
 static void read_from_target(gk_topk *run)
 {
@@ -332,7 +153,7 @@ static int32_t search(gk_topk *run, const float *hint, int64_t *report)
 {
     gk_pass *pass = &run->pass;
     gk_stage stage = FROM_HINT;
-    if (pass->numel > SMALL && run->k > pass->numel / 4) { /* so many candidates that counting is cheaper */
+    if (pass->numel > GK_SMALL && run->k > pass->numel / 4) { /* so many candidates that counting is cheaper */
         if (pass->mode != GK_READ) {
             pass->job.low = pass->job.clear = GK_MAGNITUDE;
             gk_run(pass);
@@ -341,7 +162,7 @@ static int32_t search(gk_topk *run, const float *hint, int64_t *report)
         stage = FROM_COUNTS;
     }
     for (;; stage++) {
-        int32_t limit = next_limits(run, &stage, hint);
+        int32_t limit = gk_next_limits(run, &stage, hint);
         gk_run(pass);
         int64_t found = gk_found(pass), ties, equal;
         report[0]++;
@@ -363,9 +184,9 @@ static int32_t search(gk_topk *run, const float *hint, int64_t *report)
 
 GK_EXPORT int64_t gk_topk_bytes(int64_t numel, int64_t k, int32_t threads)
 {
-    int64_t room = room_for(numel, k), sampled = sample_size(numel, k) + GK_SLACK;
+    int64_t room = room_for(numel, k), sampled = gk_sample_size(numel, k) + GK_SLACK;
     return gk_pass_bytes(numel, room, threads, 0) + 2 * gk_size(most(room, sampled), 4) + 2 * gk_size(sampled, 4) +
-           gk_size(BUCKETS, 4);
+           gk_size(GK_BUCKETS, 4);
 }
 
 /* residual + grad to out, k entries to index and value (ascending), the k-th magnitude to next_hint. grad NULL:
@@ -391,12 +212,12 @@ GK_EXPORT int32_t gk_topk_take(int32_t backend, const float *residual, const voi
     gk_arena arena = {scratch, (char *)scratch + scratch_bytes};
     if (gk_lay_out(pass, &arena))
         return GK_SCRATCH;
-    run.sampled = sample_size(numel, k);
+    run.sampled = gk_sample_size(numel, k);
     run.tmp = gk_cut(&arena, most(pass->room, run.sampled + GK_SLACK), 4);
     run.more = gk_cut(&arena, most(pass->room, run.sampled + GK_SLACK), 4);
     run.sample = gk_cut(&arena, run.sampled + GK_SLACK, 4);
     run.sieved = gk_cut(&arena, run.sampled + GK_SLACK, 4);
-    run.tables = gk_cut(&arena, BUCKETS, 4);
+    run.tables = gk_cut(&arena, GK_BUCKETS, 4);
     if (!run.tables)
         return GK_SCRATCH;
     report[0] = 0;
