@@ -20,8 +20,8 @@ from gaussiank.lab.summary import bytes_text
 DENSE = "dense"
 SETTINGS = {
     "lenet5": "--dataset fashion-mnist --steps 2000 --eval-steps 500 --lr 0.03",
-    "resnet20": "--dataset fashion-mnist --steps 800 --eval-steps 400 --lr 0.1",
-    "transformer": "--steps 600 --eval-steps 300",
+    "resnet20": "--dataset fashion-mnist --batch-size 8 --steps 400 --eval-steps 400 --lr 0.1",
+    "transformer": "--steps 400 --eval-steps 400",
 }
 RUNS = {  # name -> methods and settings; dense is trained once a seed, in the first
     "0.01": (

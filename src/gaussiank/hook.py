@@ -219,6 +219,11 @@ class Compression:
         return self._journey.density
 
     @property
+    def collective(self) -> Collective:
+        """How workers agree; an ``Auto`` tells the ``link`` that it knows, and the ``way`` that proved faster."""
+        return self._journey.collective
+
+    @property
     def feedback(self) -> ErrorFeedback:
         """The residuals, with those of the last step committed."""
         self._journey.feedback.settle()

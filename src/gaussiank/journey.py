@@ -58,6 +58,7 @@ class Journey:
         step: steps begun and sealed so far.
         measured: measurements of the step under way or, after it, of the last one.
         feedback: the residuals.
+        collective: how workers agree in the step under way; ``auto`` changes its mind.
     """
 
     def __init__(
@@ -88,10 +89,11 @@ class Journey:
         self._raise_nonfinite = raise_nonfinite
         self._observer = observer or Unobserved()
         self._selector = Selector(compressor, per_layer=per_layer, rank=self._rank)
-        self._collective = collective.join(group, timeout_s)
+        self.collective = collective.join(group, timeout_s)
         self._all_reduce = DenseAllReduce()
         self._routes: dict[str, Tensor] = {}  # what the collective wants to know at the next step, by layout
         self._parts = 0  # exchanges begun in this step
+        self._buckets: list[tuple[int, int]] = []  # numel and k of those that are or could be sparse
         self.feedback = ErrorFeedback(numels, momentum=momentum, world_size=self._world_size)
         self.step = 0
         self._scale = 1.0
@@ -120,7 +122,10 @@ class Journey:
             self.feedback.rescale(scale / self._scale)
             self._scale = scale
         self._engine.flush()  # what a backward that raised may have left
-        self._parts = 0
+        self.collective = self._engine.ask(
+            lambda group: self.collective.at_step(group, self._buckets, self._wire), f"the start of step {self.step}"
+        )
+        self._parts, self._buckets = 0, []
         self.measured = Metrics(step=self.step, density=self.density)
         self._observer.begin(self.step, self.measured.density)
 
@@ -186,8 +191,9 @@ class Journey:
         started = time.perf_counter()
         grad = grads[0] if len(grads) == 1 else torch.cat(list(grads))
         k = self._selector.k(layout, density)
-        collective = self._collective.choose(layout.numel, k, self._world_size, self._wire)
-        if isinstance(collective, DenseAllReduce) and collective is not self._collective:
+        self._buckets.append((layout.numel, k))
+        collective = self.collective.choose(layout.numel, k, self._world_size, self._wire)
+        if isinstance(collective, DenseAllReduce) and collective is not self.collective:
             return self._reduce_dense_instead(layout, grad, grads, held)
         self._observer.taking(layout, grads)
         sparse = self._take(layout, grad, held)

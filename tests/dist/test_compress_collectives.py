@@ -13,7 +13,7 @@ import gaussiank
 from gaussiank.codec import Wire
 from gaussiank.collectives import parse_collective
 from tests.dist import test_hook as hook_tests
-from tests.dist.test_hook import Given, assert_nothing_lost, feed, overflowing, resumed, run
+from tests.dist.test_hook import Given, assert_nothing_lost, counted, feed, overflowing, resumed, run
 
 SMALL_BUCKETS = {"bucket_cap_mb": 0.0005}
 SPECS = [
@@ -198,3 +198,11 @@ def test_metrics_count_the_bytes_of_every_message(workers: Any, spec: str) -> No
     results = workers.run(sent, spec)
     expected = parse_collective(spec).traffic(1076, results[0][1], workers.world_size, Wire()).sent_bytes
     assert sum(sent_bytes for sent_bytes, _ in results) == pytest.approx(expected * workers.world_size, abs=8)
+
+
+def test_auto_tries_the_other_way_on_all_workers_at_once_and_loses_nothing(workers: Any) -> None:
+    how = {"density": 0.02, "collective": "auto:every=10"}
+    results = workers.run(counted, 80, SMALL_BUCKETS, how, torch.float32)
+    assert (len(set(results[0][0])) > 1) == (len(results) > 1), "both ways, where there is somebody to send to"
+    assert all(kept == results[0][0] for kept, _ in results)
+    assert_nothing_lost([totals for _, totals in results], atol=5e-5)

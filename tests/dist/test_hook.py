@@ -58,6 +58,14 @@ def totals(compression: gaussiank.Compression, means: dict[str, Tensor], grads: 
 
 
 def run(rank: int, world_size: int, steps: int, ddp: dict[str, Any], how: dict[str, Any], dtype: torch.dtype) -> Totals:
+    return counted(rank, world_size, steps, ddp, how, dtype)[1]
+
+
+def counted(
+    rank: int, world_size: int, steps: int, ddp: dict[str, Any], how: dict[str, Any], dtype: torch.dtype
+) -> tuple[list[int], Totals]:
+    """Return what was kept in each step, too."""
+    kept = []
     model = DDP(Given(dtype), **ddp)
     compression = gaussiank.compress(model, **how)
     means = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
@@ -66,12 +74,13 @@ def run(rank: int, world_size: int, steps: int, ddp: dict[str, Any], how: dict[s
         model.zero_grad()
         fed = feed(rank, step, dtype)
         model(fed).backward()
+        kept.append(compression.metrics.kept)
         for name, parameter in model.module.named_parameters():
             assert parameter.grad is not None
             means[name] += parameter.grad
             grads[name] += fed[name]
     assert compression.step == steps
-    return totals(compression, means, grads)
+    return kept, totals(compression, means, grads)
 
 
 def assert_nothing_lost(results: list[Totals], rtol: float = 0.0, atol: float = 2e-5) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch.distributed as dist
@@ -15,6 +16,7 @@ from .dense import DenseAllReduce
 from .hierarchical import Hierarchical
 from .leader import Leader
 from .link import Link, measure
+from .pilot import Pilot, Way
 from .rows import EXACT, agree_on_capacity
 from .split import Split
 from .tree import Tree
@@ -46,6 +48,9 @@ class Auto(Collective):
             three favour dense.
         candidates: names to choose among, joined by ``+``. The default has those that keep every worker's own choice:
             not ``leader``, which takes one worker's, nor ``tree``, which keeps k entries of all.
+        every: steps between two looks at the link while training, which take at most 0.5 % of the time; at once when
+            steps become longer or shorter. Now and then dense is tried against sparse, where it can be near, for 40
+            steps, and the faster stays. 0 keeps to the link of the start, and so to the same choices in every run.
     """
 
     latency_us: float = 50.0
@@ -54,11 +59,15 @@ class Auto(Collective):
     touch_ns: float = 20.0
     message_us: float = 300.0
     candidates: str = "dense+allgather+split"
+    every: int = 100
     link: Link | None = field(default=None, repr=False)
+    way: Way = field(default="predicted", repr=False)
+    trial: Way | None = field(default=None, repr=False)
     choices: tuple[Collective, ...] = field(default=(), repr=False, compare=False)
+    pilot: Pilot | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for argument in ("latency_us", "mbit", "select_ns", "touch_ns", "message_us"):
+        for argument in ("latency_us", "mbit", "select_ns", "touch_ns", "message_us", "every"):
             if not getattr(self, argument) >= 0:
                 raise ValueError(f"{argument} must be at least 0, got {getattr(self, argument)}. Correct it.")
         for name in self.candidates.split("+"):
@@ -73,11 +82,14 @@ class Auto(Collective):
         """Measure the link, unless it was given, and get the candidates ready."""
         choices = tuple(CANDIDATES[name]().join(group, timeout_s) for name in self.candidates.split("+"))
         if self.mbit:
-            return replace(
-                self, choices=choices, link=Link(self.latency_us * 1e-6, self.mbit * 125e3, self.select_ns * 1e-9)
-            )
-        device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
-        return replace(self, choices=choices, link=measure(group, device))
+            link = Link(self.latency_us * 1e-6, self.mbit * 125e3, self.select_ns * 1e-9)
+        else:
+            link = measure(group)
+        return replace(self, choices=choices, link=link, pilot=Pilot(self.every) if self.every else None)
+
+    def at_step(self, group: dist.ProcessGroup, buckets: Sequence[tuple[int, int]], wire: Wire) -> Auto:
+        """Follow the link, and what proves faster."""
+        return self if self.pilot is None else self.pilot.steer(self, group, buckets, wire)
 
     def predicted_s(self, collective: Collective, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> float:
         """Predict the seconds from gradient to mean with one of the candidates."""
@@ -97,7 +109,15 @@ class Auto(Collective):
         """
         if self.link is None:
             raise RuntimeError("collective must join a group before it starts, got none. Call join(group) first.")
-        return min(self.choices, key=lambda choice: self.predicted_s(choice, numel, k, world_size, wire))
+        way = self.trial or self.way
+        choices = [
+            one for one in self.choices if way == "predicted" or isinstance(one, DenseAllReduce) == (way == "dense")
+        ]
+        return min(choices or self.choices, key=lambda choice: self.predicted_s(choice, numel, k, world_size, wire))
+
+    def chooses_dense(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> bool:
+        """Tell whether it sends everything."""
+        return isinstance(self.choose(numel, k, world_size, wire), DenseAllReduce)
 
     def traffic(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Traffic:
         """That of its choice."""

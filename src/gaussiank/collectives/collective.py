@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -163,6 +163,16 @@ class Collective(ABC):
         Args:
             group: process group, or None for the default one.
             timeout_s: seconds after which a message of a group that is made here fails.
+        """
+        return self
+
+    def at_step(self, group: dist.ProcessGroup, buckets: Sequence[tuple[int, int]], wire: Wire) -> Collective:
+        """Return what to use from the step on that begins: itself, except for Auto.
+
+        Args:
+            group: what to send with; all its workers call this before anything of the step is sent.
+            buckets: numel and k of each sparse exchange, or of what took its place, in the last step.
+            wire: how entries travel.
         """
         return self
 

@@ -17,7 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -31,6 +31,7 @@ from .roll_call import RollCall
 Start = Callable[[dist.ProcessGroup], Exchange]
 Finish = Callable[[Exchange], Tensor]
 Done = torch.futures.Future[Tensor]
+Answer = TypeVar("Answer")
 
 
 class Engine:
@@ -93,6 +94,14 @@ class Engine:
         order = _Order(lambda error: self._lost(error, label, began), start, finish, device)
         self._orders.put(order)
         return order.promise.future
+
+    def ask(self, question: Callable[[dist.ProcessGroup], Answer], label: str) -> Answer:
+        """Let the caller send and wait at once, while nothing else is under way; errors name what was lost."""
+        began = time.perf_counter()
+        try:
+            return question(self.group)
+        except RuntimeError as error:
+            raise self._lost(error, lambda: label, began) from error
 
     def _lost(self, error: RuntimeError, label: Callable[[], str], began: float) -> RuntimeError:
         waited_s = time.perf_counter() - began

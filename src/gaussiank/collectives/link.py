@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from gaussiank import ops
 
 from .line import Line
 
-_ENOUGH_S = 0.02  # a message that takes this long is long enough to tell bandwidth from latency
+_AGAIN_S = 0.01  # how long the message of another look should take
 _LARGEST_BYTES = 1 << 22
 _SELECTED_NUMEL = 1 << 18
 
@@ -32,44 +34,69 @@ class Link:
     select_s: float
 
 
-def measure(group: dist.ProcessGroup | None = None, device: str = "cpu") -> Link:
+def measure(group: dist.ProcessGroup | None = None) -> Link:
     """Time short and long messages, and a selection, on all workers at once.
 
     Of several tries the fastest counts, and of all workers the slowest, so that all get the same numbers.
 
     Args:
         group: process group, or None for the default one; all its workers must call it. One worker has a perfect link.
-        device: where the messages are.
     """
     line = Line(group)
-    peers = line.world_size - 1
-    if not peers:
+    if line.world_size == 1:
         return Link(0.0, float("inf"), 0.0)
-    latency_s = min(_message_s(line, 1, device) for _ in range(9)) / peers
-    length, took_s = 1 << 14, 0.0
-    while took_s < _ENOUGH_S and length < _LARGEST_BYTES:
-        length *= 4
-        took_s = min(_message_s(line, length, device) for _ in range(3))
-    bytes_per_s = peers * length / max(took_s - peers * latency_s, 1e-9)
-    return Link(latency_s, bytes_per_s, min(_select_s(line, device) for _ in range(3)) / _SELECTED_NUMEL)
+    latency_s, bytes_per_s = _speed(line, 1 << 16, enough_s=0.02, tries=9)
+    return Link(latency_s, bytes_per_s, min(_select_s(line) for _ in range(3)) / _SELECTED_NUMEL)
 
 
-def _message_s(line: Line, length: int, device: str) -> float:
-    row = torch.zeros(length, dtype=torch.uint8, device=device)
-    line.all_reduce(torch.zeros(1, device=device)).wait()  # so that all begin together
+def look_again(line: Line, last: Link) -> Link:
+    """Measure latency and bandwidth anew, in a tenth of the time: what they were tells how long a message must be.
+
+    Args:
+        line: connects at least two workers, all of which must call it.
+        last: what was measured before.
+    """
+    length = int(_AGAIN_S * last.bytes_per_s / (line.world_size - 1))
+    latency_s, bytes_per_s = _speed(line, min(max(length, 1 << 12), _LARGEST_BYTES), enough_s=_AGAIN_S / 4, tries=3)
+    return Link(latency_s, bytes_per_s, last.select_s)
+
+
+def slowest(line: Line, seconds: Sequence[float]) -> list[float]:
+    """Return the largest of all workers' numbers, each for itself; all workers must call it."""
+    return [float(most) for most in line.all_reduce(row(line, seconds), dist.ReduceOp.MAX).wait()]
+
+
+def row(line: Line, numbers: Sequence[float]) -> Tensor:
+    """Return float64 numbers where the group's messages must be."""
+    return torch.tensor(numbers, dtype=torch.float64, device=_device(line))
+
+
+def _device(line: Line) -> str:
+    return "cuda" if dist.get_backend(line.group) == "nccl" else "cpu"
+
+
+def _speed(line: Line, length: int, *, enough_s: float, tries: int) -> tuple[float, float]:
+    """Return seconds of the shortest message, and bytes a second of one that takes long enough to tell."""
+    peers = line.world_size - 1
+    latency_s = min(_message_s(line, 1) for _ in range(tries)) / peers
+    while True:
+        took_s = min(_message_s(line, length) for _ in range(min(tries, 3)))
+        if took_s >= enough_s or length >= _LARGEST_BYTES:
+            return latency_s, peers * length / max(took_s - peers * latency_s, 1e-9)
+        length = min(4 * length, _LARGEST_BYTES)
+
+
+def _message_s(line: Line, length: int) -> float:
+    sent = torch.zeros(length, dtype=torch.uint8, device=_device(line))
+    slowest(line, [0.0])  # so that all begin together
     began = time.perf_counter()
-    line.all_gather(row).wait().cpu()
-    return _slowest(line, time.perf_counter() - began, device)
+    line.all_gather(sent).wait().cpu()
+    return slowest(line, [time.perf_counter() - began])[0]
 
 
-def _select_s(line: Line, device: str) -> float:
-    grad = torch.linspace(-1, 1, _SELECTED_NUMEL, device=device).sin_()
+def _select_s(line: Line) -> float:
+    grad = torch.linspace(-1, 1, _SELECTED_NUMEL, device=_device(line)).sin_()
     began = time.perf_counter()
     accumulated = ops.accumulate(grad, grad, out=torch.empty_like(grad))
     ops.select_topk(accumulated, _SELECTED_NUMEL // 1000).cpu()
-    return _slowest(line, time.perf_counter() - began, device)
-
-
-def _slowest(line: Line, took_s: float, device: str) -> float:
-    slowest = torch.tensor([took_s], dtype=torch.float64, device=device)
-    return float(line.all_reduce(slowest, dist.ReduceOp.MAX).wait())
+    return slowest(line, [time.perf_counter() - began])[0]

@@ -22,6 +22,7 @@ from .wires import missing
 from .workloads import Workload, parse_workload
 
 MOST_RANKS = 64
+_SETTLING, _SETTLING_S = 60, 15.0  # steps and seconds in which `auto` may try dense against sparse, not counted
 _READERS: dict[str, Callable[[str], object]] = {
     "models": parse_workload, "rates": parse_rate, "methods": parse_method,
 }  # fmt: skip
@@ -182,6 +183,8 @@ class NetBench:
         if method.measures_link and setting.rate.isolated:
             ranks.shape(setting.rate)
         ranks.call("attach")
+        if method.measures_link:
+            ranks.call("measure", _SETTLING, _SETTLING_S, None)
         if setting.rate.isolated:
             ranks.shape(full)
         ranks.call("warm", config.warm if config.until_loss is None else 0)

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+import torch
+
+from gaussiank.codec import Wire
+from gaussiank.collectives import AllGather, Auto, DenseAllReduce, Link, Split, pilot
+from gaussiank.collectives.line import Line
+from gaussiank.collectives.pilot import Pilot, _Bill
+
+FAST, SLOW = Link(5e-5, 2.5e8, 1e-9), Link(2e-4, 1.25e6, 1e-9)
+BILL = _Bill([(61_706, 62)], 4, Wire.parse("rice+bf16"))
+
+
+class Twins:
+    """Stands in for a line to three workers that measure what this one does; real lines are in tests/dist."""
+
+    world_size, rank = 4, 0
+
+    def all_reduce(self, vector: torch.Tensor, op: Any) -> Any:
+        return self.Arrived(vector)
+
+    class Arrived:
+        def __init__(self, vector: torch.Tensor) -> None:
+            self._vector = vector
+
+        def wait(self) -> torch.Tensor:
+            return self._vector
+
+
+@pytest.fixture
+def look(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Link]]:
+    """The link that looking finds, in a list so that a test can change it."""
+    found = [FAST]
+    monkeypatch.setattr(pilot, "look_again", lambda line, last: found[0])
+    monkeypatch.setattr(pilot, "row", lambda line, numbers: torch.tensor(numbers, dtype=torch.float64))
+    monkeypatch.setattr(pilot, "slowest", lambda line, seconds: list(seconds))
+    return found
+
+
+def auto(link: Link) -> Auto:
+    return Auto(link=link, choices=(DenseAllReduce(), AllGather(), Split()), pilot=Pilot(100))
+
+
+def drive(chosen: Auto, steps: int, seconds: Callable[[bool], float]) -> tuple[Auto, float]:
+    """Take steps; ``seconds`` tells how long one takes that sends everything, or not. Returns the time of all."""
+    assert chosen.pilot is not None
+    total = 0.0
+    for _ in range(steps):
+        step_s = seconds(BILL.dense(chosen))
+        total += step_s
+        chosen = chosen.pilot._after(step_s, chosen, cast(Line, Twins()), BILL)
+    return chosen, total
+
+
+def test_what_proves_faster_stays(look: list[Link]) -> None:
+    start = auto(FAST)
+    assert not BILL.dense(start)
+    ended, _ = drive(start, 80, lambda dense: 0.010 if dense else 0.012)
+    assert ended.way == "dense"
+    assert ended.trial is None
+    ended, _ = drive(auto(FAST), 80, lambda dense: 0.012 if dense else 0.010)
+    assert not BILL.dense(ended)
+    assert ended.trial is None
+
+
+def test_what_would_take_twice_as_long_is_not_tried(look: list[Link]) -> None:
+    look[0] = SLOW
+    dense_steps = []
+
+    def seconds(dense: bool) -> float:
+        dense_steps.append(dense)
+        return 0.5 if dense else 0.015
+
+    drive(auto(SLOW), 1000, seconds)
+    assert not any(dense_steps)
+
+
+def test_a_link_that_slows_down_is_noticed_soon(look: list[Link]) -> None:
+    ended, _ = drive(auto(FAST), 100, lambda dense: 0.010 if dense else 0.012)
+    assert BILL.dense(ended)
+    look[0] = SLOW
+    ended, took_s = drive(ended, 60, lambda dense: 0.3 if dense else 0.015)
+    assert not BILL.dense(ended)
+    assert took_s < 25 * 0.3 + 60 * 0.015
+
+
+def test_trials_that_lose_cost_little(look: list[Link]) -> None:
+    steps = 20_000
+    _, took_s = drive(auto(FAST), steps, lambda dense: 0.019 if dense else 0.010)
+    assert 1 < took_s / (0.010 * steps) < 1.01 + 20 * 0.009 / (0.010 * steps)
+
+
+def test_without_dense_among_the_candidates_nothing_is_tried(look: list[Link]) -> None:
+    start = replace(auto(FAST), choices=(AllGather(), Split()))
+    ended, _ = drive(start, 200, lambda dense: 0.01)
+    assert ended.trial is None
+    assert ended.way == "predicted"
+
+
+def test_every_must_not_be_negative() -> None:
+    with pytest.raises(ValueError, match=r"every must be at least 0, got -1\."):
+        Auto(every=-1)
