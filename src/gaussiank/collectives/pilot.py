@@ -33,7 +33,7 @@ _CHANGED = 1.5  # times longer or shorter: look at the link at once, and try aga
 _OFTEN = 20  # steps before the first look
 _LOOKING, _TRYING = 0.005, 0.01  # share of the time, at most, that looks and trials cost
 _BLOCKS, _BLOCK = 5, 4  # a trial: so often so many steps one way, then as many the other
-_MARGIN = 0.98  # a way that was tried must be so much faster
+_WORTH = 0.96  # of a dense step, at most, for a sparse one: the exact mean is worth the rest
 _CLEAR = 2.0  # so much longer or shorter after the first two blocks: no need to go on
 
 
@@ -175,24 +175,20 @@ class Pilot:
         return replace(auto, trial=self._trial.other if self._trial.tries else None)
 
     def _judge(self, trial: _Trial, auto: Auto, line: Line, bill: _Bill) -> Auto:
-        """Keep the way that was faster on the slowest worker, or go on where it is not clear yet."""
+        """Take the way that is worth it on the slowest worker, or go on where it is not clear yet."""
         other_s, present_s = slowest(line, [statistics.median(trial.times[tries]) for tries in (True, False)])
         if not trial.ended and 1 / _CLEAR < other_s / present_s < _CLEAR:
             return self._on_trial(auto)
         self._trial = None
         self._recent.clear()
         self._tried_s += max(0.0, other_s - present_s) * trial.taken / 2
-        faster = other_s < _MARGIN * present_s
-        self._usual_s = other_s if faster else present_s
+        sparse_s, dense_s = (other_s, present_s) if trial.other == "sparse" else (present_s, other_s)
+        best: Way = "sparse" if sparse_s < _WORTH * dense_s else "dense"
+        self._usual_s = other_s if best == trial.other else present_s
         if line.rank == 0:
-            _LOG.info(
-                "auto: a step takes %.1f ms %s and %.1f ms otherwise; %s",
-                1e3 * other_s, trial.other, 1e3 * present_s, "changed" if faster else "stayed",
-            )  # fmt: skip
-        auto = replace(auto, trial=None)
-        if faster:
-            return replace(auto, way=trial.other)
-        return replace(auto, way="dense") if bill.dense(auto) else auto
+            _LOG.info("auto: a step takes %.1f ms sparse, %.1f ms dense: %s", 1e3 * sparse_s, 1e3 * dense_s, best)
+        keeps = best == "sparse" != trial.other  # as predicted, with what is dense among it
+        return replace(auto, trial=None, way=auto.way if keeps else best)
 
     def _median(self) -> float:
         return statistics.median(self._recent)

@@ -79,13 +79,16 @@ class Alone(Carrier):
         return Spent(0.0, 0.0, 0.0, 0, 0, dense=False)
 
 
+def _wrapped(model: nn.Module, bucket_cap_mb: float | None = None) -> DistributedDataParallel:
+    """Wrap as one who looks at the clock does: gradients lie in the buckets, so DDP copies nothing."""
+    return DistributedDataParallel(model, bucket_cap_mb=bucket_cap_mb, gradient_as_bucket_view=True)
+
+
 class PlainDdp(Carrier):
     """Let DDP all-reduce, by itself or with one of its hooks."""
 
     def __init__(self, model: nn.Module, name: str) -> None:
-        self.module = self._ddp = DistributedDataParallel(
-            model, bucket_cap_mb=ONE_BUCKET_MB if name == "ddp-powersgd" else None
-        )
+        self.module = self._ddp = _wrapped(model, ONE_BUCKET_MB if name == "ddp-powersgd" else None)
         self._world_size = dist.get_world_size()
         self._numel = sum(parameter.numel() for parameter in model.parameters())
         self._clock = _Clock(default_hooks.allreduce_hook, dist.group.WORLD)
@@ -137,7 +140,7 @@ class Ours(Carrier):
     """Compress with this library, bucket by bucket."""
 
     def __init__(self, model: nn.Module, method: NetMethod, density: float) -> None:
-        self.module = self._ddp = DistributedDataParallel(model)
+        self.module = self._ddp = _wrapped(model)
         self._method, self._density = method, density
         self._compression: Compression | None = None
 

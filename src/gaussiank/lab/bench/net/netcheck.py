@@ -15,13 +15,13 @@ from .nettable import off_percent
 EXCHANGE = NetConfig(("vector:1e7",), ("100mbit",), ("ddp", "topk"), (4,), rounds=3, steps=10, budget_s=10)
 END_TO_END = NetConfig(
     ("alexnet-small",),
-    ("200mbit",),
+    ("500mbit",),
     ("ddp", "ddp-fp16", "ddp-bf16", "ddp-powersgd", "paper-topk", "paper-dgc", "topk"),
-    (4,),
-    batch_size=2,
-    rounds=2,
-    steps=5,
-    budget_s=12,
+    (2,),  # as many as cores: more would wait for each other's turn, not for the link
+    batch_size=1,
+    rounds=3,
+    steps=10,
+    budget_s=8,
 )
 LOOPBACK = NetConfig(("lenet5", "resnet20"), ("loopback",), ("ddp", "topk/auto"), (4,), rounds=15, steps=40, budget_s=2)
 BYTES = NetConfig(

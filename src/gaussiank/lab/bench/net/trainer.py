@@ -94,7 +94,7 @@ class Trainer:
         self._numel = sum(parameter.numel() for parameter in model.parameters())
         self._task = data.task
         self._carrier = carrier_of(method, model, density)
-        self._optimizer = torch.optim.SGD(model.parameters(), config.lr, momentum=0.9)
+        self._optimizer = torch.optim.SGD(model.parameters(), config.lr, momentum=0.9, fused=True)
         self._batches = self._endless(data, batch_size, seed)
         torch.manual_seed((seed << 16) + 1 + self._rank)  # every worker drops out its own activations
 
