@@ -33,6 +33,8 @@ def test_link_times() -> None:
     assert Link("l", 8e6, latency_s=0.5, message_s=0.25).send_s(1e6) == pytest.approx(1.75)
     assert Link("l", 8e6, duplex=False).send_s(1e6) == pytest.approx(2)
     assert Link("l", 8e6, oversubscription=4).send_s(1e6) == pytest.approx(4)
+    assert Link("l", 8e6, burst_bytes=250_000).send_s(1e6) == pytest.approx(0.75)
+    assert Link("l", 8e6, latency_s=0.5, burst_bytes=250_000).send_s(1000) == pytest.approx(0.5)
 
 
 def test_correction_multiplies_and_is_not_extrapolated() -> None:

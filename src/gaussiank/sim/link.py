@@ -11,7 +11,7 @@ from .checks import require_above_zero, require_at_least
 class Link:
     """Describe the way from one worker, node or region to the others of its kind.
 
-    A message of n bytes takes ``latency_s + message_s + n * byte_s``.
+    A message of n bytes takes ``latency_s + message_s + (n - burst_bytes) * byte_s``, and at least the first two.
 
     Args:
         name: for errors and reports.
@@ -19,6 +19,8 @@ class Link:
         latency_s: from one end to the other, seconds; half a round trip.
         message_s: what handling one message costs at its ends, seconds; messages of one sender wait for each other.
         duplex: whether sending and receiving go on at once, each at the full rate.
+        burst_bytes: what a message sends at once before it is held to the bandwidth: the bucket that a cloud or a
+            traffic shaper fills up again during pauses.
         oversubscription: sum of what all ends can send, over what the fabric between them carries, at least 1.
 
     Raises:
@@ -35,6 +37,7 @@ class Link:
     latency_s: float = 0.0
     message_s: float = 0.0
     duplex: bool = True
+    burst_bytes: float = 0.0
     oversubscription: float = 1.0
 
     def __post_init__(self) -> None:
@@ -43,6 +46,7 @@ class Link:
         )
         require_at_least(f"latency_s of link {self.name}", self.latency_s, 0, "Half a ping, in seconds.")
         require_at_least(f"message_s of link {self.name}", self.message_s, 0, "Seconds a message.")
+        require_at_least(f"burst_bytes of link {self.name}", self.burst_bytes, 0, "Bytes, not bits.")
         require_at_least(
             f"oversubscription of link {self.name}", self.oversubscription, 1, "1 is a fabric that carries everything."
         )
@@ -59,4 +63,8 @@ class Link:
 
     def send_s(self, sent_bytes: float) -> float:
         """Return the seconds that a message takes when all ends send one."""
-        return self.start_s + sent_bytes * self.byte_s
+        return self.start_s + self.busy_s(sent_bytes)
+
+    def busy_s(self, sent_bytes: float) -> float:
+        """Return the seconds that bytes which are sent together keep the link busy."""
+        return max(0.0, sent_bytes - self.burst_bytes) * self.byte_s

@@ -46,7 +46,7 @@ def all_to_all_s(cluster: Cluster, workers: int, row_bytes: float) -> float:
     leaving = [level.inside * (workers - level.inside) for level in levels]
     if len(levels) > 1:
         leaving[0] = levels[0].members - 1  # a worker's own link carries what stays in the node
-    busy_s = max(count * row_bytes * level.link.byte_s for count, level in zip(leaving, levels, strict=True))
+    busy_s = max(level.link.busy_s(count * row_bytes) for count, level in zip(leaving, levels, strict=True))
     handling_s = (workers - 1) * max(level.link.message_s for level in levels)
     latency_s = max(level.link.latency_s for level in levels)
     return cluster.correct("all_to_all", row_bytes, latency_s + max(busy_s, handling_s))
@@ -93,7 +93,7 @@ def _ring_all_reduce_s(levels: tuple[Level, ...], workers: int, vector_bytes: fl
 
 def _tree_all_reduce_s(levels: tuple[Level, ...], workers: int, vector_bytes: float) -> float:
     starts_s = sum(_rounds(level.members) * level.link.start_s for level in levels)
-    return 2 * (starts_s + vector_bytes * max(level.link.byte_s for level in levels))
+    return 2 * (starts_s + max(level.link.busy_s(vector_bytes) for level in levels))
 
 
 def _hierarchical_all_reduce_s(levels: tuple[Level, ...], workers: int, vector_bytes: float) -> float:

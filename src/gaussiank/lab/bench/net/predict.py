@@ -13,13 +13,17 @@ from gaussiank.lab.cluster.wires import WIRES
 from gaussiank.sim import Bucket, Cluster, Curve, Device, Link, Method, Scenario, Tier, Workload, simulate
 
 from .methods import ALONE, DDP, parse_method
+from .rates import parse_rate
 
 BUCKET_NUMEL = 25 * 2**20 // 4
 """Entries of DDP's buckets when nothing else is said."""
 
 _WIRE = "rice+bf16"
-_COLLECTIVES = ("allgather", "split", "leader", "tree")
+_OPERATIONS = {"dense": 1, "allgather": 1, "split": 2, "leader": 2}
+"""Collective -> operations that follow each other and in which all wait for all; a broadcast waits for one."""
+
 _ROUNDS = 4
+_Place = tuple[str, int, str]
 
 
 class Knobs(NamedTuple):
@@ -27,22 +31,23 @@ class Knobs(NamedTuple):
 
     Attributes:
         reach: share of a link's rate that arrives.
-        message_s: seconds that each message takes however short it is.
         unshaped_bits_s: bits a second where nothing slows a link down.
-        exchange_s: seconds that a sparse exchange takes beyond its messages, selection and decoding.
+        waiting_s: seconds that the first operation among workers takes for each of the others, however little it sends:
+            they share the cores, and the slowest is waited for.
+        later_s: the same for each operation of an exchange that follows another.
     """
 
     reach: float = 0.9
-    message_s: float = 2e-4
     unshaped_bits_s: float = 1e10
-    exchange_s: float = 1e-4
+    waiting_s: float = 1e-3
+    later_s: float = 1e-3
 
 
 _CHOICES: Mapping[str, tuple[float, ...]] = {
     "reach": tuple(0.5 + 0.05 * step for step in range(11)),
-    "message_s": tuple(10 ** (-5 + 0.25 * step) for step in range(15)),
     "unshaped_bits_s": tuple(10 ** (8.5 + 0.25 * step) for step in range(10)),
-    "exchange_s": tuple(10 ** (-5 + 0.25 * step) for step in range(15)),
+    "waiting_s": tuple(10 ** (-5 + 0.05 * step) for step in range(71)),
+    "later_s": tuple(10 ** (-5 + 0.05 * step) for step in range(71)),
 }
 
 
@@ -77,13 +82,16 @@ def judge(rows: Sequence[Row]) -> tuple[Knobs, list[Judged]]:
     Raises:
         ValueError: fewer than four settings that it knows.
     """
-    known = [row for row in rows if row.get("kind") == "net" and method_of(row) is not None]
+    alone = _alone(rows)
+    known = [
+        row for row in rows if row.get("kind") == "net" and method_of(row) is not None and _place(row) in alone
+    ]  # fmt: skip
     known.sort(key=lambda row: (row["model"], row["workers"], row["rate_mbit"] or math.inf, row["method"]))
     if len(known) < 4:
         raise ValueError(
             f"rows must have at least 4 settings of ddp or ours with alone, got {len(known)}. Measure more."
         )
-    held_out, alone = _held_out(known), _alone(rows)
+    held_out = _held_out(known)
     seen = [row for row, held in zip(known, held_out, strict=True) if not held]
     device = _device(seen)
     knobs = _fit(lambda knobs: [_predicted_s(row, alone, device, knobs) for row in seen], seen)
@@ -106,32 +114,33 @@ def method_of(row: Row) -> Method | None:
     if row["method"] in (DDP, "ddp-bf16", "ddp-fp16"):
         return Method(row["method"], "dense", value_bytes=4 if row["method"] == DDP else 2)
     method = parse_method(row["method"])
-    if method.family != "ours" or method.collective not in _COLLECTIVES or method.wire not in (None, _WIRE):
+    if method.family != "ours" or method.collective not in _OPERATIONS or method.wire not in (None, _WIRE):
         return None
     return Method(method.name, method.compressor, row["density"], WIRES[_WIRE], method.collective)
 
 
-def _predicted_s(row: Row, alone: Mapping[tuple[str, int], Row], device: Device, knobs: Knobs) -> float:
+def _predicted_s(row: Row, alone: Mapping[_Place, Row], device: Device, knobs: Knobs) -> float:
     method = method_of(row)
     assert method is not None  # known
-    bits_s = knobs.unshaped_bits_s if row["rate_mbit"] is None else knobs.reach * 1e6 * row["rate_mbit"]
-    cluster = Cluster("lab", (Tier("rack", Link(row["rate"], bits_s, message_s=knobs.message_s)),))
-    scenario = Scenario(_workload(alone[row["model"], row["workers"]]), device, cluster, OVERLAP)
+    rate = parse_rate(row["rate"])
+    if rate.bits_s is None:
+        link = Link(row["rate"], knobs.unshaped_bits_s)
+    else:
+        link = Link(row["rate"], knobs.reach * rate.bits_s, burst_bytes=rate.burst_bytes)
+    scenario = Scenario(_workload(alone[_place(row)]), device, Cluster("lab", (Tier("rack", link),)), OVERLAP)
     step_s = simulate(scenario, method, workers=row["workers"]).step_s
-    return step_s + (0.0 if method.sends_all else knobs.exchange_s)
+    later = _OPERATIONS["dense" if method.sends_all else method.collective] - 1
+    others: int = row["workers"] - 1
+    return step_s + others * (knobs.waiting_s + later * knobs.later_s)
 
 
-def _alone(rows: Sequence[Row]) -> dict[tuple[str, int], Row]:
-    """Return what computing takes, by model and workers: medians over rates."""
-    found: dict[tuple[str, int], list[Row]] = {}
-    for row in rows:
-        if row.get("method") == ALONE:
-            found.setdefault((row["model"], row["workers"]), []).append(row)
-    names = ("forward_s", "backward_s", "optimizer_s")
-    return {
-        key: {**same[0], **{name: statistics.median(row[name] for row in same) for name in names}}
-        for key, same in found.items()
-    }
+def _place(row: Row) -> _Place:
+    return row["model"], row["workers"], row["rate"]
+
+
+def _alone(rows: Sequence[Row]) -> dict[_Place, Row]:
+    """Return what computing takes, in each round beside the others: a machine is faster at one time than at another."""
+    return {_place(row): row for row in rows if row.get("method") == ALONE}
 
 
 def _workload(alone: Row) -> Workload:

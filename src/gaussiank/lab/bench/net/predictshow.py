@@ -17,6 +17,8 @@ from gaussiank.lab.summary import UNDERLINED
 
 from .predict import Judged, judge
 
+_TIE = math.log(1.05)
+
 
 def show_predictions(out: Path, console: Console) -> None:
     """Print every setting of a run, and how far off the half is that the fit has not seen.
@@ -39,8 +41,9 @@ def show_predictions(out: Path, console: Console) -> None:
         table.add_row(setting, one.row["method"], *times, f"{100 * one.error:+.0f}", "*" if one.held_out else "")
     console.print(table)
     console.print(
-        f"\nFitted: {100 * knobs.reach:.0f} % of a rate arrives, {1e6 * knobs.message_s:.0f} us a message, "
-        f"{knobs.unshaped_bits_s / 1e9:.1f} Gbit/s unshaped, {1e6 * knobs.exchange_s:.0f} us a sparse exchange.",
+        f"\nFitted: {100 * knobs.reach:.0f} % of a rate arrives, {knobs.unshaped_bits_s / 1e9:.1f} Gbit/s unshaped, "
+        f"{1e3 * knobs.waiting_s:.2f} ms waiting for each other worker, {1e3 * knobs.later_s:.2f} ms again in each "
+        "operation that follows another.",
         highlight=False,
     )
     console.print(verdict(judged), highlight=False)
@@ -50,7 +53,11 @@ def verdict(judged: Sequence[Judged]) -> str:
     """Sum up in a sentence how good the predictions are."""
     held = [abs(one.error) for one in judged if one.held_out]
     right = order_right(judged)
-    order = f" The faster of two methods is named in {100 * right:.0f} % of pairs." if math.isfinite(right) else ""
+    order = (
+        f" Of two methods that differ by over 5 %, the faster is named in {100 * right:.0f} % of pairs."
+        if math.isfinite(right)
+        else ""
+    )
     return (
         f"Held out: median error {100 * statistics.median(held):.0f} %, worst {100 * max(held):.0f} %, in {len(held)} "
         f"of {len(judged)} settings.{order}"
@@ -58,10 +65,14 @@ def verdict(judged: Sequence[Judged]) -> str:
 
 
 def order_right(judged: Sequence[Judged]) -> float:
-    """Return the share of pairs of methods, on one link, of which the faster one is predicted; NaN without a pair."""
+    """Return the share of pairs of methods, on one link, of which the faster one is predicted; NaN without a pair.
+
+    Pairs whose measured times differ by less than 5 % have no faster one.
+    """
     pairs = [
         (first.row["step_s"] < second.row["step_s"]) == (first.predicted_s < second.predicted_s)
         for first, second in itertools.combinations(judged, 2)
         if all(first.row[name] == second.row[name] for name in ("model", "workers", "rate"))
+        and abs(math.log(first.row["step_s"] / second.row["step_s"])) > _TIE
     ]
     return sum(pairs) / len(pairs) if pairs else math.nan
