@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from gaussiank.lab.bench.net.predict import Judged, judge, method_of
-from gaussiank.lab.bench.net.predictshow import order_right, show_predictions
+from gaussiank.lab.bench.net.predictshow import order_right, regrets, show_predictions
 from gaussiank.lab.bench.net.rates import parse_rate
 from gaussiank.lab.bench.rows import Row
 
@@ -56,6 +56,7 @@ def test_a_run_is_shown_with_what_was_held_out(tmp_path: Path, capsys: pytest.Ca
     text = " ".join(said.split())
     assert "Held out: median error " in text
     assert "in 5 of 10 settings. Of two methods that differ by over 5 %, the faster is named in 100 % of pairs." in text
+    assert "costs at most 0 % over the fastest measured." in text
     assert sum(line.endswith("*") for line in said.splitlines()) == 5
 
 
@@ -64,6 +65,12 @@ def test_the_wrong_order_is_counted() -> None:
     assert order_right([Judged(fast, 1.0, True), Judged(slow, 2.0, True)]) == 1
     assert order_right([Judged(fast, 3.0, True), Judged(slow, 2.0, True)]) == 0
     assert math.isnan(order_right([Judged(fast, 1.0, True), Judged(row("ddp", 9.0, 2.0), 2.0, True)]))
+
+
+def test_a_wrong_choice_costs_what_it_was_measured_to_cost() -> None:
+    fast, slow = row("topk", 5.0, 1.0), row("ddp", 5.0, 1.5)
+    assert regrets([Judged(fast, 1.0, True), Judged(slow, 2.0, True)]) == [("topk", 0.0)]
+    assert regrets([Judged(fast, 3.0, True), Judged(slow, 2.0, True)]) == [("ddp", 0.5)]
 
 
 def test_what_the_model_does_not_know_is_left_out() -> None:
