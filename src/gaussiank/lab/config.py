@@ -121,7 +121,10 @@ class TrainConfig:
         if len(set(self.methods)) < len(self.methods):
             raise ValueError(f"methods must differ, got {', '.join(self.methods)}. Name each once.")
         for method in self.methods:
-            require_feedback(parse_collective(self.collective), parse_compressor(method))
+            try:
+                require_feedback(parse_collective(self.collective), parse_compressor(method))
+            except ValueError as error:
+                raise ValueError(f"{error} Or leave {method} out of --methods.") from None
         require_density(self.density)
         require_scope(self.scope)
         choices = {

@@ -89,7 +89,8 @@ def judge(rows: Sequence[Row]) -> tuple[Knobs, list[Judged]]:
     known.sort(key=lambda row: (row["model"], row["workers"], row["rate_mbit"] or math.inf, row["method"]))
     if len(known) < 4:
         raise ValueError(
-            f"rows must have at least 4 settings of ddp or ours with alone, got {len(known)}. Measure more."
+            "RUN must hold at least 4 rows of ddp, topk, topk/split and the like, with alone beside them, got "
+            f"{len(known)}. Measure at more --rates; auto, tree and the paper's forms are not predicted."
         )
     held_out = _held_out(known)
     seen = [row for row, held in zip(known, held_out, strict=True) if not held]
