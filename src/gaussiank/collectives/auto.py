@@ -50,8 +50,8 @@ class Auto(Collective):
             not ``leader``, which takes one worker's, nor ``tree``, which keeps k entries of all.
         every: steps between two looks at the link while training, which take at most 0.5 % of the time; at once when
             steps become longer or shorter. Now and then dense is tried against sparse, where it can be near, for 40
-            steps, and the faster stays. 0 keeps to the link of the start; so does a link that is given by ``mbit``, which
-            makes the same choices in every run.
+            steps, and the faster stays. 0 keeps to the link of the start; so does a link that is given by ``mbit``,
+            which makes the same choices in every run.
     """
 
     latency_us: float = 50.0
@@ -86,7 +86,8 @@ class Auto(Collective):
             link = Link(self.latency_us * 1e-6, self.mbit * 125e3, self.select_ns * 1e-9)
         else:
             link = measure(group)
-        return replace(self, choices=choices, link=link, pilot=Pilot(self.every) if self.every and not self.mbit else None)
+        pilot = Pilot(self.every) if self.every and not self.mbit else None
+        return replace(self, choices=choices, link=link, pilot=pilot)
 
     def at_step(self, group: dist.ProcessGroup, buckets: Sequence[tuple[int, int]], wire: Wire) -> Auto:
         """Follow the link, and what proves faster."""

@@ -103,7 +103,10 @@ def train(
     scope: Annotated[str | None, typer.Option(help="Where k is counted: bucket, layer or model.")] = None,
     max_bytes: Annotated[int | None, typer.Option(help="Largest payload of a message in bytes.")] = None,
     collective: Annotated[
-        str | None, typer.Option(help="How workers agree: allgather, split, leader, tree, hierarchical, auto, dense; or name:field=value.")
+        str | None,
+        typer.Option(
+            help="How workers agree: allgather, split, leader, tree, hierarchical, auto, dense; or name:field=value."
+        ),
     ] = None,
     wire: Annotated[
         str | None, typer.Option(help="How entries travel, index+values (rice+bf16; raw+fp32 loses nothing).")

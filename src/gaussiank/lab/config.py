@@ -121,10 +121,7 @@ class TrainConfig:
         if len(set(self.methods)) < len(self.methods):
             raise ValueError(f"methods must differ, got {', '.join(self.methods)}. Name each once.")
         for method in self.methods:
-            try:
-                require_feedback(parse_collective(self.collective), parse_compressor(method))
-            except ValueError as error:
-                raise ValueError(f"{error} Or leave {method} out of --methods.") from None
+            self._require_feedback(method)
         require_density(self.density)
         require_scope(self.scope)
         choices = {
@@ -140,6 +137,12 @@ class TrainConfig:
         if self.device not in ("cpu", "cuda"):
             raise ValueError(f"device must be cpu or cuda, got {self.device!r}. Choose one of them.")
         self._check_numbers()
+
+    def _require_feedback(self, method: str) -> None:
+        try:
+            require_feedback(parse_collective(self.collective), parse_compressor(method))
+        except ValueError as error:
+            raise ValueError(f"{error} Or leave {method} out of --methods.") from None
 
     def _check_numbers(self) -> None:
         least = {"workers": 1, "batch_size": 1, "epochs": 1, "steps": 1, "warmup_steps": 1, "context": 1}

@@ -80,5 +80,5 @@ def test_what_the_model_does_not_know_is_left_out() -> None:
 
 
 def test_too_few_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match="rows must have at least 4 settings"):
+    with pytest.raises(ValueError, match="RUN must hold at least 4 rows of ddp"):
         judge(rows()[:3])
