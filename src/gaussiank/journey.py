@@ -90,7 +90,6 @@ class Journey:
         self._observer = observer or Unobserved()
         self._selector = Selector(compressor, per_layer=per_layer, rank=self._rank)
         self.collective = collective.join(group, timeout_s)
-        self._all_reduce = DenseAllReduce()
         self._routes: dict[str, Tensor] = {}  # what the collective wants to know at the next step, by layout
         self._parts = 0  # exchanges begun in this step
         self._buckets: list[tuple[int, int]] = []  # numel and k of those that are or could be sparse
@@ -122,9 +121,8 @@ class Journey:
             self.feedback.rescale(scale / self._scale)
             self._scale = scale
         self._engine.flush()  # what a backward that raised may have left
-        self.collective = self._engine.ask(
-            lambda group: self.collective.at_step(group, self._buckets, self._wire), f"the start of step {self.step}"
-        )
+        revised = lambda group: self.collective.at_step(group, self._buckets, self._wire)  # noqa: E731
+        self.collective = self._engine.ask(revised, f"the start of step {self.step}")
         self._parts, self._buckets = 0, []
         self.measured = Metrics(step=self.step, density=self.density)
         self._observer.begin(self.step, self.measured.density)
@@ -168,7 +166,7 @@ class Journey:
 
         done = self._engine.carry(
             self._label(layout_of),
-            lambda group: self._all_reduce.start_dense(grad, group=group),
+            lambda group: DenseAllReduce().start_dense(grad, group=group),
             finish,
             phased=False,
             device=grad.device,
