@@ -2,6 +2,7 @@
 # No `from __future__ import annotations` here: DDP reads the annotations of the hook as types.
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -279,14 +280,12 @@ class Compression:
         held = self._without_gradient(buckets, grads)
 
         def hand_out(done: Done) -> None:
-            try:
-                done.value()
-            except Exception as error:  # noqa: BLE001  whatever it is, every bucket's future must get it or DDP waits on
-                for _, promise in waiting:
-                    promise.fail(error)
-                return
+            def own(grad: Tensor) -> Tensor:
+                done.value()  # raises what the exchange has raised
+                return grad
+
             for (_, promise), grad in zip(waiting, grads, strict=True):
-                promise.keep(grad)
+                promise.attempt(partial(own, grad))
 
         self._journey.reduce_sparse(self._layout(buckets), grads, held).then(hand_out)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -121,7 +122,7 @@ class Journey:
             self.feedback.rescale(scale / self._scale)
             self._scale = scale
         self._engine.flush()  # what a backward that raised may have left
-        revised = lambda group: self.collective.at_step(group, self._buckets, self._wire)  # noqa: E731
+        revised = partial(self.collective.at_step, buckets=self._buckets, wire=self._wire)
         self.collective = self._engine.ask(revised, f"the start of step {self.step}")
         self._parts, self._buckets = 0, []
         self.measured = Metrics(step=self.step, density=self.density)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -71,7 +71,8 @@ class Wire:
         words = text.strip().split("+")
         if len(words) not in (2, 3):
             raise ValueError(f"wire must be index+values or index+values+rounding, got {text!r}. See 'rice+bf16'.")
-        return cls(*words)  # type: ignore[arg-type]  # __post_init__ checks the names
+        given: dict[str, Any] = dict(zip(("index", "values", "rounding"), words, strict=False))
+        return cls(**given)
 
     def __str__(self) -> str:
         return f"{self.index}+{self.values}" + ("" if self.rounding == "nearest" else f"+{self.rounding}")

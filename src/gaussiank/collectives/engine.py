@@ -160,6 +160,13 @@ class Promise:
             self._error = error
             self._ended.set_result(None)
 
+    def attempt(self, work: Callable[[], Tensor]) -> None:
+        """Fulfil the future by what ``work`` returns, or by the error that it raises."""
+        try:
+            self.keep(work())
+        except Exception as error:  # noqa: BLE001  of any kind: whoever reads the future must get it, or waits for ever
+            self.fail(error)
+
     def _result(self, ended: torch.futures.Future[Tensor | None]) -> Tensor | None:
         if self._error is not None:
             raise self._error
@@ -215,10 +222,8 @@ class _Order:
                     return True
             except RuntimeError as error:
                 raise self._lost(error) from error
-            try:
-                self.promise.keep(self._finish(self._exchange))
-            except Exception as error:  # noqa: BLE001  the reader must get it, and the next exchange is not concerned
-                self.promise.fail(error)
+            exchange = self._exchange
+            self.promise.attempt(lambda: self._finish(exchange))  # an error in it does not concern the next exchange
         return False
 
 
@@ -241,7 +246,7 @@ def _serve(orders: queue.SimpleQueue[_Order | object], group: dist.ProcessGroup)
                 flying.append(order)
             while order is _FLUSH and flying:
                 flying = [one for one in flying if one.step()]
-        except Exception as error:  # noqa: BLE001  whatever it is, every reader must get it or it waits for ever
+        except Exception as error:  # noqa: BLE001  of any kind: without this thread every reader would wait for ever
             broken = error
             for one in [*flying, order]:
                 if isinstance(one, _Order):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -25,7 +26,7 @@ class Taken(NamedTuple):
 
 
 @dataclass(eq=False)
-class Operator:
+class Operator(ABC):
     """Add the gradient to the residual in place, choose, and remove what was chosen.
 
     Attributes:
@@ -47,7 +48,9 @@ class Operator:
 
     def settle(self, accumulated: Tensor, density: float) -> None:
         """Bring the state to where it is in the middle of a training."""
+        return
 
+    @abstractmethod
     def take(self, grad: Tensor, residual: Tensor, k: int) -> Taken:
         """Do one step's work.
 
@@ -56,7 +59,6 @@ class Operator:
             residual: float32 ``[numel]``; becomes residual + grad without what was taken.
             k: entries asked for.
         """
-        raise NotImplementedError
 
 
 @dataclass(eq=False)

@@ -21,7 +21,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
         True
     """
     version, words, gauss = random.getstate()
-    numpy = np.random.get_state(legacy=False)  # noqa: NPY002  the global generator is what a user's code may use
+    numpy = np.random.get_state(legacy=False)  # noqa: NPY002  a user's code may draw from the global generator
     assert isinstance(numpy, dict)
     return {
         "torch": torch.get_rng_state(),
@@ -44,7 +44,7 @@ def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None
         torch.cuda.set_rng_state(state["cuda"], device)
     python, numpy = state["python"], state["numpy"]
     random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
-    np.random.set_state(  # noqa: NPY002  as above
+    np.random.set_state(  # noqa: NPY002  a user's code may draw from the global generator
         {
             "bit_generator": numpy["kind"],
             "state": {"key": numpy["words"].numpy().astype(np.uint32), "pos": numpy["place"]},

@@ -183,8 +183,9 @@ def _serve_rank(
             orders.send((True, answer))
     except EOFError:
         return
-    except BaseException:  # noqa: BLE001  whatever it is, the parent must say it
-        orders.send((False, traceback.format_exc()))
+    except BaseException as error:
+        orders.send((False, traceback.format_exc()))  # the parent says it, so this process need not print it as well
+        raise SystemExit(1) from error
 
 
 @contextmanager

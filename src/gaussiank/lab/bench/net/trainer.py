@@ -16,6 +16,7 @@ import torch.distributed as dist
 from gaussiank.lab.config import TrainConfig
 from gaussiank.lab.data import Batch, Batches, Data
 from gaussiank.lab.recipes import resolve
+from gaussiank.lab.tasks import Task
 
 from .carriers import TIMEOUT_S, Carrier, Spent, carrier_of
 from .counters import Counters, read_counters
@@ -64,6 +65,14 @@ class Window(NamedTuple):
     reached: bool = False
 
 
+class _Course(NamedTuple):
+    """What a model is trained on, and with; a vector has none."""
+
+    task: Task
+    batches: Iterator[Any]
+    optimizer: torch.optim.Optimizer
+
+
 class Trainer:
     """Take orders of the lab; a method is set up, warmed up, measured, and dropped.
 
@@ -81,6 +90,7 @@ class Trainer:
         self._counted = os.environ.get("GLOO_SOCKET_IFNAME") == DEVICE
         self._data: dict[str, tuple[TrainConfig, Data]] = {}
         self._carrier: Carrier | VectorCarrier | None = None
+        self._course: _Course | None = None
 
     def prepare(self, workload: Workload, method: NetMethod, density: float, batch_size: int, seed: int) -> None:
         """Make the model and whatever carries its gradients."""
@@ -92,10 +102,9 @@ class Trainer:
         build = workload.build or config.spec.build
         model = build(data.outputs)
         self._numel = sum(parameter.numel() for parameter in model.parameters())
-        self._task = data.task
         self._carrier = carrier_of(method, model, density)
-        self._optimizer = torch.optim.SGD(model.parameters(), config.lr, momentum=0.9, fused=True)
-        self._batches = self._endless(data, batch_size, seed)
+        optimizer = torch.optim.SGD(model.parameters(), config.lr, momentum=0.9, fused=True)
+        self._course = _Course(data.task, self._endless(data, batch_size, seed), optimizer)
         torch.manual_seed((seed << 16) + 1 + self._rank)  # every worker drops out its own activations
 
     def attach(self) -> None:
@@ -158,8 +167,7 @@ class Trainer:
 
     def drop(self) -> None:
         """Forget the model."""
-        self._carrier = None
-        self._optimizer = self._batches = None  # type: ignore[assignment]  # they are used when prepared alone
+        self._carrier = self._course = None
         gc.collect()
 
     # ------------------------------------------------------------------ one step
@@ -171,16 +179,18 @@ class Trainer:
             step_s = carrier.step()
             return StepRow(step_s, 0.0, step_s, 0.0, 0.0, carrier.spent())
         assert carrier is not None  # prepared
+        assert self._course is not None
+        task, batches, optimizer = self._course
         began = time.perf_counter()
-        self._optimizer.zero_grad()
-        batch = next(self._batches)
+        optimizer.zero_grad()
+        batch = next(batches)
         output = carrier.module(*batch.inputs)
-        loss = self._task.loss(output, batch.targets)
+        loss = task.loss(output, batch.targets)
         lost = time.perf_counter()
         loss.backward()
         carrier.after_backward()
         back = time.perf_counter()
-        self._optimizer.step()
+        optimizer.step()
         ended = time.perf_counter()
         return StepRow(ended - began, lost - began, back - lost, ended - back, loss.item(), carrier.spent())
 

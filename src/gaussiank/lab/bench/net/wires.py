@@ -120,7 +120,7 @@ def serve_hub(orders: Connection, parent: int) -> None:
                     shape(port, order)
             else:
                 ports = _lay(order)
-        except Exception as error:  # noqa: BLE001  whatever it is, the parent must say it
+        except (RuntimeError, OSError) as error:  # a command failed, or could not be run; the parent says it
             orders.send(str(error))
         else:
             orders.send(None)
