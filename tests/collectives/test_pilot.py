@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -33,7 +33,7 @@ class Twins:
 
 
 @pytest.fixture
-def look(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Link]]:
+def look(monkeypatch: pytest.MonkeyPatch) -> list[Link]:
     """The link that looking finds, in a list so that a test can change it."""
     found = [FAST]
     monkeypatch.setattr(pilot, "look_again", lambda line, last: found[0])
@@ -87,6 +87,38 @@ def test_a_link_that_slows_down_is_noticed_soon(look: list[Link]) -> None:
     ended, took_s = drive(ended, 60, lambda dense: 0.3 if dense else 0.015)
     assert not BILL.dense(ended)
     assert took_s < 25 * 0.3 + 60 * 0.015
+
+
+def test_a_link_that_slows_down_is_noticed_soon_after_a_trial_that_has_cost_much(look: list[Link]) -> None:
+    tried = []
+
+    def seconds(dense: bool) -> float:
+        tried.append(not dense)
+        return 0.010 if dense else 0.019
+
+    ended, _ = drive(auto(FAST), 400, seconds)
+    assert BILL.dense(ended)
+    assert any(tried[100:]), "sparse was tried once more, in vain"
+    look[0] = SLOW
+    ended, took_s = drive(ended, 60, lambda dense: 0.3 if dense else 0.015)
+    assert not BILL.dense(ended)
+    assert took_s < 25 * 0.3 + 60 * 0.015
+
+
+def test_a_link_that_slows_down_in_the_middle_of_a_trial_ends_it(look: list[Link]) -> None:
+    ended, _ = drive(auto(FAST), 40, lambda dense: 0.010 if dense else 0.011)
+    assert ended.pilot is not None
+    assert ended.pilot._trial is not None
+    look[0] = SLOW
+    slow = []
+
+    def seconds(dense: bool) -> float:
+        slow.append(dense)
+        return 0.3 if dense else 0.015
+
+    ended, _ = drive(ended, 60, seconds)
+    assert ended.way != "dense"
+    assert sum(slow) <= 8
 
 
 def test_trials_that_lose_cost_little(look: list[Link]) -> None:

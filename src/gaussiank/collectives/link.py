@@ -14,7 +14,6 @@ from gaussiank import ops
 
 from .line import Line
 
-_AGAIN_S = 0.01  # how long the message of another look should take
 _LARGEST_BYTES = 1 << 22
 _SELECTED_NUMEL = 1 << 18
 
@@ -45,19 +44,20 @@ def measure(group: dist.ProcessGroup | None = None) -> Link:
     line = Line(group)
     if line.world_size == 1:
         return Link(0.0, float("inf"), 0.0)
-    latency_s, bytes_per_s = _speed(line, 1 << 16, enough_s=0.02, tries=9)
+    latency_s, bytes_per_s = _speed(line, 1 << 16, enough_s=0.02, latency_tries=9)
     return Link(latency_s, bytes_per_s, min(_select_s(line) for _ in range(3)) / _SELECTED_NUMEL)
 
 
 def look_again(line: Line, last: Link) -> Link:
-    """Measure latency and bandwidth anew, in a tenth of the time: what they were tells how long a message must be.
+    """Measure latency and bandwidth anew, with shorter messages and fewer.
+
+    They begin short again whatever the link was: a message for a fast link takes seconds when it has become slow.
 
     Args:
         line: connects at least two workers, all of which must call it.
         last: what was measured before.
     """
-    length = int(_AGAIN_S * last.bytes_per_s / (line.world_size - 1))
-    latency_s, bytes_per_s = _speed(line, min(max(length, 1 << 12), _LARGEST_BYTES), enough_s=_AGAIN_S / 4, tries=3)
+    latency_s, bytes_per_s = _speed(line, 1 << 14, enough_s=0.0025, latency_tries=3)
     return Link(latency_s, bytes_per_s, last.select_s)
 
 
@@ -75,14 +75,17 @@ def _device(line: Line) -> str:
     return "cuda" if dist.get_backend(line.group) == "nccl" else "cpu"
 
 
-def _speed(line: Line, length: int, *, enough_s: float, tries: int) -> tuple[float, float]:
+def _speed(line: Line, length: int, *, enough_s: float, latency_tries: int) -> tuple[float, float]:
     """Return seconds of the shortest message, and bytes a second of one that takes long enough to tell."""
     peers = line.world_size - 1
-    latency_s = min(_message_s(line, 1) for _ in range(tries)) / peers
+    latency_s = min(_message_s(line, 1) for _ in range(latency_tries)) / peers
     while True:
-        took_s = min(_message_s(line, length) for _ in range(min(tries, 3)))
-        if took_s >= enough_s or length >= _LARGEST_BYTES:
-            return latency_s, peers * length / max(took_s - peers * latency_s, 1e-9)
+        took_s = _message_s(line, length)
+        if took_s < 4 * enough_s:  # else it is slow for sure, and two more would cost as much again
+            took_s = min(took_s, *(_message_s(line, length) for _ in range(2)))
+        sending_s = took_s - peers * latency_s  # what waiting adds must not pass for a slow link
+        if sending_s >= enough_s or length >= _LARGEST_BYTES:
+            return latency_s, peers * length / max(sending_s, 1e-9)
         length = min(4 * length, _LARGEST_BYTES)
 
 

@@ -7,6 +7,7 @@ count. All of it happens between two steps, before anything of the next one is s
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 import time
 from collections import deque
@@ -34,7 +35,7 @@ _OFTEN = 20  # steps before the first look
 _LOOKING, _TRYING = 0.005, 0.01  # share of the time, at most, that looks and trials cost
 _BLOCKS, _BLOCK = 5, 4  # a trial: so often so many steps one way, then as many the other
 _WORTH = 0.96  # of a dense step, at most, for a sparse one: the exact mean is worth the rest
-_CLEAR = 2.0  # so much longer or shorter after the first two blocks: no need to go on
+_CLEAR = 2.0  # so much longer or shorter in two blocks: no need to go on, or the link has changed meanwhile
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,11 @@ class _Trial:
         """Whether all blocks are through."""
         return self.taken == 2 * _BLOCKS * _BLOCK
 
+    def medians(self) -> list[float]:
+        """Return seconds of a step the other way and the present one: of all blocks, then of the last two alone."""
+        both = self.times[True], self.times[False]
+        return [statistics.median(times[-some:]) for some in (0, _BLOCK - 1) for times in both]
+
     def note(self, step_s: float) -> None:
         """Count the step that has just ended."""
         if self.taken % _BLOCK:
@@ -101,6 +107,7 @@ class Pilot:
         self._trial: _Trial | None = None
         self._patience, self._until_trial = 1, 1  # looks
         self._elapsed_s = self._tried_s = 0.0  # as agreed: in all, and what trials have cost
+        self._judged_bytes_s = math.inf  # the link of the last trial
         self._began = 0.0
 
     def steer(self, auto: Auto, group: dist.ProcessGroup, buckets: Sequence[tuple[int, int]], wire: Wire) -> Auto:
@@ -159,16 +166,19 @@ class Pilot:
 
     def _may_try(self, auto: Auto, bill: _Bill, changed: bool) -> bool:
         """Tell whether the other way is due for a trial, and worth it: no step of it should take twice as long."""
+        assert auto.link is not None  # joined
+        there = replace(auto, way="sparse" if bill.dense(auto) else "dense")
+        loss_s = bill.predicted_s(there) - bill.predicted_s(auto)
         self._until_trial -= 1
-        if (self._until_trial > 0 and not changed) or self._tried_s > _TRYING * self._elapsed_s:
+        due = (self._until_trial <= 0 or changed) and self._tried_s <= _TRYING * self._elapsed_s
+        if not due:  # whatever trials have cost: what was found out on another link says nothing
+            due = changed and loss_s < 0 and not 1 / _CHANGED < auto.link.bytes_per_s / self._judged_bytes_s < _CHANGED
+        if not due:
             return False
         self._patience *= 2
         self._until_trial = self._patience
-        there = replace(auto, way="sparse" if bill.dense(auto) else "dense")
-        return (
-            bill.dense(there) != bill.dense(auto)
-            and bill.predicted_s(there) - bill.predicted_s(auto) < self._usual_s
-        )  # fmt: skip
+        self._judged_bytes_s = auto.link.bytes_per_s
+        return bill.dense(there) != bill.dense(auto) and loss_s < self._usual_s
 
     def _on_trial(self, auto: Auto) -> Auto:
         assert self._trial is not None
@@ -176,8 +186,10 @@ class Pilot:
 
     def _judge(self, trial: _Trial, auto: Auto, line: Line, bill: _Bill) -> Auto:
         """Take the way that is worth it on the slowest worker, or go on where it is not clear yet."""
-        other_s, present_s = slowest(line, [statistics.median(trial.times[tries]) for tries in (True, False)])
-        if not trial.ended and 1 / _CLEAR < other_s / present_s < _CLEAR:
+        other_s, present_s, *last = slowest(line, trial.medians())
+        if not 1 / _CLEAR < last[0] / last[1] < _CLEAR:
+            other_s, present_s = last
+        elif not trial.ended:
             return self._on_trial(auto)
         self._trial = None
         self._recent.clear()
