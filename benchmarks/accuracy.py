@@ -24,10 +24,7 @@ SETTINGS = {
     "transformer": "--steps 300 --eval-steps 300",
 }
 SLOW = ("transformer",)  # trained without what is only there to show that it fails
-SHORT = {
-    "resnet20": 40,
-    "transformer": 30,
-}  # so short that a delay of 1 / density steps counts: start dense for a tenth
+SHORT = {"resnet20": 40, "transformer": 30}  # model -> steps of a dense start, where a run is as short as the delay
 RUNS = {  # name -> methods and settings; dense is trained once a seed, in the first
     "0.01": (
         "dense,topk,gaussiank,gaussiank:mode=published,randomk:feedback=false",
@@ -37,13 +34,13 @@ RUNS = {  # name -> methods and settings; dense is trained once a seed, in the f
         "topk,gaussiank,gaussiank:mode=published",
         "--density 0.001 --momentum-correction",
     ),
-    "0.001, dense start": ("topk,gaussiank", "--density 0.001 --momentum-correction --warmup dense --warmup-steps"),
+    "0.001-dense-start": ("topk,gaussiank", "--density 0.001 --momentum-correction --warmup dense --warmup-steps"),
 }
 
 
 def train(model: str, name: str, seed: int, out: Path, workers: int) -> Records | None:
     methods, settings = RUNS[name]
-    if name.endswith("dense start"):
+    if name.endswith("dense-start"):
         settings += f" {SHORT[model]}"
     if model in SLOW:
         methods = ",".join(method for method in methods.split(",") if "published" not in method)
@@ -96,10 +93,9 @@ def main() -> int:
         found = {}
         for seed in range(arguments.seeds):
             for name in RUNS:
-                if name.endswith("dense start") and model not in SHORT:
+                if name.endswith("dense-start") and model not in SHORT:
                     continue
-                out = arguments.out / model / name.replace(", ", "-").replace(" ", "-") / str(seed)
-                records = train(model, name, seed, out, arguments.workers)
+                records = train(model, name, seed, arguments.out / model / name / str(seed), arguments.workers)
                 if records is not None:
                     found[(name, seed)] = records
         table += rows(model, found) if found else []

@@ -15,7 +15,7 @@ from .nettable import off_percent
 EXCHANGE = NetConfig(("vector:1e7",), ("100mbit",), ("ddp", "topk"), (4,), rounds=3, steps=10, budget_s=10)
 END_TO_END = NetConfig(
     ("alexnet-small",),
-    ("500mbit",),
+    ("100mbit",),
     ("ddp", "ddp-fp16", "ddp-bf16", "ddp-powersgd", "paper-topk", "paper-dgc", "topk"),
     (2,),  # as many as cores: more would wait for each other's turn, not for the link
     batch_size=1,

@@ -33,7 +33,7 @@ class Knobs(NamedTuple):
         reach: share of a link's rate that arrives.
         unshaped_bits_s: bits a second where nothing slows a link down.
         waiting_s: seconds that the first operation among workers takes for each of the others, however little it sends:
-            they share the cores, and the slowest is waited for.
+            the slowest is waited for; as many times longer as there are more workers than cores.
         later_s: the same for each operation of an exchange that follows another.
     """
 
@@ -132,7 +132,8 @@ def _predicted_s(row: Row, alone: Mapping[_Place, Row], device: Device, knobs: K
     step_s = simulate(scenario, method, workers=row["workers"]).step_s
     later = _OPERATIONS["dense" if method.sends_all else method.collective] - 1
     others: int = row["workers"] - 1
-    return step_s + others * (knobs.waiting_s + later * knobs.later_s)
+    turns: float = max(1.0, row["workers"] / row["cores"])
+    return step_s + others * (turns * knobs.waiting_s + later * knobs.later_s)
 
 
 def _place(row: Row) -> _Place:

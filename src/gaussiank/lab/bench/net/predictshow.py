@@ -17,7 +17,8 @@ from gaussiank.lab.summary import UNDERLINED
 
 from .predict import Judged, judge
 
-_TIE = math.log(1.05)
+TIE = 0.05
+"""Measured times that differ by less are repeated in another order as often as not."""
 
 
 def show_predictions(out: Path, console: Console) -> None:
@@ -52,9 +53,10 @@ def show_predictions(out: Path, console: Console) -> None:
 def verdict(judged: Sequence[Judged]) -> str:
     """Sum up in a sentence how good the predictions are."""
     held = [abs(one.error) for one in judged if one.held_out]
-    right = order_right(judged)
+    right, clear = order_right(judged), order_right(judged, tie=TIE)
     order = (
-        f" Of two methods that differ by over 5 %, the faster is named in {100 * right:.0f} % of pairs."
+        f" The faster of two methods is named in {100 * right:.0f} % of pairs, and in {100 * clear:.0f} % of those "
+        f"that differ by over {100 * TIE:.0f} %."
         if math.isfinite(right)
         else ""
     )
@@ -78,15 +80,17 @@ def regrets(judged: Sequence[Judged]) -> list[tuple[str, float]]:
     return found
 
 
-def order_right(judged: Sequence[Judged]) -> float:
+def order_right(judged: Sequence[Judged], tie: float = 0.0) -> float:
     """Return the share of pairs of methods, on one link, of which the faster one is predicted; NaN without a pair.
 
-    Pairs whose measured times differ by less than 5 % have no faster one.
+    Args:
+        judged: settings with their predictions.
+        tie: how much slower, as a share, the slower one must have been measured for a pair to count.
     """
     pairs = [
         (first.row["step_s"] < second.row["step_s"]) == (first.predicted_s < second.predicted_s)
         for first, second in itertools.combinations(judged, 2)
         if all(first.row[name] == second.row[name] for name in ("model", "workers", "rate"))
-        and abs(math.log(first.row["step_s"] / second.row["step_s"])) > _TIE
+        and abs(math.log(first.row["step_s"] / second.row["step_s"])) >= math.log1p(tie)
     ]
     return sum(pairs) / len(pairs) if pairs else math.nan
