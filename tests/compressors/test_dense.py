@@ -30,3 +30,8 @@ def test_refuses_what_is_no_vector() -> None:
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         Dense().select(torch.zeros(2, 3), 1)
+
+
+def test_refuses_other_values() -> None:
+    with pytest.raises(ValueError, match="values must be one of same, bf16, fp16, got 'int8'"):
+        Dense(values="int8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -37,22 +38,28 @@ class DenseAllReduce(Collective):
         """Spread the entries over a dense vector and send that; neither counts nor the wire matter."""
         return self._reduce(sparse.dense(), call.line)
 
-    def start_dense(self, vector: Tensor, *, group: dist.ProcessGroup | None = None) -> Exchange:
+    def start_dense(
+        self, vector: Tensor, *, dtype: torch.dtype | None = None, group: dist.ProcessGroup | None = None
+    ) -> Exchange:
         """Send a dense vector, which becomes the mean in place.
 
         Args:
             vector: ``[numel]`` of any dtype that the backend reduces; divided by the world size first, as DDP does.
+            dtype: what it is rounded to on its way and summed up in, None for its own; then the mean is in
+                ``vector`` only when the exchange is finished.
             group: process group, or None for the default one.
         """
         line = Line(group)
-        return Exchange(self._reduce(vector, line), line)
+        return Exchange(self._reduce(vector, line, dtype), line)
 
-    def _reduce(self, vector: Tensor, line: Line) -> Program:
-        yield line.all_reduce(vector.div_(line.world_size))
+    def _reduce(self, vector: Tensor, line: Line, dtype: torch.dtype | None = None) -> Program:
+        mean = vector.div_(line.world_size)
+        sent = mean if dtype is None else mean.to(dtype)
+        yield line.all_reduce(sent)
 
         def finish(out: Tensor) -> Outcome:
-            if out.data_ptr() != vector.data_ptr():
-                out.copy_(vector)
+            if out.data_ptr() != sent.data_ptr():
+                out.copy_(sent)
             return Outcome(ops.all_finite(out))
 
         return finish

@@ -77,6 +77,11 @@ class Compressor(ABC):
         return True
 
     @property
+    def dense_dtype(self) -> torch.dtype | None:
+        """What a dense vector is rounded to on its way; None for its own dtype."""
+        return None
+
+    @property
     def draws_alike(self) -> bool:
         """Whether every worker chooses the same indices of whatever is finite: then ``drawn`` says which."""
         return False

@@ -73,6 +73,7 @@ def advise(
     if apply is not None:
         left_out = command.apply_advice(apply, setting, count, advice)
         typer.echo(f"Written: {apply}", err=as_json)
+        typer.echo(f"Train with it on {count} workers: torchrun ... -m gaussiank train --config {apply}", err=as_json)
         if left_out:
             typer.echo(f"This version's train has no setting for {', '.join(left_out)}.", err=True)
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import math
 import subprocess
@@ -11,9 +13,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import gaussiank
 from gaussiank.lab.cli import app, main
 from gaussiank.lab.cluster.advice import DENSITIES, LEAST_GAIN, TOLERANCE, advise
-from gaussiank.lab.cluster.advise_command import gain_text, likeness
+from gaussiank.lab.cluster.advise_command import call_text, gain_text, likeness
 from gaussiank.lab.cluster.presets import PRESETS, Uncertainty
 from gaussiank.lab.cluster.setting import Setting, of_preset
 from gaussiank.sim import Bucket, Cluster, Curve, Device, Link, Scenario, Tier, Workload
@@ -126,9 +129,29 @@ def test_text_says_what_why_and_how_sure() -> None:
 
 def test_an_interval_that_rounds_to_a_number_is_that_number() -> None:
     advice = advise(setting(), 4)
-    assert gain_text(replace(advice, gain=2.301, low=2.296, high=2.304)).endswith(": 2.30x with 80 % probability.")
+    assert gain_text(replace(advice, gain=2.301, low=2.296, high=2.304)).endswith(
+        ": 2.30x, with 80 % probability to within 0.01."
+    )
     assert gain_text(replace(advice, gain=2.34, low=2.296, high=2.304)).endswith("2.34x, with 80 % probability 2.30x.")
     assert gain_text(replace(advice, gain=2.3, low=2.2, high=2.4)).endswith(", with 80 % probability 2.20x to 2.40x.")
+
+
+def test_the_call_is_one_that_the_hook_takes() -> None:
+    sparse = advise(setting(), 4)
+    assert sparse.compress
+    call = ast.parse(call_text(sparse)).body[0]
+    assert isinstance(call, ast.Expr)
+    assert isinstance(call.value, ast.Call)
+    given = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.value.keywords}
+    method = sparse.best.method
+    assert given == {
+        "density": method.density, "compressor": "topk", "scope": method.scope, "wire": method.wire.name,
+        "collective": method.collective,
+    }  # fmt: skip
+    assert set(given) <= set(inspect.signature(gaussiank.compress).parameters)
+    wide, narrow = (replace(sparse, compress=False, baseline=one) for one in sparse.dense)
+    assert call_text(wide) == ""
+    assert call_text(narrow) == 'gaussiank.compress(model, compressor="dense:values=bf16")'
 
 
 def test_rows_that_are_too_close_to_call_are_said_to_be() -> None:

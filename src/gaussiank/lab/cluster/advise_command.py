@@ -30,6 +30,8 @@ def show_advice(console: Console, setting: Setting, workers: int, advice: Advice
     )
     for line in (verdict(advice), gain_text(advice), *reasons(setting, workers, advice)):
         console.print(line, highlight=False)
+    if call := call_text(advice):
+        console.print(f"\n    {call}", highlight=False, soft_wrap=True)
     console.print()
     rows = sorted((*advice.dense, *advice.ranked), key=lambda candidate: candidate.step_s)
     console.print(_alternatives(rows, advice.baseline))
@@ -67,7 +69,7 @@ def gain_text(advice: Advice) -> str:
 def _surely(advice: Advice) -> str:
     gain, low, high = map(times_text, (advice.gain, advice.low, advice.high))
     if low == gain == high:
-        return " with 80 % probability"
+        return ", with 80 % probability to within 0.01"
     return f", with 80 % probability {low if low == high else f'{low} to {high}'}"
 
 
@@ -106,8 +108,19 @@ def reasons(setting: Setting, workers: int, advice: Advice) -> list[str]:
             f"here it is {bits_text(link.bandwidth_bits_s)}."
         )
     if not advice.compress and advice.baseline.method.value_bytes == 2:
-        lines.append("16-bit dense needs no gaussiank: register torch's bf16_compress_hook.")
+        lines.append("16-bit dense is the call below; on NCCL, torch's own bf16_compress_hook does the same.")
     return lines
+
+
+def call_text(advice: Advice) -> str:
+    """Return the line of code that does what is advised; nothing where plain DDP does."""
+    how = _settings(advice)
+    if how == {"methods": ["dense"]}:
+        return ""
+    (compressor,) = how.pop("methods")
+    arguments = {"density": how.pop("density", None), "compressor": compressor, **how}
+    written = (f"{name}={value!r}".replace("'", '"') for name, value in arguments.items() if value is not None)
+    return f"gaussiank.compress(model, {', '.join(written)})"
 
 
 def advice_text(setting: Setting, workers: int, advice: Advice) -> str:
@@ -126,6 +139,7 @@ def advice_text(setting: Setting, workers: int, advice: Advice) -> str:
             "gain": advice.gain,
             "gain_low": advice.low,
             "gain_high": advice.high,
+            "call": call_text(advice),
             "best": _record(advice.best),
             "baseline": _record(advice.baseline),
             "pays_below_bits_s": advice.pays_below_bits_s if math.isfinite(advice.pays_below_bits_s) else None,
@@ -146,17 +160,8 @@ def apply_advice(path: Path, setting: Setting, workers: int, advice: Advice) -> 
     from gaussiank.lab.config import TrainConfig
     from gaussiank.lab.models import MODELS
 
-    method = advice.best.method
     model = setting.scenario.workload.name
-    wanted: dict[str, Any] = {"workers": workers, "methods": ["dense"]}
-    if advice.compress:
-        wanted |= {
-            "methods": [method.compressor],
-            "density": method.density,
-            "scope": method.scope,
-            "wire": method.wire.name,
-            "collective": method.collective,
-        }
+    wanted = {"workers": workers, **_settings(advice)}
     if model in MODELS:
         wanted["model"] = model
     known = {field.name for field in dataclasses.fields(TrainConfig)}
@@ -164,6 +169,21 @@ def apply_advice(path: Path, setting: Setting, workers: int, advice: Advice) -> 
     text = json.dumps({name: value for name, value in wanted.items() if name in known}, indent=2) + "\n"
     path.write_text(text, encoding="utf-8", newline="\n")
     return [f"{name}={value}" for name, value in wanted.items() if name not in known]
+
+
+def _settings(advice: Advice) -> dict[str, Any]:
+    """Return what is advised, by the names that ``train`` and ``compress`` have for it."""
+    method = advice.best.method
+    if not advice.compress:
+        narrow = advice.baseline.method.value_bytes == 2
+        return {"methods": ["dense:values=bf16" if narrow else "dense"]}
+    return {
+        "methods": [method.compressor],
+        "density": method.density,
+        "scope": method.scope,
+        "wire": method.wire.name,
+        "collective": method.collective,
+    }
 
 
 def _record(candidate: Candidate) -> dict[str, Any]:
