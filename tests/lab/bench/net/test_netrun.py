@@ -10,12 +10,13 @@ import pytest
 
 from gaussiank.lab.bench.net import netrun
 from gaussiank.lab.bench.net.carriers import Spent
-from gaussiank.lab.bench.net.methods import NetMethod
+from gaussiank.lab.bench.net.methods import NetMethod, parse_method
 from gaussiank.lab.bench.net.netrun import NetBench, NetConfig, Setting, possible
 from gaussiank.lab.bench.net.ranks import Ranks
 from gaussiank.lab.bench.net.rates import parse_rate
-from gaussiank.lab.bench.net.trainer import StepRow, Window
+from gaussiank.lab.bench.net.trainer import StepRow, Trainer, Window
 from gaussiank.lab.bench.net.wires import missing
+from gaussiank.lab.bench.net.workloads import parse_workload
 from gaussiank.lab.bench.rows import Row
 
 LENET5 = 61_706
@@ -97,6 +98,27 @@ def test_it_trains_until_a_loss(rows: list[Row]) -> None:
     assert all(one["loss_s"] is None for one in rows)
 
 
+def test_a_method_that_is_recalled_goes_on_where_it_was() -> None:
+    def prepare(name: str) -> None:
+        ranks.call("prepare", parse_workload("lenet5"), parse_method(name), 0.01, 2, 0)
+        ranks.call("attach")
+
+    def losses(steps: int) -> list[float]:
+        (window,) = ranks.call("measure", steps, 60.0, None)
+        return [step.loss for step in window.steps]
+
+    with Ranks(1, False, Trainer) as ranks:
+        prepare("topk")
+        straight = losses(4)
+        prepare("topk")
+        first = losses(2)
+        ranks.call("keep", "topk")
+        prepare("ddp")
+        losses(1)
+        ranks.call("recall", "topk")
+        assert first + losses(2) == straight
+
+
 @needs_namespaces
 def test_a_shaped_link_slows_the_dense_exchange_and_the_kernel_counts_it() -> None:
     config = NetConfig(("vector:1e5",), ("50mbit",), ("ddp", "topk", "topk/auto"), (2,), rounds=1, steps=3)
@@ -110,7 +132,7 @@ def test_a_shaped_link_slows_the_dense_exchange_and_the_kernel_counts_it() -> No
 class Interrupted(NetBench):
     """The user presses Ctrl-C when the second method begins."""
 
-    def _window(self, ranks: Ranks, setting: Setting, method: NetMethod) -> list[Window]:
+    def _window(self, ranks: Ranks, setting: Setting, method: NetMethod, again: bool) -> list[Window]:
         if method.name == "topk":
             raise KeyboardInterrupt
         spent = Spent(None, None, None, 8, 2, dense=True)

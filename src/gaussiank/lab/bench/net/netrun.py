@@ -43,6 +43,8 @@ class NetConfig:
         steps: measured in each round, at most.
         warm: steps before them, at full speed.
         budget_s: seconds for the measured steps of a method and round; at least one step is taken.
+        together: set each method up once and take turns between all of them, so that what is compared lies a second or
+            two apart; for ratios near 1.
         until_loss: train each method once until its loss falls below this, at most ``steps`` steps, and note the time.
         seed: of weights, data and vectors.
 
@@ -60,6 +62,7 @@ class NetConfig:
     steps: int = 10
     warm: int = 4
     budget_s: float = 5.0
+    together: bool = False
     until_loss: float | None = None
     seed: int = 0
 
@@ -165,8 +168,10 @@ class NetBench:
         for turn in range(self.config.rounds if self.config.until_loss is None else 1):
             for method in methods:
                 self.on_note(f"{setting}: {method.name}, round {turn + 1}")
-                window = self._window(ranks, setting, method)
+                window = self._window(ranks, setting, method, again=self.config.together and turn > 0)
                 rounds.setdefault(method, []).append(window)
+        if self.config.together:
+            ranks.call("drop")
 
     def _rows(self, setting: Setting, rounds: dict[NetMethod, list[list[Window]]]) -> list[Row]:
         shared = {**_about(setting, self.config), "load_before": round(self._load_before, 2), **origin()}
@@ -174,8 +179,18 @@ class NetBench:
         _compare(rows)
         return [{**row, **shared} for row in rows]
 
-    def _window(self, ranks: Ranks, setting: Setting, method: NetMethod) -> list[Window]:
-        """Set a method up at full speed, measure it at the link's rate."""
+    def _window(self, ranks: Ranks, setting: Setting, method: NetMethod, again: bool) -> list[Window]:
+        config = self.config
+        if again:
+            ranks.call("recall", method.name)
+        else:
+            self._set_up(ranks, setting, method)
+        windows: list[Window] = ranks.call("measure", config.steps, config.budget_s, config.until_loss)
+        ranks.call(*(("keep", method.name) if config.together else ("drop",)))
+        return windows
+
+    def _set_up(self, ranks: Ranks, setting: Setting, method: NetMethod) -> None:
+        """Set a method up at full speed, and the link to its rate."""
         config, full = self.config, parse_rate(UNSHAPED)
         if setting.rate.isolated:
             ranks.shape(full)
@@ -190,9 +205,6 @@ class NetBench:
         ranks.call("warm", config.warm if config.until_loss is None else 0)
         if setting.rate.isolated:
             ranks.shape(setting.rate)
-        windows: list[Window] = ranks.call("measure", config.steps, config.budget_s, config.until_loss)
-        ranks.call("drop")
-        return windows
 
 
 def _about(setting: Setting, config: NetConfig) -> Row:

@@ -91,6 +91,7 @@ class Trainer:
         self._data: dict[str, tuple[TrainConfig, Data]] = {}
         self._carrier: Carrier | VectorCarrier | None = None
         self._course: _Course | None = None
+        self._kept: dict[str, tuple[Carrier | VectorCarrier | None, _Course | None, int]] = {}
 
     def prepare(self, workload: Workload, method: NetMethod, density: float, batch_size: int, seed: int) -> None:
         """Make the model and whatever carries its gradients."""
@@ -165,9 +166,18 @@ class Trainer:
             reached = len(rows) >= _SMOOTHED and float(recent) / self._world_size <= target
         return Window(rows, None, self._numel, reached)
 
+    def keep(self, name: str) -> None:
+        """Put the model aside; another may be prepared."""
+        self._kept[name] = self._carrier, self._course, self._numel
+
+    def recall(self, name: str) -> None:
+        """Go on with a model that was put aside."""
+        self._carrier, self._course, self._numel = self._kept[name]
+
     def drop(self) -> None:
-        """Forget the model."""
+        """Forget the model, and all that were put aside."""
         self._carrier = self._course = None
+        self._kept.clear()
         gc.collect()
 
     # ------------------------------------------------------------------ one step
