@@ -19,24 +19,22 @@ def compact_wire(*, accelerator: bool) -> str:
     return "chunks+bf16" if accelerator else "rice+bf16"
 
 
-def default_method(density: float) -> Method:
-    """Return today's default: exact Top_k of each bucket, entries as they are, all-gather."""
-    return Method(DEFAULT_NAME, "topk", density)
+def default_method(density: float, *, accelerator: bool) -> Method:
+    """Return today's default: exact Top_k of each bucket, the compact wire, all-gather."""
+    return Method(DEFAULT_NAME, "topk", density, WIRES[compact_wire(accelerator=accelerator)])
 
 
 def all_methods(density: float, *, accelerator: bool) -> tuple[Method, ...]:
     """Return the methods of the table of ``gaussiank simulate``."""
-    topk = default_method(density)
-    wire = WIRES[compact_wire(accelerator=accelerator)]
-    compact = replace(topk, name=f"topk {wire.name}", wire=wire)
-    names = {"split": "split", "tree": "tree", "leader": "leader", "hierarchical": "hierarchical"}
+    topk = default_method(density, accelerator=accelerator)
+    collectives = ("split", "tree", "leader", "hierarchical")
     return (
         DENSE,
         DENSE_16,
         topk,
-        compact,
-        *(replace(compact, name=f"topk {name}", collective=key) for key, name in names.items()),
-        Method("gaussiank", "gaussiank", density, room=4 / 3),  # the top of its band
-        Method("dgc", "dgc", density),
-        Method("trimmedtopk", "trimmedtopk", density),
+        replace(topk, name="topk raw+fp32", wire=WIRES["raw+fp32"]),
+        *(replace(topk, name=f"topk {name}", collective=name) for name in collectives),
+        Method("gaussiank", "gaussiank", density, topk.wire, room=4 / 3),  # the top of its band
+        Method("dgc", "dgc", density, topk.wire),
+        Method("trimmedtopk", "trimmedtopk", density, topk.wire),
     )

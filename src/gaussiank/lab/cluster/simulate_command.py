@@ -13,7 +13,7 @@ from rich.console import Console
 import gaussiank
 from gaussiank.sim import Prediction, chrome_trace_text, predict, simulate
 
-from .methods import DENSE, DENSE_16, all_methods, default_method
+from .methods import DEFAULT_NAME, DENSE, DENSE_16, all_methods
 from .setting import Setting
 from .tables import best_dense, count_text, detail_table, scaling_table
 
@@ -128,12 +128,12 @@ def write_figures(
     """Write the scaling figure, the timeline's, and a Chrome trace of each method in it."""
     from .figures import save, scaling_figure, timeline_figure
 
-    scenario, default = setting.scenario, default_method(density)
+    scenario, default = setting.scenario, DEFAULT_NAME
     rows = [row for row in predictions if row.workers == workers]
     best = min((row for row in rows if row is not best_dense(rows)), key=lambda row: row.step_s).method
-    names = dict.fromkeys([DENSE.name, DENSE_16.name, default.name, "gaussiank", best])
+    names = dict.fromkeys([DENSE.name, DENSE_16.name, default, "gaussiank", best])
     methods = {method.name: method for method in all_methods(density, accelerator=setting.accelerator)}
-    shown = dict.fromkeys([best_dense(rows).method, default.name, best])
+    shown = dict.fromkeys([best_dense(rows).method, default, best])
     timelines = [simulate(scenario, methods[name], workers, steps=1, seed=seed) for name in shown]
     paths = [
         save(scaling_figure(predictions, list(names)), out / "scaling.svg"),
