@@ -89,6 +89,24 @@ class Auto(Collective):
         pilot = Pilot(self.every) if self.every and not self.mbit else None
         return replace(self, choices=choices, link=link, pilot=pilot)
 
+    @property
+    def finding(self) -> str:
+        """What it knows of the link and what proved faster, in words; empty before it has joined.
+
+        Example:
+            >>> Auto(link=Link(5e-5, 12.5e6, 2e-9), way="sparse").finding
+            '100 Mbit/s, 50 us a message; sparse proved faster than dense'
+        """
+        if self.link is None:
+            return ""
+        proved = {
+            "predicted": "dense or sparse as predicted",
+            "dense": "dense proved faster than sparse, or nearly so",
+            "sparse": "sparse proved faster than dense",
+        }
+        mbit = self.link.bytes_per_s / 125e3
+        return f"{mbit:,.0f} Mbit/s, {1e6 * self.link.latency_s:.0f} us a message; {proved[self.way]}"
+
     def at_step(self, group: dist.ProcessGroup, buckets: Sequence[tuple[int, int]], wire: Wire) -> Auto:
         """Follow the link, and what proves faster."""
         return self if self.pilot is None else self.pilot.steer(self, group, buckets, wire)

@@ -190,7 +190,9 @@ class _Run:
         self.report({"kind": "begin", "method": method, "steps": training.steps, "done": training.done})
         if self._progress:
             self._progress.begin(method, training.steps, training.done)
-        training.run()
+        closing = training.run()
+        if self._progress and "auto" in closing:
+            self._progress.say(f"{method}, auto: {closing['auto']}")
         if recorder:
             recorder.close()
             if self._progress:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from gaussiank.collectives import Auto
 from gaussiank.compressors import parse_compressor
 from gaussiank.hook import Compression, compress
 from gaussiank.lab.clipping import GradientCarrier, clip_local
@@ -65,6 +66,7 @@ class Stepper:
         self._exchange = DistributedDataParallel(GradientCarrier(self.model) if self._clips else self.model)
         self.precision = Precision(config.precision, self._device)
         compressor = parse_compressor(method)
+        self._sends_all = compressor.sends_all
         correction = config.correction(compressor)
         self._compression: Compression = compress(
             self._exchange,
@@ -93,6 +95,12 @@ class Stepper:
     def metrics(self) -> Metrics:
         """What the last step sent."""
         return self._compression.metrics
+
+    @property
+    def finding(self) -> str:
+        """What ``auto`` found out about the link; empty with other collectives."""
+        collective = self._compression.collective
+        return collective.finding if isinstance(collective, Auto) and not self._sends_all else ""
 
     def take(self, lr: float, batches: Sequence[Batch]) -> StepTimes:
         """Take a step on the mean loss of some batches.

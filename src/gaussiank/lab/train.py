@@ -158,6 +158,7 @@ class Training:
             **self._evaluation,
             **self._measurements.closing(),
             **skipped,
+            **({"auto": finding} if (finding := self._stepper.finding) else {}),
             "digest": self._digest(),
         }
 

@@ -39,5 +39,7 @@ def test_what_is_no_row_is_named(tmp_path: Path, line: str) -> None:
 
 
 def test_missing_rows_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"^out must hold rows\.jsonl, got .*\. Give a directory that bench"):
+    with pytest.raises(
+        FileNotFoundError, match=r"^directory must hold rows\.jsonl, got .*\. Give a directory that bench"
+    ):
         read_rows(tmp_path)

@@ -59,7 +59,7 @@ def read_rows(out: Path) -> list[Row]:
     """
     path = out / ROWS_NAME
     if not path.is_file():
-        raise FileNotFoundError(f"out must hold {ROWS_NAME}, got {out}. Give a directory that bench has written.")
+        raise FileNotFoundError(f"directory must hold {ROWS_NAME}, got {out}. Give a directory that bench has written.")
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
     if text and not text.endswith("\n"):

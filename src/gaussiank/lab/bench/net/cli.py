@@ -76,8 +76,8 @@ def predict_command(
 ) -> None:
     """Compare the cost model with a run of the network lab: fitted on half of its settings, judged on the rest.
 
-    Computing is taken from the run without exchange; DDP, its 16-bit hooks, and ours with allgather, split, leader and
-    tree are predicted. Needs models, not vectors.
+    Computing is taken from the run without exchange; DDP, its 16-bit hooks, and ours with allgather, split and
+    leader are predicted. Needs models, not vectors.
     """
     from rich.console import Console
 

@@ -37,7 +37,9 @@ def run_net(config: NetConfig, out: Path) -> int:
     say_refused(console, config.rates)
     with ending_in_order(), RowWriter(out) as writer, console.status("starting") as shown:
         settings = len(config.models) * len(config.rates) * len(config.workers)
-        console.print(f"Measuring {len(config.methods)} methods in {settings} settings.\n", highlight=False)
+        console.print(
+            f"Measuring {len(config.methods)} methods in {settings} setting{'s' * (settings > 1)}.\n", highlight=False
+        )
         try:
             for rows in NetBench(config, shown.update).run():
                 for row in rows:
