@@ -29,6 +29,10 @@ def net_command(
     rounds: Annotated[int | None, typer.Option(help="Times that all methods take their turn (3).")] = None,
     steps: Annotated[int | None, typer.Option(help="Most measured steps of a method and round (10).")] = None,
     budget_s: Annotated[float | None, typer.Option(help="Seconds for the steps of a method and round (5).")] = None,
+    together: Annotated[
+        bool,
+        typer.Option("--together", help="Set each method up once, keep all, take turns: closer pairs, more memory."),
+    ] = False,
     until_loss: Annotated[
         float | None, typer.Option(help="Train each method once until its loss is below, at most --steps steps.")
     ] = None,
@@ -57,6 +61,7 @@ def net_command(
         "rounds": rounds,
         "steps": steps,
         "budget_s": budget_s,
+        "together": together or None,
         "until_loss": until_loss,
     }
     given = {name: value for name, value in given.items() if value is not None}

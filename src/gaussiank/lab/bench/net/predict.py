@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from gaussiank.lab.bench.rows import Row
@@ -22,7 +23,8 @@ _WIRE = "rice+bf16"
 _OPERATIONS = {"dense": 1, "allgather": 1, "split": 2, "leader": 2}
 """Collective -> operations that follow each other and in which all wait for all; a broadcast waits for one."""
 
-_ROUNDS = 4
+_TOGETHER = (("reach",), ("unshaped_bits_s",), ("waiting_s", "growth"), ("later_s", "later_growth"))
+_ROUNDS = 3
 _Place = tuple[str, int, str]
 
 
@@ -32,22 +34,35 @@ class Knobs(NamedTuple):
     Attributes:
         reach: share of a link's rate that arrives.
         unshaped_bits_s: bits a second where nothing slows a link down.
-        waiting_s: seconds that the first operation among workers takes for each of the others, however little it sends:
-            the slowest is waited for; as many times longer as there are more workers than cores.
-        later_s: the same for each operation of an exchange that follows another.
+        waiting_s: seconds that two workers wait for the slower one in the first operation, however little it sends.
+        growth: of that with more workers, as a power of their number; where cores are few they wait for turns too.
+        later_s: seconds of each operation that follows another.
+        later_growth: of that, likewise.
     """
 
     reach: float = 0.9
     unshaped_bits_s: float = 1e10
     waiting_s: float = 1e-3
+    growth: float = 1.0
     later_s: float = 1e-3
+    later_growth: float = 1.0
+
+    def waits(self, workers: int, later: int) -> float:
+        """Return the seconds that an exchange of ``1 + later`` operations waits."""
+        pairs = workers / 2
+        first_s = self.waiting_s * pairs**self.growth
+        return float(first_s + later * self.later_s * pairs**self.later_growth) if workers > 1 else 0.0
 
 
+_SECONDS = tuple(10 ** (-5 + 0.05 * step) for step in range(71))
+_POWERS = tuple(0.2 * step for step in range(13))
 _CHOICES: Mapping[str, tuple[float, ...]] = {
     "reach": tuple(0.5 + 0.05 * step for step in range(11)),
     "unshaped_bits_s": tuple(10 ** (8.5 + 0.25 * step) for step in range(10)),
-    "waiting_s": tuple(10 ** (-5 + 0.05 * step) for step in range(71)),
-    "later_s": tuple(10 ** (-5 + 0.05 * step) for step in range(71)),
+    "waiting_s": _SECONDS,
+    "growth": _POWERS,
+    "later_s": _SECONDS,
+    "later_growth": _POWERS,
 }
 
 
@@ -93,12 +108,10 @@ def judge(rows: Sequence[Row]) -> tuple[Knobs, list[Judged]]:
             f"{len(known)}. Measure at more --rates; auto, tree and the paper's forms are not predicted."
         )
     held_out = _held_out(known)
-    seen = [row for row, held in zip(known, held_out, strict=True) if not held]
-    device = _device(seen)
-    knobs = _fit(lambda knobs: [_predicted_s(row, alone, device, knobs) for row in seen], seen)
-    return knobs, [
-        Judged(row, _predicted_s(row, alone, device, knobs), held) for row, held in zip(known, held_out, strict=True)
-    ]
+    seen = [number for number, held in enumerate(held_out) if not held]
+    predictor = _Predictor(known, alone, _device([known[number] for number in seen]))
+    knobs = _fit(predictor, seen)
+    return knobs, [Judged(row, predictor.step_s(number, knobs), held_out[number]) for number, row in enumerate(known)]
 
 
 def _held_out(rows: Sequence[Row]) -> list[bool]:
@@ -120,20 +133,35 @@ def method_of(row: Row) -> Method | None:
     return Method(method.name, method.compressor, row["density"], WIRES[_WIRE], method.collective)
 
 
-def _predicted_s(row: Row, alone: Mapping[_Place, Row], device: Device, knobs: Knobs) -> float:
-    method = method_of(row)
-    assert method is not None  # known
-    rate = parse_rate(row["rate"])
-    if rate.bits_s is None:
-        link = Link(row["rate"], knobs.unshaped_bits_s)
-    else:
-        link = Link(row["rate"], knobs.reach * rate.bits_s, burst_bytes=rate.burst_bytes)
-    scenario = Scenario(_workload(alone[_place(row)]), device, Cluster("lab", (Tier("rack", link),)), OVERLAP)
-    step_s = simulate(scenario, method, workers=row["workers"]).step_s
-    later = _OPERATIONS["dense" if method.sends_all else method.collective] - 1
-    others: int = row["workers"] - 1
-    turns: float = max(1.0, row["workers"] / row["cores"])
-    return step_s + others * (turns * knobs.waiting_s + later * knobs.later_s)
+class _Predictor:
+    """Predict the steps of some rows; what does not wait is simulated once for each link.
+
+    Args:
+        rows: what to predict.
+        alone: what computing takes beside them.
+        device: how long selection and decoding take.
+    """
+
+    def __init__(self, rows: Sequence[Row], alone: Mapping[_Place, Row], device: Device) -> None:
+        self.rows, self._alone, self._device = rows, alone, device
+        self._kinds = [(method_of(row), parse_rate(row["rate"])) for row in rows]
+        self._simulated: dict[tuple[int, Link], float] = {}
+
+    def step_s(self, number: int, knobs: Knobs) -> float:
+        """Return the seconds of a step of row ``number``."""
+        row = self.rows[number]
+        method, rate = self._kinds[number]
+        assert method is not None  # known
+        if rate.bits_s is None:
+            link = Link(row["rate"], knobs.unshaped_bits_s)
+        else:
+            link = Link(row["rate"], knobs.reach * rate.bits_s, burst_bytes=rate.burst_bytes)
+        if (number, link) not in self._simulated:
+            workload, cluster = _workload(self._alone[_place(row)]), Cluster("lab", (Tier("rack", link),))
+            scenario = Scenario(workload, self._device, cluster, OVERLAP)
+            self._simulated[number, link] = simulate(scenario, method, workers=row["workers"]).step_s
+        later = _OPERATIONS["dense" if method.sends_all else method.collective] - 1
+        return self._simulated[number, link] + knobs.waits(row["workers"], later)
 
 
 def _place(row: Row) -> _Place:
@@ -173,15 +201,18 @@ def _curve(points: Mapping[int, Sequence[float]]) -> Curve:
     return Curve.of((numel, max(1e-9, statistics.median(points[numel]))) for numel in sorted(points))
 
 
-def _fit(predict: Callable[[Knobs], list[float]], rows: Sequence[Row]) -> Knobs:
-    """Turn one knob after the other to where the mean error of logarithms is least."""
+def _fit(predictor: _Predictor, seen: Sequence[int]) -> Knobs:
+    """Turn the knobs, those that belong together at once, to where the mean error of logarithms is least."""
 
     def loss(knobs: Knobs) -> float:
-        pairs = zip(predict(knobs), rows, strict=True)
-        return statistics.fmean(abs(math.log(predicted_s / row["step_s"])) for predicted_s, row in pairs)
+        return statistics.fmean(
+            abs(math.log(predictor.step_s(number, knobs) / predictor.rows[number]["step_s"])) for number in seen
+        )
 
     knobs = Knobs()
     for _ in range(_ROUNDS):
-        for name, choices in _CHOICES.items():
-            knobs = min((knobs._replace(**{name: choice}) for choice in choices), key=loss)
+        for names in _TOGETHER:
+            choices = itertools.product(*(_CHOICES[name] for name in names))
+            turned = (knobs._replace(**dict(zip(names, choice, strict=True))) for choice in choices)
+            knobs = min(turned, key=loss)
     return knobs

@@ -43,8 +43,9 @@ def show_predictions(out: Path, console: Console) -> None:
     console.print(table)
     console.print(
         f"\nFitted: {100 * knobs.reach:.0f} % of a rate arrives, {knobs.unshaped_bits_s / 1e9:.1f} Gbit/s unshaped, "
-        f"{1e3 * knobs.waiting_s:.2f} ms waiting for each other worker, {1e3 * knobs.later_s:.2f} ms again in each "
-        "operation that follows another.",
+        f"{1e3 * knobs.waiting_s:.2f} ms of waiting between two workers, growing as their number to the "
+        f"{knobs.growth:.1f}; {1e3 * knobs.later_s:.2f} ms, to the {knobs.later_growth:.1f}, in each operation that "
+        "follows another.",
         highlight=False,
     )
     console.print(verdict(judged), highlight=False)
