@@ -114,6 +114,10 @@ def test_records_are_not_overwritten(trained: tuple[Path, str]) -> None:
         (["--model", "gpt9"], "model must be one of fnn3, lenet5, resnet20, vgg16, alexnet, vgg16-imagenet, resnet50,"),
         (["--dataset", "mnist"], "data_dir must hold mnist, got no folder (--data-dir was not given) without train-im"),
         (["--batch-size", "9000", "--workers", "2"], "batch_size must be in [1, 5000] for 10000 images on 2 workers"),
+        (
+            ["--collective", "gossip"],
+            "collective must be one of dense, allgather, split, leader, tree, hierarchical, auto",
+        ),
         (["--device", "cuda"], "device must be cpu where torch sees no CUDA, got 'cuda'."),
     ],
 )

@@ -209,8 +209,10 @@ def test_a_resumed_run_records_gradients_as_it_did_or_not_at_all(
     assert contents(run_dir) == before
     rewrite_manifest(run_dir, study=None)
     start(Options(resume=run_dir), {})
-    start(Options(resume=run_dir, record=50), {})
-    assert launched[2:] == [None, {"every": 50}]
+    start(Options(resume=run_dir, record=50, record_vectors=4), {})
+    assert launched[2:] == [None, {"every": 50, "vectors": 4}]
+    with pytest.raises(ValueError, match=r"^record_vectors must come with --record, got 4 alone\."):
+        start(Options(resume=run_dir, record_vectors=4), {})
 
 
 def test_an_older_checkpoint_needs_a_directory_of_its_own(run_dir: Path, tmp_path: Path) -> None:

@@ -116,6 +116,9 @@ def train(
     record: Annotated[
         int | None, typer.Option(help="Record the gradients of each method every so many steps, for analyze.")
     ] = None,
+    record_vectors: Annotated[
+        int | None, typer.Option(help="Keep at most so many whole vectors of --record as well, for replay.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Directory of the run; a new one below runs/ if not given.")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints; none without it.")] = None,
     checkpoint_dir: Annotated[
@@ -221,6 +224,10 @@ def main() -> None:
         _end(error, 2)
     except RuntimeError as error:
         _end(error, 1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _end(ValueError(f"{error.filename} must be a place to write to, got: {error.strerror}. Give another."), 2)
 
 
 def _end(error: Exception, status: int) -> NoReturn:

@@ -11,6 +11,8 @@ from rich.console import Console
 from gaussiank.lab.cluster.presets import PRESETS
 
 _PRESET = typer.Option(help=f"Cluster: {', '.join(PRESETS)}.")
+_GBIT = typer.Option(help="Gigabits a second between a preset's machines, in place of its own.")
+_PER_NODE = typer.Option(help="Workers that share a machine and its link, in place of the preset's.")
 
 
 def simulate(
@@ -18,6 +20,8 @@ def simulate(
     probe: Annotated[Path | None, typer.Option(help="File that gaussiank probe has written.")] = None,
     model: Annotated[str | None, typer.Option(help="Model, such as resnet50; a probe has its own.")] = None,
     workers: Annotated[str | None, typer.Option(help="Numbers of workers, by comma; 1 to 4096 if not given.")] = None,
+    gbit: Annotated[float | None, _GBIT] = None,
+    per_node: Annotated[int | None, _PER_NODE] = None,
     density: Annotated[float, typer.Option(help="Share of entries to send, in (0, 1].")] = 0.001,
     price: Annotated[float | None, typer.Option(help="Of a worker's hour: shows the cost of an epoch.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of jitter and stragglers.")] = 0,
@@ -31,12 +35,12 @@ def simulate(
 
     console = Console()
     if paper:
-        if preset or probe or model or workers or as_json or out:
+        if preset or probe or model or workers or gbit or per_node or as_json or out:
             raise ValueError("paper must stand alone, got other options beside it. It has its own setting.")
         command.show_paper(console)
         return
     command.require_price(price)
-    setting = resolve(preset, probe, model)
+    setting = resolve(preset, probe, model, gbit, per_node)
     counts, detailed = command.counts_of(setting, command.parse_counts(workers))
     predictions = command.run_simulation(setting, counts, density, seed)
     if as_json:
@@ -54,6 +58,8 @@ def advise(
     workers: Annotated[
         int | None, typer.Option(help="Number of workers; the preset's or the probe's if not given.")
     ] = None,
+    gbit: Annotated[float | None, _GBIT] = None,
+    per_node: Annotated[int | None, _PER_NODE] = None,
     density: Annotated[float | None, typer.Option(help="The only density to consider.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
     apply: Annotated[Path | None, typer.Option(help="Write the settings to this file, for train --config.")] = None,
@@ -63,7 +69,7 @@ def advise(
     from gaussiank.lab.cluster.advice import advise as consider
     from gaussiank.lab.cluster.setting import resolve
 
-    setting = resolve(preset, probe, model)
+    setting = resolve(preset, probe, model, gbit, per_node)
     count = setting.workers if workers is None else workers
     advice = consider(setting, count, density)
     if as_json:
@@ -71,11 +77,8 @@ def advise(
     else:
         command.show_advice(Console(), setting, count, advice)
     if apply is not None:
-        left_out = command.apply_advice(apply, setting, count, advice)
-        typer.echo(f"Written: {apply}", err=as_json)
-        typer.echo(f"Train with it on {count} workers: torchrun ... -m gaussiank train --config {apply}", err=as_json)
-        if left_out:
-            typer.echo(f"This version's train has no setting for {', '.join(left_out)}.", err=True)
+        said = command.apply_advice(apply, setting, count, advice)
+        typer.echo(f"Written: {apply}\n{said}", err=as_json)
 
 
 def probe(

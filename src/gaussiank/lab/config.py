@@ -139,8 +139,9 @@ class TrainConfig:
         self._check_numbers()
 
     def _require_feedback(self, method: str) -> None:
+        collective, compressor = parse_collective(self.collective), parse_compressor(method)
         try:
-            require_feedback(parse_collective(self.collective), parse_compressor(method))
+            require_feedback(collective, compressor)
         except ValueError as error:
             raise ValueError(f"{error} Or leave {method} out of --methods.") from None
 

@@ -67,6 +67,7 @@ class Stepper:
         self.precision = Precision(config.precision, self._device)
         compressor = parse_compressor(method)
         self._sends_all = compressor.sends_all
+        self._taken = self._sent_dense = 0
         correction = config.correction(compressor)
         self._compression: Compression = compress(
             self._exchange,
@@ -100,7 +101,9 @@ class Stepper:
     def finding(self) -> str:
         """What ``auto`` found out about the link; empty with other collectives."""
         collective = self._compression.collective
-        return collective.finding if isinstance(collective, Auto) and not self._sends_all else ""
+        if not isinstance(collective, Auto) or self._sends_all:
+            return ""
+        return f"{collective.finding}; {self._sent_dense} of {self._taken} steps were dense"
 
     def take(self, lr: float, batches: Sequence[Batch]) -> StepTimes:
         """Take a step on the mean loss of some batches.
@@ -122,7 +125,9 @@ class Stepper:
         elif self.average is not None:
             self.average.update()
         ended = self._now()
-        return StepTimes(loss.item(), ended - started, back - self._compression.metrics.launched_at)
+        self._taken += 1
+        self._sent_dense += self.metrics.kept == self.metrics.numel
+        return StepTimes(loss.item(), ended - started, back - self.metrics.launched_at)
 
     def _backward(self, batches: Sequence[Batch]) -> Tensor:
         """Leave the exchanged gradient in the parameters; returns this worker's loss."""

@@ -38,6 +38,7 @@ class Options:
     checkpoint_form: str | None = None
     max_restarts: int = 0
     record: int | None = None
+    record_vectors: int | None = None
     track: str | None = None
 
 
@@ -154,15 +155,25 @@ def _plan(options: Options, run_dir: Path, resume: Resume | None) -> CheckpointP
 
 def _record(options: Options, resume: Resume | None) -> dict[str, Any] | None:
     """Return the options of the recorder; a resumed run records as it did."""
-    every = options.record
-    if every is not None and every < 1:
-        raise ValueError(f"record must be at least 1, got {every}. Leave it out to record no gradients.")
+    record = {"every": options.record, "vectors": options.record_vectors}
+    names = {"every": "record", "vectors": "record_vectors"}
+    for key, value in record.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{names[key]} must be at least 1, got {value}. Leave it out to record none.")
     saved = None if resume is None else resume.manifest.study
     if resume is not None and saved is not None:
-        if every not in (None, saved["every"]):
-            raise ValueError(f"record must be {saved['every']}, as in {resume.path}, got {every}. Leave it out.")
-        every = saved["every"]
-    return None if every is None else {"every": every}
+        for key, value in record.items():
+            if value not in (None, saved.get(key)):
+                was = saved.get(key) or "left out"
+                raise ValueError(f"{names[key]} must be {was}, as in {resume.path}, got {value}. Leave it out.")
+            record[key] = saved.get(key)
+    if record["every"] is None:
+        if record["vectors"] is not None:
+            raise ValueError(
+                f"record_vectors must come with --record, got {record['vectors']} alone. Give --record 50."
+            )
+        return None
+    return {key: value for key, value in record.items() if value is not None}
 
 
 def _require_unused(run_dir: Path, settings: TrainConfig) -> None:

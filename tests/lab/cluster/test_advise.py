@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 import gaussiank
 from gaussiank.lab.cli import app, main
 from gaussiank.lab.cluster.advice import DENSITIES, LEAST_GAIN, TOLERANCE, advise
-from gaussiank.lab.cluster.advise_command import call_text, gain_text, likeness
+from gaussiank.lab.cluster.advise_command import apply_advice, call_text, gain_text, likeness
 from gaussiank.lab.cluster.presets import PRESETS, Uncertainty
 from gaussiank.lab.cluster.setting import Setting, of_preset
+from gaussiank.lab.recipes import default
 from gaussiank.sim import Bucket, Cluster, Curve, Device, Link, Scenario, Tier, Workload
 
 
@@ -179,8 +180,29 @@ def test_json_and_applied_configuration_agree(tmp_path: Path) -> None:
     from gaussiank.lab.config import TrainConfig
 
     TrainConfig(**{**applied, "methods": tuple(applied["methods"])})  # train takes it
-    output("advise", "--preset", "nvlink+ib", "--model", "resnet20", "--apply", str(path))
-    assert json.loads(path.read_text())["methods"] == ["dense"]
+    assert "Plain DDP does that." in output(
+        "advise", "--preset", "nvlink+ib", "--model", "resnet50", "--apply", str(path)
+    )
+    assert json.loads(path.read_text()) == {
+        **default("resnet50"), "workers": 64, "methods": ["dense"], "device": "cuda",
+    }  # fmt: skip
+
+
+def test_what_is_applied_says_what_it_is_for(tmp_path: Path) -> None:
+    wanted = setting()  # of a model that train does not have
+    advice = advise(wanted, 4)
+    said = apply_advice(tmp_path / "new" / "config.json", wanted, 4, advice)
+    assert said == "It holds the exchange alone: train has no m. Give a model of its own with --model."
+    assert json.loads((tmp_path / "new" / "config.json").read_text())["workers"] == 4
+    with pytest.raises(ValueError, match=r"^apply must be a file that can be written, got .*: Is a directory\.$"):
+        apply_advice(tmp_path, wanted, 4, advice)
+
+
+def test_the_advised_row_is_in_the_table() -> None:
+    text = output("advise", "--preset", "1gbe-workstations", "--model", "transformer-1.3b")
+    assert len([line for line in text.splitlines() if " * " in line and " ms" not in line.split("*")[0]]) >= 1
+    assert "this sends the highest density" in " ".join(text.split())
+    assert "no jitter, which simulate adds" in " ".join(text.split())
 
 
 def test_advice_from_a_preset_needs_no_torch_and_two_seconds() -> None:

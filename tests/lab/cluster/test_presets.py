@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from gaussiank.lab.cluster.methods import all_methods
@@ -62,6 +65,19 @@ def test_lab_preset_agrees_with_what_gloo_took_on_it() -> None:
     assert raw.journey(10**7, device, cluster, 4, overlap).network_s == pytest.approx(0.019, rel=0.15)
 
 
+def test_a_preset_becomes_another_cluster() -> None:
+    plain, other = of_preset("10gbe-16xV100", "resnet50"), of_preset("10gbe-16xV100", "resnet50", 25, 1)
+    assert [tier.members for tier in plain.scenario.cluster.tiers] == [4, None]
+    (tier,) = other.scenario.cluster.tiers
+    assert tier.link.bandwidth_bits_s == pytest.approx(2.5 * plain.scenario.cluster.tiers[-1].link.bandwidth_bits_s)
+    assert other.label == "10gbe-16xV100 with 25 Gb/s and 1 a machine"
+    assert any("nodes of 4" in words for words in plain.assumed)
+    assert not any("nodes of 4" in words for words in other.assumed)
+    two = of_preset("10gbe-16xV100", "resnet50", None, 2)
+    assert [tier.members for tier in two.scenario.cluster.tiers] == [2, None]
+    assert two.scenario.workload == plain.scenario.workload
+
+
 def test_wire_sizes_are_the_codecs() -> None:
     assert WIRES["raw+fp32"].payload_bytes(1000, 10**6) == 8020
     assert WIRES["rice+bf16"].payload_bytes(1000, 10**6) == pytest.approx(3524, abs=30)
@@ -75,9 +91,16 @@ def test_wire_sizes_are_the_codecs() -> None:
         (("100gbe", None, "resnet5"), "model must be one of alexnet, "),
         (("100gbe", None, None), "model must be given with a preset, got none. "),
         ((None, None, "resnet50"), "preset or probe must be given, one of them, got none. "),
+        (("100gbe", None, "resnet50", 0.0), "gbit must be above 0, got 0. "),
+        (("100gbe", None, "resnet50", None, 0), "per_node must be at least 1, got 0. "),
+        (
+            ("lab-1gbit", None, "resnet50", None, 2),
+            "per_node must be 1 for lab-1gbit, whose machines have one worker, ",
+        ),
+        ((None, Path("probe.json"), None, 5.0), "gbit must come with a preset, got 5 for probe.json. "),
     ],
 )
-def test_unknown_names_are_listed(arguments: tuple[str | None, None, str | None], sentence: str) -> None:
+def test_what_is_no_cluster_is_refused_in_a_sentence(arguments: tuple[Any, ...], sentence: str) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011  the sentence is compared
         resolve(*arguments)
     assert str(caught.value).startswith(sentence)

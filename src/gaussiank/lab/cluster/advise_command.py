@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -26,20 +25,25 @@ def show_advice(console: Console, setting: Setting, workers: int, advice: Advice
     """Print what to do, the predicted gain and its uncertainty, why, and the alternatives."""
     model = setting.scenario.workload
     console.print(
-        f"{model.name}, {count_text(model.numel)} parameters, on {setting.label}, {workers} workers\n", highlight=False
+        f"{model.name}, {count_text(model.numel)} parameters, on {setting.label}, {workers} "
+        f"worker{'s' * (workers > 1)}\n",
+        highlight=False,
     )
     for line in (verdict(advice), gain_text(advice), *reasons(setting, workers, advice)):
         console.print(line, highlight=False)
     if call := call_text(advice):
         console.print(f"\n    {call}", highlight=False, soft_wrap=True)
+    else:
+        console.print("Plain DDP does that.")
     console.print()
-    rows = sorted((*advice.dense, *advice.ranked), key=lambda candidate: candidate.step_s)
-    console.print(_alternatives(rows, advice.baseline))
+    shown = {candidate.method: candidate for candidate in (*advice.dense, *advice.ranked, advice.best)}
+    rows = sorted(shown.values(), key=lambda candidate: candidate.step_s)
+    console.print(_alternatives(rows, advice))
     if alike := likeness(rows):
         console.print(f"\n{alike}", highlight=False)
     console.print("\nTime only: a lower density, and every collective but allgather, delays part of the gradient.")
-    if setting.assumed:
-        console.print(f"Assumed: {'; '.join(setting.assumed)}.", highlight=False)
+    assumed = [words for words in setting.assumed if not words.startswith("jitter")]
+    console.print(f"Assumed: {'; '.join([*assumed, 'no jitter, which simulate adds'])}.", highlight=False)
 
 
 def verdict(advice: Advice) -> str:
@@ -107,8 +111,13 @@ def reasons(setting: Setting, workers: int, advice: Advice) -> list[str]:
             f"It gains 5 % where {link.name} carries less than {bits_text(advice.pays_below_bits_s)}; "
             f"here it is {bits_text(link.bandwidth_bits_s)}."
         )
+    if advice.compress and advice.best.method != advice.ranked[0].method:
+        lines.append(
+            f"Of what is within {100 * TOLERANCE:.0f} % of the fastest, this sends the highest density, and of that "
+            "returns least to the residual."
+        )
     if not advice.compress and advice.baseline.method.value_bytes == 2:
-        lines.append("16-bit dense is the call below; on NCCL, torch's own bf16_compress_hook does the same.")
+        lines.append("This sends dense gradients in 16 bits; on NCCL, torch's own bf16_compress_hook does the same:")
     return lines
 
 
@@ -151,24 +160,34 @@ def advice_text(setting: Setting, workers: int, advice: Advice) -> str:
     )
 
 
-def apply_advice(path: Path, setting: Setting, workers: int, advice: Advice) -> list[str]:
+def apply_advice(path: Path, setting: Setting, workers: int, advice: Advice) -> str:
     """Write the settings as a configuration that ``train`` and the hook take.
 
     Returns:
-        What was advised and the configuration has no field for, to be said to the user.
+        What to do with it.
+
+    Raises:
+        ValueError: it cannot be written there.
     """
-    from gaussiank.lab.config import TrainConfig
     from gaussiank.lab.models import MODELS
+    from gaussiank.lab.recipes import default
 
     model = setting.scenario.workload.name
-    wanted = {"workers": workers, **_settings(advice)}
-    if model in MODELS:
-        wanted["model"] = model
-    known = {field.name for field in dataclasses.fields(TrainConfig)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({name: value for name, value in wanted.items() if name in known}, indent=2) + "\n"
-    path.write_text(text, encoding="utf-8", newline="\n")
-    return [f"{name}={value}" for name, value in wanted.items() if name not in known]
+    known = default(model) if model in MODELS else {}
+    wanted = {**known, "workers": workers, **_settings(advice)}
+    if setting.accelerator:
+        wanted["device"] = "cuda"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise ValueError(f"apply must be a file that can be written, got {path}: {error.strerror}.") from None
+    if not known:
+        return f"It holds the exchange alone: train has no {model}. Give a model of its own with --model."
+    return (
+        f"With train's own data and batch for {model}: torchrun ... -m gaussiank train --config {path}, on {workers} "
+        "workers in all."
+    )
 
 
 def _settings(advice: Advice) -> dict[str, Any]:
@@ -198,13 +217,14 @@ def _record(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def _alternatives(rows: Sequence[Candidate], baseline: Candidate) -> Table:
+def _alternatives(rows: Sequence[Candidate], advice: Advice) -> Table:
     headers = ("step", "gain", "density", "codec", "scope")
-    table = plain_table("Dense, and the fastest setting of each collective", ("method", *headers))
+    star = "what is advised" if advice.compress else "what comes nearest"
+    table = plain_table(f"Dense, the best of each collective, * {star}", ("method", *headers))
     for row in rows:
-        method, gain = row.method, times_text(baseline.step_s / row.step_s)
+        method, gain = row.method, times_text(advice.baseline.step_s / row.step_s)
         sparse = (f"{method.density:g}", method.wire.name, method.scope)
-        name = method.name if method.sends_all else f"topk {method.collective}"
+        name = method.name if method.sends_all else f"topk {method.collective}{' *' * (row == advice.best)}"
         table.add_row(name, seconds_text(row.step_s), gain, *(("", "", "") if method.sends_all else sparse))
     return table
 

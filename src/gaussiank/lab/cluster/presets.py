@@ -45,6 +45,7 @@ class Preset:
         flops_rate: operations a second that are achieved on a language model.
         sources: where the numbers come from.
         assumed: which of them nobody measured.
+        nodes: what is assumed of a machine and its port.
         accelerator: whether gradients are on one.
         input_images_s: what the input pipeline delivers to a worker, or None for more than enough.
         spread: how times differ.
@@ -59,6 +60,7 @@ class Preset:
     flops_rate: float
     sources: tuple[str, ...]
     assumed: tuple[str, ...]
+    nodes: str = ""
     accelerator: bool = True
     input_images_s: float | None = None
     spread: Spread = field(default=_QUIET)
@@ -98,12 +100,12 @@ PRESETS: dict[str, Preset] = {
                 "input: 7,105 images/s for 4 GPUs (TensorFlow's benchmarks, AlexNet, real data, 4 P100 of a DGX-1)",
             ),
             assumed=(
-                "4 nodes of 4 GPUs",
                 "PCIe reaches 12 GB/s; 30 us between nodes and 5 us a message",
                 "V100 memory reaches 0.8 of its 0.9 TB/s; 12 of 15.7 TFLOP/s on language models",
                 _KERNEL,
                 _OVERLAP,
             ),
+            nodes="nodes of 4 GPUs with one port each",
             input_images_s=7105 / 4,
         ),
         Preset(
@@ -115,12 +117,12 @@ PRESETS: dict[str, Preset] = {
             flops_rate=0.4 * 989e12,
             sources=("H100: NVLink 900 GB/s both ways, 3.35 TB/s, 989 TFLOP/s bf16 (data sheet)", _A100_SOURCE),
             assumed=(
-                "nodes of 8 GPUs with one 25 Gb/s port each; collectives reach 80 % of NVLink",
-                "20 us between nodes and 5 us a message",
+                "collectives reach 80 % of NVLink; 20 us between nodes and 5 us a message",
                 _H100_ASSUMED,
                 _KERNEL,
                 _OVERLAP,
             ),
+            nodes="nodes of 8 GPUs with one 25 Gb/s port each",
         ),
         Preset(
             "100gbe",
@@ -131,11 +133,12 @@ PRESETS: dict[str, Preset] = {
             flops_rate=0.45 * 312e12,
             sources=("A100: NVLink 600 GB/s both ways, 2.0 TB/s, 312 TFLOP/s bf16 (data sheet)", _A100_SOURCE),
             assumed=(
-                "nodes of 8 A100 with one 100 Gb/s port each; collectives reach 80 % of NVLink",
+                "collectives reach 80 % of NVLink",
                 "8 us between nodes and 2 us a message (RDMA); 45 % of peak on language models",
                 _KERNEL,
                 _OVERLAP,
             ),
+            nodes="nodes of 8 A100 with one 100 Gb/s port each",
         ),
         Preset(
             "nvlink+ib",
@@ -163,7 +166,8 @@ PRESETS: dict[str, Preset] = {
             images_rate=0.5 * _A100_RATE,
             flops_rate=60e12,
             sources=("1 Gb/s Ethernet: 94 % of it is payload (frame of 1500 bytes)", _A100_SOURCE),
-            assumed=("one GPU a machine, half an A100; 50 us and 5 us a message", _KERNEL, _OVERLAP),
+            assumed=("half an A100; 50 us and 5 us a message", _KERNEL, _OVERLAP),
+            nodes="one GPU a machine",
         ),
         Preset(
             "wan-500mbit",
@@ -177,11 +181,12 @@ PRESETS: dict[str, Preset] = {
             flops_rate=0.4 * 989e12,
             sources=("500 Mb/s: what public training runs over the internet report for a participant", _A100_SOURCE),
             assumed=(
-                "one node of 8 H100 in each region; 60 ms round trip, 0.1 ms a message, no loss",
+                "60 ms round trip, 0.1 ms a message, no loss",
                 _H100_ASSUMED,
                 _KERNEL,
                 "jitter: 3 % of compute, 20 % of network times",
             ),
+            nodes="one node of 8 H100 in each region",
             spread=Spread(compute_cv=0.03, network_cv=0.2),
             uncertainty=Uncertainty(bandwidth=0.25),
         ),

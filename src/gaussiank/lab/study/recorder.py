@@ -48,7 +48,7 @@ class Recorder:
         dense_mean: compare each sampled mean with the mean of the dense gradients (``cosine``). Costs one dense
             all-reduce a sample, which a slow network notices.
         per_layer: record every layer, besides the whole model.
-        vectors: most raw vectors to keep for ``gaussiank replay``; 0 keeps none.
+        vectors: most raw vectors u to keep for ``gaussiank replay``; 0 keeps none, and so must ``watch``.
         vector_bytes: most bytes that they take together; larger models are thinned.
         tensorboard: also write to TensorBoard, below ``RUN/tensorboard`` (``pip install gaussiank[tensorboard]``).
         resume: go on with a study; nothing is recorded before ``load_state_dict`` has said where.
@@ -91,6 +91,7 @@ class Recorder:
         self._operators = {spec: parse_compressor(spec) for spec in operators}
         self._dense_mean = dense_mean
         self._per_layer = per_layer
+        self._keeps_vectors = vectors > 0
         store = VectorStore(run_dir, vectors, vector_bytes)
         self._files = StudyWriter(Path(run_dir), store, tensorboard=tensorboard)
         self._resume = resume
@@ -128,7 +129,12 @@ class Recorder:
 
         Raises:
             RuntimeError: the recorder watches something already.
+            ValueError: the recorder is to keep raw vectors, which are those that a compression selects from.
         """
+        if self._keeps_vectors:
+            raise ValueError(
+                "vectors must be 0 where nothing is compressed, got more. Leave it out, or use compress(recorder=)."
+            )
         module = getattr(model, "module", model)
         named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
         numels = {name: parameter.numel() for name, parameter in named}
