@@ -30,7 +30,7 @@ _FEW = {"workers": 2, "batch_size": 4}
 SETTINGS: dict[str, Setting] = {
     "fnn3": Setting({"lr": 0.01, "steps": 400, "workers": 4}, 100),
     "lenet5": Setting({"lr": 0.01, "steps": 400, "workers": 4}, 100),
-    "resnet20": Setting({"lr": 0.1, "steps": 100, "workers": 2}, 140),
+    "resnet20": Setting({"lr": 0.1, "steps": 100, "eval_steps": 25, "workers": 2}, 140),
     "vgg16": Setting({"lr": 0.02, "steps": 20, **_FEW}, 140),
     "lstm-ptb": Setting(
         {**_FEW, "model": "lstm-small", "dataset": "stdlib", "lr": 4.0, "clip_grad": 0.25, "context": 35, "steps": 200},

@@ -27,7 +27,7 @@ def conclude(out: Path, scale: Scale) -> Outcome:
         holds.append(np.mean(found["gaussiank"]) >= exact - 1 and sent["gaussiank"] <= 1.34 * sent["topk"])
         curves = {method: _curve(out, mine, method) for method in METHODS}
         figure = band_figure(curves, "sent by all workers", "test accuracy (%)", log_x="B")
-        caption = f"{model}: accuracy over the bytes that all workers had sent by then, mean of {len(mine)} seed(s)."
+        caption = f"{model}: accuracy over the bytes that all workers had sent by then, mean of {len(mine)} seeds."
         drawings.append(Drawing(model, figure, caption))
     verdict = judge(holds=all(holds), partly=any(holds))
     because = (

@@ -32,7 +32,7 @@ def conclude(out: Path, scale: Scale) -> Outcome:
         gaps.append(float(np.mean(found["dense"]) - np.mean(found["gaussiank"])))
         rows.append((model, *(spread(found[method]) for method in METHODS)))
         curves = {method: accuracy_curve(out, mine, method) for method in METHODS}
-        caption = f"{model}: test accuracy of every method, mean of {len(mine)} seed(s), band from lowest to highest."
+        caption = f"{model}: test accuracy of every method, mean of {len(mine)} seeds, band from lowest to highest."
         drawings.append(Drawing(model, band_figure(curves, "step", "test accuracy (%)"), caption))
     verdict = judge(holds=max(gaps) <= 2, partly=min(gaps) <= 2)
     because = f"GaussianK-SGD (bracketed) ends {ranged(gaps)} points below Dense-SGD, over models."

@@ -39,7 +39,7 @@ def conclude(out: Path, scale: Scale) -> Outcome:
             ("loss", loss_curve, "training loss"),
         ):
             curves = {method: curve(out, mine, method) for method in METHODS}
-            caption = f"{model}: {label.split(' (')[0]}, mean of {len(mine)} seed(s), band from lowest to highest."
+            caption = f"{model}: {label.split(' (')[0]}, mean of {len(mine)} seeds, band from lowest to highest."
             drawings.append(Drawing(f"{model}-{what}", band_figure(curves, "step", label), caption))
     verdict: Verdict = "does not hold"
     if min(leads) > 0:
