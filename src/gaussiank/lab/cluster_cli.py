@@ -24,7 +24,7 @@ def simulate(
     per_node: Annotated[int | None, _PER_NODE] = None,
     density: Annotated[float, typer.Option(help="Share of entries to send, in (0, 1].")] = 0.001,
     price: Annotated[float | None, typer.Option(help="Of a worker's hour: shows the cost of an epoch.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of jitter and stragglers.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of jitter and stragglers.", min=0)] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     paper: Annotated[bool, typer.Option("--paper", help="Regenerate the paper's table instead.")] = False,
     out: Annotated[Path | None, typer.Option(help="Directory for figures and a Chrome trace of the timeline.")] = None,

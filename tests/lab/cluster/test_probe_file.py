@@ -62,7 +62,7 @@ def test_one_worker_knows_of_no_link(tmp_path: Path) -> None:
         ({"format": 2}, "format of {} must be 1, got 2. Probe again"),
         ({"format": ...}, "format of {} must be 1, got None. "),
         ({"colour": 1}, "fields of {} must be among gaussiank, date, "),
-        ({"forward_s": ...}, "forward_s of {} must be given, got nothing. "),
+        ({"forward_s": ...}, "fields of {} must include forward_s, got none. "),
         ({"model": 5}, "model of {} must be text, got 5. "),
         ({"workers": 0}, "workers of {} must be a whole number of at least 1, got 0. "),
         ({"workers": 2.5}, "workers of {} must be a whole number of at least 1, got 2.5. "),

@@ -73,7 +73,7 @@ def gain_text(advice: Advice) -> str:
 def _surely(advice: Advice) -> str:
     gain, low, high = map(times_text, (advice.gain, advice.low, advice.high))
     if low == gain == high:
-        return ", with 80 % probability to within 0.01"
+        return " (to 0.01, with 80 % probability)"
     return f", with 80 % probability {low if low == high else f'{low} to {high}'}"
 
 
@@ -99,8 +99,8 @@ def reasons(setting: Setting, workers: int, advice: Advice) -> list[str]:
         seconds_text(seconds) if seconds > 0 else "nothing" for seconds in (advice.waits_s, advice.selects_s)
     )
     lines = [
-        f"Why: {advice.baseline.method.name} waits {waits} a step for messages that nothing hides; compressing costs "
-        f"{costs} instead, its own messages included."
+        f"Why: {advice.baseline.method.name} waits {waits} a step for messages that backward does not hide. "
+        f"Compressed, selection, codec and messages take {costs} instead."
     ]
     if advice.pays_below_bits_s == 0:
         lines.append(f"It would not gain 5 % even if {link.name} carried a thousandth.")

@@ -159,7 +159,7 @@ def _checked(fields: Mapping[str, Any], where: str) -> Probe:
             raise ValueError(f"fields of {where} must be among {', '.join(known)}, got {name!r}. Remove it.")
     for name in known:
         if name not in given:
-            raise ValueError(f"{name} of {where} must be given, got nothing. Probe again.")
+            raise ValueError(f"fields of {where} must include {name}, got none. Probe again.")
     _require_scalars(given, where)
     given["buckets"] = _points(f"buckets of {where}", given["buckets"])
     if not given["buckets"]:

@@ -23,8 +23,15 @@ _WIRE = "rice+bf16"
 _OPERATIONS = {"dense": 1, "allgather": 1, "split": 2, "leader": 2}
 """Collective -> operations that follow each other and in which all wait for all; a broadcast waits for one."""
 
-_TOGETHER = (("reach",), ("unshaped_bits_s",), ("waiting_s", "growth"), ("later_s", "later_growth"))
-_ROUNDS = 3
+_TOGETHER = (
+    ("reach",),
+    ("unshaped_bits_s",),
+    ("spread",),
+    ("waiting_s", "growth"),
+    ("later_s", "later_growth"),
+    ("pair_s",),
+)
+_ROUNDS = 5
 _Place = tuple[str, int, str]
 
 
@@ -34,35 +41,46 @@ class Knobs(NamedTuple):
     Attributes:
         reach: share of a link's rate that arrives.
         unshaped_bits_s: bits a second where nothing slows a link down.
+        spread: standard deviation of a worker's computing, as a share of it; the slowest is waited for.
         waiting_s: seconds that two workers wait for the slower one in the first operation, however little it sends.
         growth: of that with more workers, as a power of their number; where cores are few they wait for turns too.
         later_s: seconds of each operation that follows another.
         later_growth: of that, likewise.
+        pair_s: seconds that the cores need for each pair of workers that swap messages of their own, as ``split``'s do.
     """
 
     reach: float = 0.9
     unshaped_bits_s: float = 1e10
+    spread: float = 0.0
     waiting_s: float = 1e-3
     growth: float = 1.0
     later_s: float = 1e-3
     later_growth: float = 1.0
+    pair_s: float = 0.0
 
-    def waits(self, workers: int, later: int) -> float:
-        """Return the seconds that an exchange of ``1 + later`` operations waits."""
-        pairs = workers / 2
-        first_s = self.waiting_s * pairs**self.growth
-        return float(first_s + later * self.later_s * pairs**self.later_growth) if workers > 1 else 0.0
+    def waits(self, workers: int, collective: str, compute_s: float) -> float:
+        """Return the seconds that an exchange waits, for the slowest worker's computing as well."""
+        if workers == 1:
+            return 0.0
+        pairs, slowest = workers / 2, _NORMAL.inv_cdf((workers - 0.375) / (workers + 0.25))  # Blom 1958
+        first_s = slowest * self.spread * compute_s + self.waiting_s * pairs**self.growth
+        later_s = (_OPERATIONS[collective] - 1) * self.later_s * pairs**self.later_growth
+        swaps_s = self.pair_s * workers * (workers - 1) / 2 if collective == "split" else 0.0
+        return float(first_s + later_s + swaps_s)
 
 
+_NORMAL = statistics.NormalDist()
 _SECONDS = tuple(10 ** (-5 + 0.05 * step) for step in range(71))
 _POWERS = tuple(0.2 * step for step in range(13))
 _CHOICES: Mapping[str, tuple[float, ...]] = {
     "reach": tuple(0.5 + 0.05 * step for step in range(11)),
     "unshaped_bits_s": tuple(10 ** (8.5 + 0.25 * step) for step in range(10)),
+    "spread": tuple(0.02 * step for step in range(26)),
     "waiting_s": _SECONDS,
     "growth": _POWERS,
     "later_s": _SECONDS,
     "later_growth": _POWERS,
+    "pair_s": (0.0, *_SECONDS),
 }
 
 
@@ -160,8 +178,8 @@ class _Predictor:
             workload, cluster = _workload(self._alone[_place(row)]), Cluster("lab", (Tier("rack", link),))
             scenario = Scenario(workload, self._device, cluster, OVERLAP)
             self._simulated[number, link] = simulate(scenario, method, workers=row["workers"]).step_s
-        later = _OPERATIONS["dense" if method.sends_all else method.collective] - 1
-        return self._simulated[number, link] + knobs.waits(row["workers"], later)
+        collective, compute_s = "dense" if method.sends_all else method.collective, self._alone[_place(row)]["step_s"]
+        return self._simulated[number, link] + knobs.waits(row["workers"], collective, compute_s)
 
 
 def _place(row: Row) -> _Place:
