@@ -35,6 +35,9 @@ _OFTEN = 20  # steps before the first look
 _LOOKING, _TRYING = 0.005, 0.01  # share of the time, at most, that looks and trials cost
 _BLOCKS, _BLOCK = 5, 4  # a trial: so often so many steps one way, then as many the other
 _WORTH = 0.96  # of a dense step, at most, for a sparse one: the exact mean is worth the rest
+_MOSTLY = (
+    0.75  # of the pairs of blocks in which a sparse step must be worth it: steps differ by a tenth from noise alone
+)
 _CLEAR = 2.0  # so much longer or shorter in two blocks: no need to go on, or the link has changed meanwhile
 
 
@@ -62,7 +65,7 @@ class _Trial:
 
     other: Way
     taken: int = 0
-    times: dict[bool, list[float]] = field(default_factory=lambda: {False: [], True: []})
+    times: dict[bool, list[list[float]]] = field(default_factory=lambda: {False: [], True: []})
 
     @property
     def tries(self) -> bool:
@@ -80,14 +83,15 @@ class _Trial:
         return self.taken == 2 * _BLOCKS * _BLOCK
 
     def medians(self) -> list[float]:
-        """Return seconds of a step the other way and the present one: of all blocks, then of the last two alone."""
-        both = self.times[True], self.times[False]
-        return [statistics.median(times[-some:]) for some in (0, _BLOCK - 1) for times in both]
+        """Return seconds of a step in each block, of those the other way and then of the present one's."""
+        return [statistics.median(block) for way in (True, False) for block in self.times[way]]
 
     def note(self, step_s: float) -> None:
         """Count the step that has just ended."""
-        if self.taken % _BLOCK:
-            self.times[self.tries].append(step_s)
+        if not self.taken % _BLOCK:
+            self.times[self.tries].append([])
+        else:
+            self.times[self.tries][-1].append(step_s)
         self.taken += 1
 
 
@@ -186,19 +190,23 @@ class Pilot:
 
     def _judge(self, trial: _Trial, auto: Auto, line: Line, bill: _Bill) -> Auto:
         """Take the way that is worth it on the slowest worker, or go on where it is not clear yet."""
-        other_s, present_s, *last = slowest(line, trial.medians())
-        if not 1 / _CLEAR < last[0] / last[1] < _CLEAR:
-            other_s, present_s = last
+        medians = slowest(line, trial.medians())
+        other, present = medians[: len(medians) // 2], medians[len(medians) // 2 :]
+        if not 1 / _CLEAR < other[-1] / present[-1] < _CLEAR:
+            other, present = other[-1:], present[-1:]
         elif not trial.ended:
             return self._on_trial(auto)
         self._trial = None
         self._recent.clear()
+        other_s, present_s = statistics.median(other), statistics.median(present)
         self._tried_s += max(0.0, other_s - present_s) * trial.taken / 2
-        sparse_s, dense_s = (other_s, present_s) if trial.other == "sparse" else (present_s, other_s)
-        best: Way = "sparse" if sparse_s < _WORTH * dense_s else "dense"
+        sparse, dense = (other, present) if trial.other == "sparse" else (present, other)
+        worth = statistics.fmean(one < _WORTH * another for one, another in zip(sparse, dense, strict=True))
+        best: Way = "sparse" if worth >= _MOSTLY else "dense"
         self._usual_s = other_s if best == trial.other else present_s
         if line.rank == 0:
-            _LOG.info("auto: a step takes %.1f ms sparse, %.1f ms dense: %s", 1e3 * sparse_s, 1e3 * dense_s, best)
+            times_ms = [1e3 * statistics.median(blocks) for blocks in (sparse, dense)]
+            _LOG.info("auto: a step takes %.1f ms sparse, %.1f ms dense: %s", *times_ms, best)
         keeps = best == "sparse" != trial.other  # as predicted, with what is dense among it
         return replace(auto, trial=None, way=auto.way if keeps else best)
 
