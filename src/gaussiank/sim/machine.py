@@ -90,6 +90,8 @@ class Device:
         merge: seconds over entries, of merging selections between messages.
         clear: seconds over numel, of the zeros that a mean starts from.
         cast: seconds over numel, of going to 16 bits and back.
+        exchange: collective -> seconds that an exchange among several workers takes beyond its messages and all else
+            here: hand-overs between threads, turns on busy cores.
         contention: seconds that backward loses for each second that a message is under way at the same time; 0 where
             the network needs nothing of the device.
     """
@@ -101,6 +103,7 @@ class Device:
     merge: Curve = field(default_factory=Curve)
     clear: Curve = field(default_factory=Curve)
     cast: Curve = field(default_factory=Curve)
+    exchange: Mapping[str, float] = field(default_factory=dict)
     contention: float = 0.0
 
     def __post_init__(self) -> None:

@@ -86,4 +86,7 @@ class Method:
         cost = COLLECTIVES[self.collective](cluster, workers, load)
         prepare_s = device.select_s(self.compressor, numel) + device.encode(load.room)
         finish_s = device.clear(numel) + device.decode(cost.added)
-        return Journey(prepare_s, cost.network_s + device.merge(cost.merged), finish_s, cost.sent_bytes)
+        network_s = cost.network_s + device.merge(cost.merged)
+        if workers > 1:
+            network_s += device.exchange.get(self.collective, 0.0)
+        return Journey(prepare_s, network_s, finish_s, cost.sent_bytes)

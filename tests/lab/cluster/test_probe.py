@@ -44,8 +44,9 @@ def test_measures_the_model_in_ddps_buckets(probe: Probe) -> None:
 def test_measures_every_collective_and_compressor(probe: Probe) -> None:
     assert set(probe.links) == {"all_reduce", "all_gather", "all_to_all", "broadcast"}
     assert set(probe.select) == set(COMPRESSORS) - {"dense"}
+    assert set(probe.exchanges) == {"allgather", "split", "leader", "tree"}
     assert set(probe.curves) == {"encode", "decode", "merge", "clear", "cast"}
-    for points in (*probe.links.values(), *probe.select.values(), *probe.curves.values()):
+    for points in (*probe.links.values(), *probe.select.values(), *probe.curves.values(), *probe.exchanges.values()):
         assert min(seconds for _, seconds in points) > 0
         assert max(seconds for _, seconds in points) < 10
 
@@ -54,7 +55,7 @@ def test_file_is_small_and_versioned(probed: tuple[Path, str]) -> None:
     path, printed = probed
     assert path.stat().st_size < 10_000
     fields = json.loads(path.read_text())
-    assert (fields["kind"], fields["format"]) == ("gaussiank probe", 1)
+    assert (fields["kind"], fields["format"]) == ("gaussiank probe", 2)
     assert f"Next: gaussiank advise --probe {path}" in printed
 
 

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gaussiank.lab.cluster.probe_file import Probe, read_probe, write_probe
+from gaussiank.lab.cluster.probe_file import MEASURED_DENSITY, Probe, read_probe, write_probe
 from gaussiank.lab.cluster.setting import resolve
+from gaussiank.lab.cluster.wires import WIRES
 from gaussiank.sim import Method, operation_s, simulate
 
 LINKS = {
@@ -47,6 +49,21 @@ def test_setting_repeats_what_was_measured(tmp_path: Path) -> None:
     assert simulate(setting.scenario, Method("topk"), 64).step_s > setting.scenario.workload.alone_s
 
 
+def test_an_exchange_takes_what_it_was_measured_to_take(tmp_path: Path) -> None:
+    write_probe(tmp_path / "probe.json", replace(PROBE, exchanges={"allgather": ((61_706.0, 0.025),)}))
+    slow, quick = resolve(None, tmp_path / "probe.json", None), PROBE.setting("quick")
+    method = Method("m", "topk", MEASURED_DENSITY, WIRES["rice+bf16"])
+    taken = [
+        method.journey(61_706, one.scenario.device, one.scenario.cluster, 4, one.scenario.overlap)
+        for one in (slow, quick)
+    ]
+    assert taken[0].network_s + taken[0].finish_s == pytest.approx(0.025)
+    assert taken[1].network_s + taken[1].finish_s < 0.01
+    alone = method.journey(61_706, slow.scenario.device, slow.scenario.cluster, 1, slow.scenario.overlap)
+    assert alone.network_s == 0
+    assert slow.scenario.device.exchange["hierarchical"] == slow.scenario.device.exchange["allgather"]
+
+
 def test_one_worker_knows_of_no_link(tmp_path: Path) -> None:
     path = changed(tmp_path / "probe.json", workers=1, links={})
     setting = resolve(None, path, None)
@@ -59,8 +76,9 @@ def test_one_worker_knows_of_no_link(tmp_path: Path) -> None:
     ("changes", "sentence"),
     [
         ({"kind": "a diary"}, "kind of {} must be 'gaussiank probe', got "),
-        ({"format": 2}, "format of {} must be 1, got 2. Probe again"),
-        ({"format": ...}, "format of {} must be 1, got None. "),
+        ({"format": 1}, "format of {} must be 2, got 1. Probe again"),
+        ({"format": ...}, "format of {} must be 2, got None. "),
+        ({"exchanges": {"dense": []}}, "exchanges of {} must be among allgather, split, leader, tree, got 'dense'. "),
         ({"colour": 1}, "fields of {} must be among gaussiank, date, "),
         ({"forward_s": ...}, "fields of {} must include forward_s, got none. "),
         ({"model": 5}, "model of {} must be text, got 5. "),

@@ -179,7 +179,12 @@ def _slower_model(workload: Workload, factor: float) -> Workload:
 
 def _slower_device(device: Device, factor: float) -> Device:
     curves = {name: getattr(device, name).times(factor) for name in ("encode", "decode", "merge", "clear", "cast")}
-    return replace(device, select={key: curve.times(factor) for key, curve in device.select.items()}, **curves)
+    return replace(
+        device,
+        select={key: curve.times(factor) for key, curve in device.select.items()},
+        exchange={key: seconds * factor for key, seconds in device.exchange.items()},
+        **curves,
+    )
 
 
 def _other_links(cluster: Cluster, bandwidth: float, latency: float, outermost_only: bool = False) -> Cluster:

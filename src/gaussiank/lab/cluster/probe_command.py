@@ -15,10 +15,10 @@ import gaussiank
 from gaussiank.lab.machine import cpu_name
 from gaussiank.lab.models import MODELS
 
-from .probe_file import Points, Probe, read_probe, write_probe
+from .probe_file import MEASURED_DENSITY, Points, Probe, read_probe, write_probe
 from .probe_links import measure_contention, measure_links, node_group
 from .probe_model import ModelTimes, measure_model
-from .probe_work import DENSITY, measure_curves, measure_selection
+from .probe_work import measure_curves, measure_exchanges, measure_selection
 from .stopwatch import Effort
 from .tables import bits_text, count_text, plain_table, seconds_text
 
@@ -63,6 +63,7 @@ def run_probe(model: str, batch_size: int, device_name: str, out: Path, effort: 
         model, batch_size, device, effort, times, (links, links_inside),
         {name: _averaged(points) for name, points in measure_selection(longest, device, effort).items()},
         {name: _averaged(points) for name, points in measure_curves(longest, device, effort).items()},
+        measure_exchanges(longest, device, effort),
     )  # fmt: skip
     if dist.get_rank() == 0:
         write_probe(out, probe)
@@ -78,6 +79,7 @@ def _probe(
     links: tuple[dict[str, Points], dict[str, Points]],
     select: dict[str, Points],
     curves: dict[str, Points],
+    exchanges: dict[str, Points],
 ) -> Probe:
     measured = _mean([times.forward_s, times.optimizer_s, times.compute_cv, *times.backward_s])
     matrix = torch.rand(400, 400, device=device)
@@ -99,6 +101,7 @@ def _probe(
         links_inside=links[1],
         select=_without_encoding(select, curves["encode"]),
         curves=curves,
+        exchanges=exchanges,
         contention=min(contention, 1.0),
         compute_cv=min(measured[2], 0.5),
     )
@@ -110,7 +113,9 @@ def _without_encoding(select: dict[str, Points], encode: Points) -> dict[str, Po
 
     encode_s = Curve.of(encode)
     return {
-        name: tuple((numel, max(0.2 * seconds, seconds - encode_s(max(1, DENSITY * numel)))) for numel, seconds in row)
+        name: tuple(
+            (numel, max(0.2 * seconds, seconds - encode_s(max(1, MEASURED_DENSITY * numel)))) for numel, seconds in row
+        )
         for name, row in select.items()
     }
 
@@ -150,6 +155,8 @@ def show_probe(console: Console, probe: Probe, path: Path) -> None:
             link = tier.link
             fitted = f"{seconds_text(link.latency_s)} a message, {bits_text(link.bandwidth_bits_s)}"
             console.print(f"As {link.name}: {fitted}", highlight=False)
+        whole = ", ".join(f"{name} {seconds_text(points[0][1])}" for name, points in probe.exchanges.items())
+        console.print(f"Whole exchanges at density {MEASURED_DENSITY:g}: {whole}", highlight=False)
         console.print(f"Backward loses {probe.contention:.2f} s a second of messages.\n", highlight=False)
     table = plain_table("Own work", ("", *(count_text(size) for size, _ in next(iter(probe.select.values())))))
     for name, points in probe.select.items():

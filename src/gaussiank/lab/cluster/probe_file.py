@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from gaussiank.sim import (
     Curve,
     Device,
     Link,
+    Method,
     Scenario,
     Spread,
     Tier,
@@ -24,12 +26,16 @@ from gaussiank.sim import (
     fit_cluster,
 )
 
+from .methods import compact_wire
 from .presets import Uncertainty
 from .setting import OVERLAP, Setting
+from .wires import WIRES
 
-FORMAT = 1
+FORMAT = 2
 KIND = "gaussiank probe"
+MEASURED_DENSITY = 0.001
 Points = tuple[tuple[float, float], ...]
+EXCHANGES = ("allgather", "split", "leader", "tree")
 CURVES = ("encode", "decode", "merge", "clear", "cast")
 _TIMES = ("forward_s", "optimizer_s")
 
@@ -55,6 +61,8 @@ class Probe:
         links_inside: the same among the workers of one node; empty for one node, and for one worker a node.
         select: compressor -> (numel, seconds).
         curves: ``encode``, ``decode`` and ``merge`` over entries, ``clear`` and ``cast`` over numel.
+        exchanges: collective of ours -> (numel, seconds) of whole exchanges at density 0.001, without selection; empty
+            for one worker.
         contention: seconds that backward loses for each second of messages under way.
         compute_cv: deviation over mean of a worker's compute time.
     """
@@ -75,6 +83,7 @@ class Probe:
     links_inside: Mapping[str, Points] = field(default_factory=dict)
     select: Mapping[str, Points] = field(default_factory=dict)
     curves: Mapping[str, Points] = field(default_factory=dict)
+    exchanges: Mapping[str, Points] = field(default_factory=dict)
     contention: float = 0.0
     compute_cv: float = 0.0
 
@@ -88,13 +97,16 @@ class Probe:
         workload = Workload(
             self.model, buckets, self.forward_s, self.optimizer_s, self.batch_size, self.epoch_samples
         )  # fmt: skip
+        curves: dict[str, Any] = {name: Curve.of(self.curves.get(name, ())) for name in CURVES}
         device = Device(
             self.machine,
             select={name: Curve.of(points) for name, points in self.select.items()},
             contention=self.contention,
-            **{name: Curve.of(self.curves.get(name, ())) for name in CURVES},
+            **curves,
         )
-        scenario = Scenario(workload, device, self._cluster(label), OVERLAP, Spread(compute_cv=self.compute_cv))
+        cluster = self._cluster(label)
+        device = replace(device, exchange=self._exchange_s(device, cluster))
+        scenario = Scenario(workload, device, cluster, OVERLAP, Spread(compute_cv=self.compute_cv))
         return Setting(
             label,
             scenario,
@@ -104,6 +116,18 @@ class Probe:
             ("other numbers of workers: links as fitted, none of another kind beyond them",),
             Uncertainty(bandwidth=0.1, latency=0.2, compute=0.05, own=0.15),
         )
+
+    def _exchange_s(self, device: Device, cluster: Cluster) -> dict[str, float]:
+        """Return what exchanges took beyond what is predicted of them: nobody else has measured that."""
+        wire, beyond = WIRES[compact_wire(accelerator=self.device != "cpu")], {}
+        for name, points in self.exchanges.items():
+            method = Method(name, "topk", MEASURED_DENSITY, wire, name)
+            journeys = (method.journey(int(numel), device, cluster, self.workers, OVERLAP) for numel, _ in points)
+            known = (journey.network_s + journey.finish_s for journey in journeys)
+            beyond[name] = max(0.0, statistics.median(s - k for (_, s), k in zip(points, known, strict=True)))
+        if beyond:  # not measured: it needs nodes. It takes several phases, as split does
+            beyond["hierarchical"] = beyond.get("split", max(beyond.values()))
+        return beyond
 
     def _cluster(self, label: str) -> Cluster:
         if not self.links:  # one worker: nothing is known about any link
@@ -164,7 +188,13 @@ def _checked(fields: Mapping[str, Any], where: str) -> Probe:
     given["buckets"] = _points(f"buckets of {where}", given["buckets"])
     if not given["buckets"]:
         raise ValueError(f"buckets of {where} must be at least one, got none. Probe again.")
-    for name, keys in (("links", OPERATIONS), ("links_inside", OPERATIONS), ("select", None), ("curves", CURVES)):
+    for name, keys in (
+        ("links", OPERATIONS),
+        ("links_inside", OPERATIONS),
+        ("select", None),
+        ("curves", CURVES),
+        ("exchanges", EXCHANGES),
+    ):
         given[name] = _curves(f"{name} of {where}", given[name], keys)
     if given["workers"] > 1 and not given["links"]:
         raise ValueError(f"links of {where} must be given for {given['workers']} workers, got none. Probe again.")

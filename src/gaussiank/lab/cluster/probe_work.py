@@ -11,16 +11,16 @@ from torch import Tensor
 
 from gaussiank import ops
 from gaussiank.codec import Wire, default_wire
+from gaussiank.collectives import parse_collective
 from gaussiank.compressors import COMPRESSORS, parse_compressor
 from gaussiank.journey import Journey
 from gaussiank.layout import Layout
 from gaussiank.schedule import Constant
 from gaussiank.sparse import SparseGradient
 
-from .probe_file import Points
-from .stopwatch import Effort, median_s
+from .probe_file import EXCHANGES, MEASURED_DENSITY, Points
+from .stopwatch import Effort, median_s, now
 
-DENSITY = 0.001
 PARTS = 4
 WARM_STEPS = 2
 
@@ -50,7 +50,9 @@ def _select_s(name: str, numel: int, device: torch.device, effort: Effort, alone
     compressor = parse_compressor(name)
     layout, grad, taken = Layout(("vector",), (numel,)), torch.empty(numel, device=device), []
     wire = default_wire([grad])
-    journey = Journey({"vector": numel}, schedule=Constant(DENSITY), compressor=compressor, wire=wire, group=alone)
+    journey = Journey(
+        {"vector": numel}, schedule=Constant(MEASURED_DENSITY), compressor=compressor, wire=wire, group=alone
+    )
     generator = torch.Generator(device).manual_seed(0)
     for _ in range(WARM_STEPS + effort.least):
         grad.normal_(generator=generator)
@@ -59,6 +61,47 @@ def _select_s(name: str, numel: int, device: torch.device, effort: Effort, alone
         journey.seal()
         taken.append(journey.measured.select_s)
     return statistics.median(taken[WARM_STEPS:])  # the first has no hint, and its pages are new
+
+
+def measure_exchanges(numel: int, device: torch.device, effort: Effort) -> dict[str, Points]:
+    """Time whole exchanges of a selection, of the slowest worker of all; the same result on all of them.
+
+    Torch's messages alone do not tell: an exchange hands over between threads, and waits for turns where cores are few.
+
+    Args:
+        numel: length of the vector.
+        device: where gradients are.
+        effort: how often.
+
+    Returns:
+        Collective -> (numel, seconds), from the end of the selection to the mean; empty for one worker.
+    """
+    if dist.get_world_size() == 1:
+        return {}
+    return {name: ((float(numel), _exchange_s(name, numel, device, effort)),) for name in EXCHANGES}
+
+
+def _exchange_s(name: str, numel: int, device: torch.device, effort: Effort) -> float:
+    layout, grad, taken = Layout(("vector",), (numel,)), torch.empty(numel, device=device), []
+    journey = Journey(
+        {"vector": numel},
+        schedule=Constant(MEASURED_DENSITY),
+        compressor=parse_compressor("topk"),
+        wire=default_wire([grad]),
+        collective=parse_collective(name),
+    )
+    for _ in range(WARM_STEPS + 3 * effort.least):
+        grad.normal_()
+        dist.barrier()
+        began = now(device)
+        journey.begin()
+        done = journey.reduce_sparse(layout, [grad])
+        journey.seal()
+        done.wait()
+        slowest = torch.tensor([now(device) - began - journey.measured.select_s], dtype=torch.float64)
+        dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
+        taken.append(float(slowest))
+    return statistics.median(taken[WARM_STEPS:])
 
 
 def measure_curves(numel: int, device: torch.device, effort: Effort) -> dict[str, Points]:
