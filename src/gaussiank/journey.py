@@ -145,7 +145,6 @@ class Journey:
             held: places of parameters without gradient, whose residual stays.
         """
         measured, observed = self.measured, not isinstance(self._observer, Unobserved)
-        dtype = self._compressor.dense_dtype
         if observed:
             self._observer.taking(layout_of(), [grad])
         started = time.perf_counter()
@@ -156,7 +155,7 @@ class Journey:
 
         def finish(exchange: Exchange) -> Tensor:
             measured.note_arrived(sent_at, exchange.sent_bytes)
-            if judged or self._raise_nonfinite or dtype:
+            if judged or self._raise_nonfinite or self._compressor.dense_dtype:
                 finite = exchange.finish(grad).finite
                 if judged and measured is self.measured:
                     self.feedback.judge(finite)
@@ -168,7 +167,7 @@ class Journey:
 
         done = self._engine.carry(
             self._label(layout_of),
-            lambda group: DenseAllReduce().start_dense(grad, dtype=dtype, group=group),
+            lambda group: DenseAllReduce().start_dense(grad, dtype=self._compressor.dense_dtype, group=group),
             finish,
             phased=False,
             device=grad.device,

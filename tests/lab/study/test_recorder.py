@@ -213,7 +213,7 @@ def test_a_second_model_or_study_is_refused(tmp_path: Path) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with Recorder(tmp_path) as recorder:
         recorder.watch(model, optimizer)
-        with pytest.raises(ValueError, match="vectors must be 0 where nothing is compressed, got more"):
+        with pytest.raises(ValueError, match="vectors must be 0 for watch, got more"):
             Recorder(tmp_path / "other", vectors=3).watch(model, optimizer)
         with pytest.raises(RuntimeError, match="recorder must watch one model, got a second"):
             recorder.watch(model, optimizer)

@@ -132,9 +132,7 @@ class Recorder:
             ValueError: the recorder is to keep raw vectors, which are those that a compression selects from.
         """
         if self._keeps_vectors:
-            raise ValueError(
-                "vectors must be 0 where nothing is compressed, got more. Leave it out, or use compress(recorder=)."
-            )
+            raise ValueError("vectors must be 0 for watch, got more. Leave it out, or use compress(recorder=...).")
         module = getattr(model, "module", model)
         named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
         numels = {name: parameter.numel() for name, parameter in named}
