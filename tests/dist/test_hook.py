@@ -141,10 +141,8 @@ def test_byte_budget_cuts_into_the_residual(workers: Any) -> None:
     assert_nothing_lost(results)
 
 
-def density_one(rank: int, world_size: int) -> bool:
-    ours, theirs = DDP(Given(), **SMALL_BUCKETS), DDP(Given(), **SMALL_BUCKETS)
-    gaussiank.compress(ours, density=1.0)
-    theirs.register_comm_hook(None, default_hooks.allreduce_hook)
+def same_grads(ours: DDP, theirs: DDP, rank: int) -> bool:
+    """Train both on the same for some steps, and tell whether all means were the same bits."""
     same = True
     for step in range(3):
         for model in (ours, theirs):
@@ -153,6 +151,13 @@ def density_one(rank: int, world_size: int) -> bool:
         pairs = zip(ours.parameters(), theirs.parameters(), strict=True)
         same = same and all(torch.equal(a.grad, b.grad) for a, b in pairs)  # type: ignore[arg-type]
     return same
+
+
+def density_one(rank: int, world_size: int) -> bool:
+    ours, theirs = DDP(Given(), **SMALL_BUCKETS), DDP(Given(), **SMALL_BUCKETS)
+    gaussiank.compress(ours, density=1.0)
+    theirs.register_comm_hook(None, default_hooks.allreduce_hook)
+    return same_grads(ours, theirs, rank)
 
 
 def test_density_one_equals_ddps_all_reduce_to_the_bit(workers: Any) -> None:
@@ -172,14 +177,7 @@ def narrow_dense(rank: int, world_size: int, values: str) -> tuple[bool, int]:
     ours, theirs = DDP(Given(), **SMALL_BUCKETS), DDP(Given(), **SMALL_BUCKETS)
     compression = gaussiank.compress(ours, compressor=f"dense:values={values}")
     theirs.register_comm_hook({"bf16": torch.bfloat16, "fp16": torch.float16}[values], rounded_all_reduce)
-    same = True
-    for step in range(3):
-        for model in (ours, theirs):
-            model.zero_grad()
-            model(feed(rank, step)).backward()
-        pairs = zip(ours.parameters(), theirs.parameters(), strict=True)
-        same = same and all(torch.equal(a.grad, b.grad) for a, b in pairs)  # type: ignore[arg-type]
-    return same, compression.metrics.dense_bytes - 2 * compression.metrics.sent_bytes
+    return same_grads(ours, theirs, rank), compression.metrics.dense_bytes - 2 * compression.metrics.sent_bytes
 
 
 @pytest.mark.parametrize("values", ["bf16", "fp16"])

@@ -35,9 +35,7 @@ _OFTEN = 20  # steps before the first look
 _LOOKING, _TRYING = 0.005, 0.01  # share of the time, at most, that looks and trials cost
 _BLOCKS, _BLOCK = 5, 4  # a trial: so often so many steps one way, then as many the other
 _WORTH = 0.96  # of a dense step, at most, for a sparse one: the exact mean is worth the rest
-_MOSTLY = (
-    0.75  # of the pairs of blocks in which a sparse step must be worth it: steps differ by a tenth from noise alone
-)
+_MOSTLY = 0.75  # of the pairs of blocks in which sparse must be worth it: steps differ by a tenth from noise alone
 _CLEAR = 2.0  # so much longer or shorter in two blocks: no need to go on, or the link has changed meanwhile
 
 

@@ -220,14 +220,16 @@ def main() -> None:
     """Run the command line; a user's mistake ends it with one sentence and status 2."""
     try:
         app()
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
+    except ValueError as error:
         _end(error, 2)
     except RuntimeError as error:
         _end(error, 1)
     except OSError as error:
+        if error.errno is None:  # a sentence of ours: FileNotFoundError, FileExistsError
+            _end(error, 2)
         if error.filename is None:
             raise
-        _end(ValueError(f"{error.filename} must be a place to write to, got: {error.strerror}. Give another."), 2)
+        _end(ValueError(f"{error.filename} must be a usable path, got: {error.strerror}. Give another one."), 2)
 
 
 def _end(error: Exception, status: int) -> NoReturn:

@@ -43,7 +43,7 @@ class GradientCarrier(nn.Module):
         grads = [parameter.grad for parameter in parameters]
         for parameter in parameters:
             parameter.grad = None
-        carried: Tensor = _HandOver.apply(grads, *parameters)  # type: ignore[no-untyped-call]  # as torch annotates it
+        carried: Tensor = _HandOver.apply(grads, *parameters)  # type: ignore[no-untyped-call]  # torch gives apply no types
         return carried
 
 

@@ -200,7 +200,12 @@ def test_what_is_applied_says_what_it_is_for(tmp_path: Path) -> None:
 
 def test_the_advised_row_is_in_the_table() -> None:
     text = output("advise", "--preset", "1gbe-workstations", "--model", "transformer-1.3b")
-    assert len([line for line in text.splitlines() if " * " in line and " ms" not in line.split("*")[0]]) >= 1
+    (row,) = (line.split() for line in text.splitlines() if line.startswith("topk ") and " * " in line)
+    advice = advise(of_preset("1gbe-workstations", "transformer-1.3b"), 8)
+    best = advice.best.method
+    assert best != advice.ranked[0].method
+    assert row[1:3] == [best.collective, "*"]
+    assert row[-3:] == [f"{best.density:g}", best.wire.name, best.scope]
     assert "this sends the highest density" in " ".join(text.split())
     assert "no jitter, which simulate adds" in " ".join(text.split())
 
@@ -243,3 +248,27 @@ def test_mistakes_end_with_one_sentence(
     printed = capsys.readouterr().err
     assert printed.startswith(sentence)
     assert printed.count("\n") == 1
+
+
+def test_a_path_that_cannot_be_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    arguments = [
+        "--preset",
+        "lab-1gbit",
+        "--model",
+        "resnet20",
+        "--workers",
+        "2",
+        "--out",
+        str(tmp_path / "file" / "x"),
+    ]
+    monkeypatch.setattr(sys, "argv", ["gaussiank", "simulate", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"gaussiank: {tmp_path / 'file'}")
+    assert said.endswith("must be a usable path, got: Not a directory. Give another one.\n")
+    assert (tmp_path / "file").read_text() == "mine"

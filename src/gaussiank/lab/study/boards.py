@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,19 +20,9 @@ class Board(Protocol):
         """Add a point to a curve."""
         ...
 
-    def add_histogram_raw(
-        self,
-        tag: str,
-        min: float,  # noqa: A002  torch's own name
-        max: float,  # noqa: A002  torch's own name
-        num: int,
-        sum: float,  # noqa: A002  torch's own name
-        sum_squares: float,
-        bucket_limits: Sequence[float],
-        bucket_counts: Sequence[int],
-        global_step: int,
-    ) -> None:
-        """Add a histogram of which only the buckets are known."""
+    @property
+    def add_histogram_raw(self) -> Callable[..., None]:
+        """What adds a histogram of which only the buckets are known; torch names its arguments after built-ins."""
         ...
 
     def close(self) -> None:
