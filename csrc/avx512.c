@@ -12,6 +12,7 @@
 #define GK_INLINE inline __attribute__((always_inline))
 #define GK_NAME(name) gk_avx512##name
 #define GK_PAST_CACHE GK_STREAM
+#define GK_ASK_BOTH 0
 #define GK_BY_LINE 1
 #define GK_LABEL "avx512"
 
@@ -98,12 +99,12 @@ static GK_INLINE int64_t gk_pick_line(const gk_job *job, int64_t line, int32_t *
     return found + __builtin_popcount(hits);
 }
 
-static GK_INLINE uint64_t gk_group_mask(const gk_job *job, int64_t group, int32_t low, int kind)
+static GK_INLINE uint64_t gk_group_mask(const gk_job *job, int64_t group, int kind)
 {
     uint64_t mask = 0;
 #pragma GCC unroll 4
     for (int i = 0; i < GK_GROUP; i += GK_LINE)
-        mask |= (uint64_t)_mm512_cmpgt_epi32_mask(gk_magnitude(gk_load(job, group + i, kind)), _mm512_set1_epi32(low)) << i;
+        mask |= (uint64_t)_mm512_cmpgt_epi32_mask(gk_magnitude(gk_load(job, group + i, kind)), _mm512_set1_epi32(job->low)) << i;
     return mask;
 }
 

@@ -4,6 +4,7 @@
 #define GK_INLINE inline __attribute__((always_inline))
 #define GK_NAME(name) gk_portable##name
 #define GK_PAST_CACHE GK_STORE
+#define GK_ASK_BOTH 0
 #if defined(__aarch64__)
 #define GK_LABEL "neon"
 #else
@@ -33,11 +34,11 @@ static GK_INLINE int gk_group_any(const gk_job *job, int64_t group, int kind, in
     return any < 0;
 }
 
-static GK_INLINE uint64_t gk_group_mask(const gk_job *job, int64_t group, int32_t low, int kind)
+static GK_INLINE uint64_t gk_group_mask(const gk_job *job, int64_t group, int kind)
 {
     uint64_t mask = 0;
     for (int i = 0; i < GK_GROUP; i++)
-        mask |= (uint64_t)((gk_bits(gk_sum(job, group + i, kind)) & GK_MAGNITUDE) > low) << i;
+        mask |= (uint64_t)((gk_bits(gk_sum(job, group + i, kind)) & GK_MAGNITUDE) > job->low) << i;
     return mask;
 }
 
