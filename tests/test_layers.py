@@ -16,6 +16,7 @@ LEVELS = [
     {"mean", "momentum", "observer"},
     {"compressors", "codec", "companions", "feedback", "reshard"},
     {"selector", "collectives", "checkpoint"},
+    {"whole"},
     {"journey"},
     {"hook", "integrations"},
     {"lab"},

@@ -263,10 +263,11 @@ class Compression:
         grad = bucket.buffer()
         if grad.is_sparse:
             return self._journey.pass_through(grad)
-        if not self._journey.dense and self._whole_model:
-            promise = Promise(grad.device)
-            self._waiting.append((bucket, promise))
-            return promise.future
+        if self._whole_model and not self._journey.dense:
+            self._waiting.append((bucket, Promise(grad.device)))
+            return self._waiting[-1][1].future
+        if (done := self._journey.repeat(lambda: self._layout([bucket]), grad)) is not None:
+            return done
         if self._journey.dense:
             held = self._without_gradient([bucket], [grad])
             return self._journey.reduce_dense(lambda: self._layout([bucket]), grad, held)

@@ -25,7 +25,7 @@ from gaussiank.collectives import (
     ring_bytes,
 )
 from gaussiank.compressors import Compressor
-from gaussiank.feedback import ErrorFeedback
+from gaussiank.feedback import ErrorFeedback, require_same_worker
 from gaussiank.layout import Layout
 from gaussiank.mean import require_finite, write_back
 from gaussiank.metrics import Metrics
@@ -35,6 +35,7 @@ from gaussiank.ops import RESIDUAL_DTYPES
 from gaussiank.schedule import Schedule, require_density
 from gaussiank.selector import Selector
 from gaussiank.sparse import SparseGradient
+from gaussiank.whole import Whole
 
 FORMAT = 1
 
@@ -93,8 +94,17 @@ class Journey:
         self.collective = collective.join(group, timeout_s)
         self._routes: dict[str, Tensor] = {}  # what the collective wants to know at the next step, by layout
         self._parts = 0  # exchanges begun in this step
-        self._buckets: list[tuple[int, int]] = []  # numel and k of those that are or could be sparse
+        self._asked: list[tuple[int, int]] = []  # numel and k of those that are or could be sparse
+        self._asked_before = self._asked  # in the last step that was no repetition
         self.feedback = ErrorFeedback(numels, momentum=momentum, world_size=self._world_size)
+        self._whole = Whole(
+            self._engine,
+            self.feedback,
+            self._observer,
+            dtype=compressor.dense_dtype,
+            raise_nonfinite=raise_nonfinite,
+            world_size=self._world_size,
+        )
         self.step = 0
         self._scale = 1.0
         self.measured = Metrics(density=self.density)
@@ -117,23 +127,41 @@ class Journey:
         Args:
             scale: what a ``GradScaler`` multiplies this step's loss by; residuals follow when it changes.
         """
+        density = self.density
+        same = self._whole.repeatable and scale == self._scale and density == self.measured.density
+        if not same or not self.collective.rests():
+            same = self._prepare(scale) and same
+        self._parts, self._asked = 0, []
+        self.measured = Metrics(step=self.step, density=density)
+        self._whole.begin(self.measured, same=same)
+        self._observer.begin(self.step, density)
+
+    def _prepare(self, scale: float) -> bool:
+        """Settle the last step and ask the collective; tells whether that stays as it was."""
         self.feedback.settle()
         if scale != self._scale:
             self.feedback.rescale(scale / self._scale)
             self._scale = scale
         self._engine.flush()  # what a backward that raised may have left
-        revised = partial(self.collective.at_step, buckets=self._buckets, wire=self._wire)
-        self.collective = self._engine.ask(revised, f"the start of step {self.step}")
-        self._parts, self._buckets = 0, []
-        self.measured = Metrics(step=self.step, density=self.density)
-        self._observer.begin(self.step, self.measured.density)
+        revised = partial(self.collective.at_step, buckets=self._asked_before, wire=self._wire)
+        before, self.collective = self.collective, self._engine.ask(revised, f"the start of step {self.step}")
+        return self.collective is before
 
     def seal(self) -> None:
         """Say that every gradient of the step is under way."""
-        self._engine.flush()
-        self.feedback.seal()
+        if not self._whole.repeatable:
+            self._engine.flush()
+            self.feedback.seal()
+            self._asked_before = self._asked
+            self._whole.seal(self._parts)
         self.step += 1
         self.measured.launched_at = time.perf_counter()
+
+    def repeat(self, layout_of: Callable[[], Layout], grad: Tensor) -> Done | None:
+        """Start the mean of a whole gradient as in the last step; None where that does not say how it goes."""
+        if not self._whole.repeats(self._parts, grad):
+            return None
+        return self._whole.repeat(self._label(layout_of), grad)
 
     def reduce_dense(self, layout_of: Callable[[], Layout], grad: Tensor, held: Sequence[slice] = ()) -> Done:
         """Start the mean of the whole gradient and its residual; it comes back in ``grad``.
@@ -144,36 +172,7 @@ class Journey:
             grad: ``[numel]`` local gradient; becomes the mean in place.
             held: places of parameters without gradient, whose residual stays.
         """
-        measured, observed = self.measured, not isinstance(self._observer, Unobserved)
-        if observed:
-            self._observer.taking(layout_of(), [grad])
-        started = time.perf_counter()
-        judged = not self.feedback.empty and self.feedback.take_all(layout_of(), grad, held=held)
-        if observed:
-            self._observer.taken(layout_of(), grad.numel(), None)
-        sent_at = time.perf_counter()
-
-        def finish(exchange: Exchange) -> Tensor:
-            measured.note_arrived(sent_at, exchange.sent_bytes)
-            if judged or self._raise_nonfinite or self._compressor.dense_dtype:
-                finite = exchange.finish(grad).finite
-                if judged and measured is self.measured:
-                    self.feedback.judge(finite)
-                if self._raise_nonfinite:
-                    require_finite(finite, layout_of(), [grad], measured.step)
-            if observed:
-                self._observer.arrived(layout_of(), [grad])
-            return grad
-
-        done = self._engine.carry(
-            self._label(layout_of),
-            lambda group: DenseAllReduce().start_dense(grad, dtype=self._compressor.dense_dtype, group=group),
-            finish,
-            phased=False,
-            device=grad.device,
-        )
-        self._note_taken(started, sent_at, grad.numel(), grad.numel(), [grad])  # while the message travels
-        return done
+        return self._whole.reduce(self._label(layout_of), layout_of, grad, held)
 
     def reduce_sparse(self, layout: Layout, grads: Sequence[Tensor], held: Sequence[slice] = ()) -> Done:
         """Start the mean of one selection over all the given gradients; it comes back in them.
@@ -190,14 +189,16 @@ class Journey:
         started = time.perf_counter()
         grad = grads[0] if len(grads) == 1 else torch.cat(list(grads))
         k = self._selector.k(layout, density)
-        self._buckets.append((layout.numel, k))
+        self._asked.append((layout.numel, k))
         collective = self.collective.choose(layout.numel, k, self._world_size, self._wire)
         if isinstance(collective, DenseAllReduce) and collective is not self.collective:
             return self._reduce_dense_instead(layout, grad, grads, held)
+        self._whole.stop()
         self._observer.taking(layout, grads)
         sparse = self._take(layout, grad, held)
         sent_at = time.perf_counter()
-        self._note_taken(started, sent_at, k, sparse.kept, grads)
+        dense_bytes = sum(ring_bytes(grad, self._world_size) for grad in grads)
+        measured.note_taken(sent_at - started, numel=layout.numel, k=k, kept=sparse.kept, dense_bytes=dense_bytes)
         self._observer.taken(layout, k, sparse)
         capacity = self._selector.capacity(layout, density)
         route, part = f"{layout.names[0]}..{layout.names[-1]}/{layout.numel}", self._parts
@@ -245,11 +246,6 @@ class Journey:
         work = dist.all_reduce(grad.div_(self._world_size), group=self._engine.group, async_op=True)
         assert work is not None  # async_op
         return cast(torch.futures.Future[Any], work.get_future().then(lambda done: done.value()[0]))
-
-    def _note_taken(self, started: float, sent_at: float, k: int, kept: int, grads: Sequence[Tensor]) -> None:
-        dense_bytes = sum(ring_bytes(grad, self._world_size) for grad in grads)
-        numel = sum(grad.numel() for grad in grads)
-        self.measured.note_taken(sent_at - started, numel=numel, k=k, kept=kept, dense_bytes=dense_bytes)
 
     def _take(self, layout: Layout, grad: Tensor, held: Sequence[slice]) -> SparseGradient:
         def select(accumulated: Tensor) -> SparseGradient:
@@ -302,19 +298,10 @@ class Journey:
         Raises:
             ValueError: another format, another rank or number of workers, or another model.
         """
-        if state.get("format") != FORMAT:
-            raise ValueError(
-                f"state must have format {FORMAT}, got {state.get('format')!r}. "
-                "Load it with the gaussiank that saved it."
-            )
-        for field, own in (("world_size", self._world_size), ("rank", self._rank)):
-            if state[field] != own:
-                raise ValueError(
-                    f"{field} of the state must be {own}, got {state[field]}. "
-                    "Load on each worker what that worker saved, or make it fit with gaussiank.reshard."
-                )
+        require_same_worker(state, number=FORMAT, world_size=self._world_size, rank=self._rank)
         self.feedback.load_state_dict(state["feedback"])
         self._selector.load_hints(state["hints"])
         self._routes = {key: hint.clone() for key, hint in state.get("routes", {}).items()}
         self.step = state["step"]
+        self._whole.stop()
         self._scale = state.get("scale", 1.0)

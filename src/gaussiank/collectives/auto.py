@@ -111,6 +111,10 @@ class Auto(Collective):
         """Follow the link, and what proves faster."""
         return self if self.pilot is None else self.pilot.steer(self, group, buckets, wire)
 
+    def rests(self) -> bool:
+        """Tell whether the pilot has nothing to send or to try in the step that begins."""
+        return self.pilot is None or self.pilot.rests()
+
     def predicted_s(self, collective: Collective, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> float:
         """Predict the seconds from gradient to mean with one of the candidates."""
         assert self.link is not None  # joined

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from gaussiank import ops
 from gaussiank.codec import Wire
 from gaussiank.sparse import SparseGradient
 
-from .collective import Call, Collective, Exchange, Outcome, Program, Traffic
-from .line import Line
+from .collective import Call, Collective, Outcome, Program, Traffic
 from .rows import EXACT
 
 
@@ -36,30 +33,11 @@ class DenseAllReduce(Collective):
 
     def program(self, sparse: SparseGradient, call: Call) -> Program:
         """Spread the entries over a dense vector and send that; neither counts nor the wire matter."""
-        return self._reduce(sparse.dense(), call.line)
-
-    def start_dense(
-        self, vector: Tensor, *, dtype: torch.dtype | None = None, group: dist.ProcessGroup | None = None
-    ) -> Exchange:
-        """Send a dense vector, which becomes the mean in place.
-
-        Args:
-            vector: ``[numel]`` of any dtype that the backend reduces; divided by the world size first, as DDP does.
-            dtype: what it is rounded to on its way and summed up in, None for its own; then the mean is in
-                ``vector`` only when the exchange is finished.
-            group: process group, or None for the default one.
-        """
-        line = Line(group)
-        return Exchange(self._reduce(vector, line, dtype), line)
-
-    def _reduce(self, vector: Tensor, line: Line, dtype: torch.dtype | None = None) -> Program:
-        mean = vector.div_(line.world_size)
-        sent = mean if dtype is None else mean.to(dtype)
-        yield line.all_reduce(sent)
+        mean = sparse.dense().div_(call.line.world_size)
+        yield call.line.all_reduce(mean)
 
         def finish(out: Tensor) -> Outcome:
-            if out.data_ptr() != sent.data_ptr():
-                out.copy_(sent)
+            out.copy_(mean)
             return Outcome(ops.all_finite(out))
 
         return finish

@@ -76,7 +76,7 @@ class Line:
 
     def all_reduce(self, vector: Tensor, op: Any = dist.ReduceOp.SUM) -> Message[Tensor]:
         """Reduce ``vector`` in place."""
-        work = self.group.allreduce([vector], _reduction(op))  # torch's wrapper around it doubles the time of the call
+        work = self.group.allreduce([vector], reduction(op))  # torch's wrapper around it doubles the time of the call
         self._sent_bytes[0] += ring_bytes(vector, self.world_size)
         return Message([work], lambda: vector)
 
@@ -145,7 +145,8 @@ def known_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
     return group
 
 
-def _reduction(op: Any) -> AllreduceOptions:
+def reduction(op: Any) -> AllreduceOptions:
+    """Return the options of an all-reduce, for the call beneath torch's wrapper, which takes half the time."""
     options = AllreduceOptions()
     options.reduceOp = op
     if hasattr(options, "asyncOp"):  # newer torch: without it, NCCL would compute on the caller's stream

@@ -112,6 +112,20 @@ class Pilot:
         self._judged_bytes_s = math.inf  # the link of the last trial
         self._began = 0.0
 
+    def rests(self) -> bool:
+        """Count a step in which ``steer`` would have nothing to say or to send; otherwise count nothing.
+
+        Whether it is so follows from numbers that all workers share.
+        """
+        left = self._left - 1
+        if self._trial or self._pulse or left <= 0 or left % _PULSE == 0 or not self._usual_s:
+            return False
+        now = time.perf_counter()
+        self._recent.append(now - self._began)
+        self._elapsed_s += self._usual_s
+        self._left, self._began = left, now
+        return True
+
     def steer(self, auto: Auto, group: dist.ProcessGroup, buckets: Sequence[tuple[int, int]], wire: Wire) -> Auto:
         """Return what to use in the step that begins.
 

@@ -19,10 +19,7 @@ def require_fitting(state: Mapping[str, Any], parameters: Mapping[str, int], *, 
     Raises:
         ValueError: the first thing that does not fit.
     """
-    if state.get("format") != FORMAT:
-        raise ValueError(
-            f"state must have format {FORMAT}, got {state.get('format')!r}. Load it with the gaussiank that saved it."
-        )
+    _require_format(state, FORMAT)
     _require_same_parameters(state["parameters"], parameters)
     residual, velocity = dict(state["residual"]), dict(state["velocity"])
     if residual and bool(velocity) != moving:
@@ -41,6 +38,31 @@ def require_fitting(state: Mapping[str, Any], parameters: Mapping[str, int], *, 
                 f"state of {name} must have {parameters[name]} entries, got shape {tuple(saved.shape)}. "
                 "Load the state of this model."
             )
+
+
+def require_same_worker(state: Mapping[str, Any], *, number: int, world_size: int, rank: int) -> None:
+    """Raise unless a saved state is of a format with this number, and of a worker with this rank among as many.
+
+    Raises:
+        ValueError: the first thing that does not fit.
+
+    Example:
+        >>> require_same_worker({"format": 1, "world_size": 4, "rank": 0}, number=1, world_size=4, rank=0)
+    """
+    _require_format(state, number)
+    for field, own in (("world_size", world_size), ("rank", rank)):
+        if state[field] != own:
+            raise ValueError(
+                f"{field} of the state must be {own}, got {state[field]}. "
+                "Load on each worker what that worker saved, or make it fit with gaussiank.reshard."
+            )
+
+
+def _require_format(state: Mapping[str, Any], number: int) -> None:
+    if state.get("format") != number:
+        raise ValueError(
+            f"state must have format {number}, got {state.get('format')!r}. Load it with the gaussiank that saved it."
+        )
 
 
 def _require_same_parameters(saved: Mapping[str, int], own: Mapping[str, int]) -> None:

@@ -1,0 +1,129 @@
+"""Steps that send everything repeat the one before, and are the same steps as those that do not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+import gaussiank
+from gaussiank.collectives import ring_bytes
+
+SIZES = (300, 512, 64)
+ALWAYS_DENSE = "auto:mbit=1e6:message_us=1e9"
+
+
+class Given(nn.Module):
+    """A model whose gradients are what it is fed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(torch.zeros(size) for size in SIZES)
+
+    def forward(self, fed: list[Tensor]) -> Tensor:
+        return torch.stack([(weight * grad).sum() for weight, grad in zip(self.weights, fed, strict=True)]).sum()
+
+    def grads(self) -> Tensor:
+        return torch.cat([weight.grad for weight in self.weights if weight.grad is not None])
+
+
+def fed(rank: int, step: int) -> list[Tensor]:
+    """Multiples of 1/64, so that sums over steps and workers are exact."""
+    generator = torch.Generator().manual_seed(1000 * step + rank)
+    return [torch.randn(size, generator=generator).mul(64).round().div(64) for size in SIZES]
+
+
+def step_of(model: DDP, rank: int, step: int) -> Tensor:
+    model.zero_grad()
+    model(fed(rank, step)).backward()
+    return model.module.grads()
+
+
+def repeats(compression: gaussiank.Compression) -> bool:
+    return compression._journey._whole.repeatable
+
+
+def small_buckets() -> DDP:
+    return DDP(Given(), bucket_cap_mb=0.001)
+
+
+def beside_ddp(rank: int, world_size: int, how: dict[str, Any]) -> None:
+    ours, theirs = small_buckets(), small_buckets()
+    theirs.register_comm_hook(None, default_hooks.allreduce_hook)
+    compression = gaussiank.compress(ours, **how)
+    for step in range(6):
+        assert torch.equal(step_of(ours, rank, step), step_of(theirs, rank, step))
+        measured, numel = compression.metrics, sum(SIZES)
+        assert (measured.step, measured.numel, measured.k, measured.kept) == (step, numel, numel, numel)
+        assert measured.sent_bytes == measured.dense_bytes == ring_bytes(torch.zeros(numel), world_size)
+        assert measured.exchange_s > 0
+        assert compression.step == step + 1
+    assert repeats(compression)
+
+
+@pytest.mark.parametrize(
+    "how", [{"density": 1.0}, {"compressor": "dense"}, {"collective": ALWAYS_DENSE}], ids=["density", "dense", "auto"]
+)
+def test_repeated_steps_are_ddps_all_reduce_to_the_bit(workers: Any, how: dict[str, Any]) -> None:
+    workers.run(beside_ddp, how)
+
+
+def of_a_schedule(rank: int, world_size: int, scope: str) -> tuple[list[bool], Tensor, Tensor, Tensor]:
+    model = small_buckets()
+    compression = gaussiank.compress(model, density=lambda step: 0.05 if 4 <= step < 7 else 1.0, scope=scope)
+    mean, given, repeating = torch.zeros(sum(SIZES)), torch.zeros(sum(SIZES)), []
+    for step in range(12):
+        mean += step_of(model, rank, step)
+        given += torch.cat(fed(rank, step))
+        repeating.append(repeats(compression))
+    names = [f"weights.{number}" for number in range(len(SIZES))]
+    return repeating, mean, given, compression.feedback.residuals(names)
+
+
+@pytest.mark.parametrize("scope", ["bucket", "layer", "model"])
+def test_a_sparse_step_ends_the_repetition_and_loses_nothing(workers: Any, scope: str) -> None:
+    results = workers.run(of_a_schedule, scope)
+    for repeating, mean, _, residual in results:
+        assert repeating[2:4] == [True, True]  # DDP builds its buckets anew after the first step
+        assert repeating[4:8] == [False] * 4  # sparse steps, and the one that takes the residual along
+        assert repeating[8:] == [True] * 4
+        assert not residual.any()
+        assert torch.equal(mean, results[0][1])
+    total = sum((given for _, _, given, _ in results), torch.zeros(sum(SIZES)))
+    torch.testing.assert_close(len(results) * results[0][1], total, rtol=0, atol=2e-5)
+
+
+def with_a_loaded_state(rank: int, world_size: int) -> tuple[Tensor, Tensor]:
+    before, after = small_buckets(), small_buckets()
+    sparse, dense = gaussiank.compress(before, density=0.05), gaussiank.compress(after, density=1.0)
+    mean = sum((step_of(before, rank, step) for step in range(2)), torch.zeros(sum(SIZES)))
+    for step in range(2, 5):
+        step_of(after, rank, step)
+    assert repeats(dense)
+    dense.load_state_dict(sparse.state_dict())
+    mean += step_of(after, rank, 2)
+    return mean, sum((torch.cat(fed(rank, step)) for step in range(3)), torch.zeros(sum(SIZES)))
+
+
+def test_a_loaded_residual_goes_out_with_the_next_step(workers: Any) -> None:
+    results = workers.run(with_a_loaded_state)
+    total = sum((given for _, given in results), torch.zeros(sum(SIZES)))
+    torch.testing.assert_close(len(results) * results[0][0], total, rtol=0, atol=2e-5)
+
+
+def of_auto_for_the_whole_model(rank: int, world_size: int) -> tuple[int, bool]:
+    model = small_buckets()
+    compression = gaussiank.compress(model, density=0.05, collective=ALWAYS_DENSE, scope="model")
+    for step in range(5):
+        mean = step_of(model, rank, step)
+        expected = sum((torch.cat(fed(other, step)) for other in range(world_size)), torch.zeros(sum(SIZES)))
+        torch.testing.assert_close(world_size * mean, expected, rtol=0, atol=2e-5)
+    return len(compression._journey._asked), repeats(compression)
+
+
+def test_a_whole_models_choice_is_asked_once_a_step(workers: Any) -> None:
+    assert workers.run(of_auto_for_the_whole_model) == [(1, True)] * workers.world_size
