@@ -91,6 +91,14 @@ def test_what_would_take_twice_as_long_is_not_tried(look: list[Link]) -> None:
     assert not any(dense_steps)
 
 
+def test_one_bad_look_does_not_make_a_link_slow(look: list[Link], monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([SLOW, FAST])
+    monkeypatch.setattr(pilot, "look_again", lambda line, last: next(looks))
+    ended, _ = drive(auto(FAST), 20, lambda dense: 0.010)
+    assert ended.link == FAST
+    assert next(looks, None) is None, "both were taken at the first look"
+
+
 def test_a_link_that_slows_down_is_noticed_soon(look: list[Link]) -> None:
     ended, _ = drive(auto(FAST), 100, lambda dense: 0.010 if dense else 0.012)
     assert BILL.dense(ended)
