@@ -180,10 +180,11 @@ def test_json_and_applied_configuration_agree(tmp_path: Path) -> None:
     from gaussiank.lab.config import TrainConfig
 
     TrainConfig(**{**applied, "methods": tuple(applied["methods"])})  # train takes it
+    other = tmp_path / "other.json"
     assert "Plain DDP does that." in output(
-        "advise", "--preset", "nvlink+ib", "--model", "resnet50", "--apply", str(path)
+        "advise", "--preset", "nvlink+ib", "--model", "resnet50", "--apply", str(other)
     )
-    assert json.loads(path.read_text()) == {
+    assert json.loads(other.read_text()) == {
         **default("resnet50"), "workers": 64, "methods": ["dense"], "device": "cuda",
     }  # fmt: skip
 
@@ -194,8 +195,17 @@ def test_what_is_applied_says_what_it_is_for(tmp_path: Path) -> None:
     said = apply_advice(tmp_path / "new" / "config.json", wanted, 4, advice)
     assert said == "It holds the exchange alone: train has no m. Give a model of its own with --model."
     assert json.loads((tmp_path / "new" / "config.json").read_text())["workers"] == 4
-    with pytest.raises(ValueError, match=r"^apply must be a file that can be written, got .*: Is a directory\.$"):
-        apply_advice(tmp_path, wanted, 4, advice)
+    with pytest.raises(ValueError, match=r"^apply must be a file that can be written, got .*: File exists\.$"):
+        apply_advice(tmp_path / "new" / "config.json" / "below", wanted, 4, advice)
+
+
+def test_a_file_that_is_there_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text("mine")
+    wanted = setting()
+    with pytest.raises(ValueError, match=r"^apply must be a new file, got .*config\.json, which is there already\."):
+        apply_advice(path, wanted, 4, advise(wanted, 4))
+    assert path.read_text() == "mine"
 
 
 def test_the_advised_row_is_in_the_table() -> None:

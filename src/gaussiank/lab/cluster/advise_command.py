@@ -167,7 +167,7 @@ def apply_advice(path: Path, setting: Setting, workers: int, advice: Advice) -> 
         What to do with it.
 
     Raises:
-        ValueError: it cannot be written there.
+        ValueError: it cannot be written there, or something is there already.
     """
     from gaussiank.lab.models import MODELS
     from gaussiank.lab.recipes import default
@@ -177,6 +177,10 @@ def apply_advice(path: Path, setting: Setting, workers: int, advice: Advice) -> 
     wanted = {**known, "workers": workers, **_settings(advice)}
     if setting.accelerator:
         wanted["device"] = "cuda"
+    if path.exists():
+        raise ValueError(
+            f"apply must be a new file, got {path}, which is there already. Give another name, or move it away."
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8", newline="\n")
