@@ -89,11 +89,14 @@ def last_place(run_dir: Path) -> str:
     return places[-1] if places else ""
 
 
-def round_of_death(run_dir: Path, seconds: float, chosen: random.Random) -> str:
-    """Start a run, kill it, resume it; returns what happened."""
+def round_of_death(run_dir: Path, seconds: float, chosen: random.Random, *, resumable: bool) -> str:
+    """Start a run, kill it, resume it; returns what happened. ``resumable``: not before its first checkpoint."""
     process = start(*SETTINGS, "--out", str(run_dir))
     await_file(process, run_dir / "records.jsonl")
-    time.sleep(chosen.uniform(0, seconds))
+    began = time.monotonic()
+    while resumable and process.poll() is None and not last_place(run_dir):
+        time.sleep(0.02)
+    time.sleep(chosen.uniform(0, max(0.0, seconds - (time.monotonic() - began))))
     if process.poll() is not None:
         return "ended before it could be killed"
     victim, at = kill_one(process, chosen), last_place(run_dir)
@@ -108,6 +111,7 @@ def round_of_death(run_dir: Path, seconds: float, chosen: random.Random) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=100, help="resumed runs (100)")
+    parser.add_argument("--resumable", action="store_true", help="kill none before its first checkpoint")
     parser.add_argument("--seed", type=int, default=0, help="of moments and victims (0)")
     arguments = parser.parse_args()
     chosen = random.Random(arguments.seed)
@@ -129,7 +133,7 @@ def main() -> None:
         while resumed < arguments.count:
             number += 1
             run_dir = Path(folder, f"run-{number}")
-            happened = round_of_death(run_dir, seconds, chosen)
+            happened = round_of_death(run_dir, seconds, chosen, resumable=arguments.resumable)
             found = digests(run_dir)
             if found != expected:
                 raise SystemExit(f"{number}: {happened}; it ended with OTHER BITS: {found}")

@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).parent.parent / "scripts" / "kill_and_resume.py"
 @pytest.mark.timeout(600)  # three starts of three processes: a busy machine takes minutes
 def test_a_run_killed_at_a_random_moment_ends_with_the_same_bits() -> None:
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--count", "1", "--seed", "3"],
+        [sys.executable, str(SCRIPT), "--count", "1", "--seed", "3", "--resumable"],
         capture_output=True,
         text=True,
         timeout=560,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import datetime
 import logging
@@ -11,6 +12,7 @@ import sys
 import traceback
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -113,12 +115,17 @@ def _fail(error: Exception) -> NoReturn:
     """Leave an error where the launcher looks for it, and end at once.
 
     An ordinary exit would wait for messages that never come; and a group closed in order would let peers report the
-    lost connection before its cause.
+    lost connection before its cause. A suspended worker goes on, or it would not hear that the launcher ends it, which
+    torch waits 30 s for.
     """
     leave(f"{type(error).__name__}: {error}")
     traceback.print_exception(error)
     sys.stdout.flush()
     sys.stderr.flush()
+    for children in Path("/proc").glob(f"{os.getppid()}/task/*/children"):  # the workers of this machine (Linux)
+        for worker in children.read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(worker), signal.SIGCONT)
     os._exit(1)
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,16 @@ def test_bad_input_gets_one_sentence_and_writes_nothing(
     assert not out.exists()
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Let processes hear Ctrl-C: a shell starts what runs in the background with it ignored, and all inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
+@pytest.mark.usefixtures("heard")
 def test_ctrl_c_keeps_the_rows(tmp_path: Path) -> None:
     command = [*BENCH, "--sizes", "1e3", "--laws", "normal,uniform", "--repeats", "100000", "--budget-s", "1e9"]
     command += ["--densities", "0.5", "--operators", "torch.topk", "--out", str(tmp_path)]
