@@ -57,6 +57,30 @@ def drive(chosen: Auto, steps: int, seconds: Callable[[bool], float]) -> tuple[A
     return chosen, total
 
 
+@pytest.mark.parametrize("slow_from", [100, 10_000])
+def test_resting_changes_no_decision(look: list[Link], monkeypatch: pytest.MonkeyPatch, slow_from: int) -> None:
+    """Every step is steered, or only those that do not rest: the same ways, trials and counts at each of them."""
+    now = 1.0
+    monkeypatch.setattr(pilot.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(pilot, "Line", lambda group: Twins())
+    histories: list[list[Any]] = []
+    rested = 0
+    for resting in (False, True):
+        now, look[0], chosen, history = 1.0, FAST, auto(FAST), []
+        for step in range(600):
+            if not (resting and chosen.rests()):
+                chosen = chosen.at_step(cast(Any, None), BILL.buckets, BILL.wire)
+            else:
+                rested += 1
+            assert chosen.pilot is not None
+            history.append((chosen.way, chosen.trial, chosen.link, chosen.pilot._left, chosen.pilot._elapsed_s))
+            look[0] = SLOW if step >= slow_from else FAST
+            now += (0.3 if look[0] is SLOW else 0.010) if BILL.dense(chosen) else 0.015
+        histories.append(history)
+    assert histories[0] == histories[1]
+    assert rested > 300
+
+
 def test_what_proves_faster_stays(look: list[Link]) -> None:
     start = auto(FAST)
     assert not BILL.dense(start)

@@ -80,10 +80,7 @@ class Engine:
                 raise self._lost(error, label, began) from error
 
             def arrived(done: AnyFuture) -> Tensor:
-                try:
-                    done.value()  # raises when a worker is gone; without it, memory that never arrived would be decoded
-                except RuntimeError as error:
-                    raise self._lost(error, label, began) from error
+                self._require_arrived(done, label, began)
                 return finish(exchange)
 
             return exchange.future.then(arrived)
@@ -124,10 +121,7 @@ class Engine:
             raise self._lost(error, label, began) from error
 
         def ended(done: AnyFuture) -> Tensor:
-            try:
-                done.value()  # raises when a worker is gone
-            except RuntimeError as error:
-                raise self._lost(error, label, began) from error
+            self._require_arrived(done, label, began)
             if sent is not vector:
                 vector.copy_(sent)
             arrived(began)
@@ -142,6 +136,12 @@ class Engine:
             return question(self.group)
         except RuntimeError as error:
             raise self._lost(error, lambda: label, began) from error
+
+    def _require_arrived(self, done: AnyFuture, label: Callable[[], str], began: float) -> None:
+        try:
+            done.value()  # raises when a worker is gone; without it, memory that never arrived would be read
+        except RuntimeError as error:
+            raise self._lost(error, label, began) from error
 
     def _lost(self, error: RuntimeError, label: Callable[[], str], began: float) -> RuntimeError:
         waited_s = time.perf_counter() - began

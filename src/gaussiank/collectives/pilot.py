@@ -118,11 +118,10 @@ class Pilot:
         Whether it is so follows from numbers that all workers share.
         """
         left = self._left - 1
-        if self._trial or self._pulse or left <= 0 or left % _PULSE == 0 or not self._usual_s:
+        if not self._began or self._trial or self._pulse or left <= 0 or self._tells(left):
             return False
         now = time.perf_counter()
-        self._recent.append(now - self._began)
-        self._elapsed_s += self._usual_s
+        self._note(now - self._began)
         self._left, self._began = left, now
         return True
 
@@ -143,8 +142,7 @@ class Pilot:
         return auto
 
     def _after(self, step_s: float, auto: Auto, line: Line, bill: _Bill) -> Auto:
-        self._elapsed_s += self._usual_s
-        self._recent.append(step_s)
+        self._note(step_s)
         if self._trial is not None:
             self._trial.note(step_s)
             return self._judge(self._trial, auto, line, bill) if self._trial.judged else self._on_trial(auto)
@@ -163,9 +161,17 @@ class Pilot:
         if self._pulse is not None:
             ratio = float(self._pulse.wait()) / self._usual_s
             self._pulse, changed = None, not 1 / _CHANGED < ratio < _CHANGED
-        elif self._left % _PULSE == 0 and self._usual_s:
+        elif self._tells(self._left):
             self._pulse = line.all_reduce(row(line, [self._median()]), dist.ReduceOp.MAX)
         return changed
+
+    def _tells(self, left: int) -> bool:
+        """Tell whether the workers tell each other how long steps take, so many steps before the next look."""
+        return left % _PULSE == 0 and self._usual_s > 0
+
+    def _note(self, step_s: float) -> None:
+        self._elapsed_s += self._usual_s
+        self._recent.append(step_s)
 
     def _look(self, auto: Auto, line: Line) -> Auto:
         """Measure the link again."""

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -118,7 +119,7 @@ def _replay(
             layout = Layout(piece.names, piece.numels)
             accumulated = torch.from_numpy(piece.accumulated)
             sparse = selector.select(layout, accumulated, want, shot.step)
-            times.append(best_us(lambda: selector.select(layout, accumulated, want, shot.step)))  # noqa: B023  used now
+            times.append(best_us(partial(selector.select, layout, accumulated, want, shot.step)))
             k += selector.k(layout, want)
             kept += sparse.kept
             numel += layout.numel

@@ -114,7 +114,7 @@ def kurtosis_over_steps(study: Study) -> Figure:
             ends.append(End(NAMES[vector], _VECTOR_COLORS[vector], *[float(part[-1]) for part in _arrays(points)]))
     if not ends:
         return name_curves(figure, axes, [])
-    high = max(float(line.get_ydata().max()) for line in axes.lines)  # type: ignore[union-attr]  # an array
+    high = max(float(np.asarray(line.get_ydata()).max()) for line in axes.lines)
     for law in ("triangular", "normal", "laplace"):
         value = LAWS[law]().kurtosis
         axes.axhline(value, color=GREY, linestyle=DASHED, linewidth=1.1)
