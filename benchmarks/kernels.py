@@ -200,9 +200,16 @@ def decode(numel: int, density: float, repeats: int, clock: str = "wall", world_
     indices = torch.cat([part.indices for part in parts]).long()
     values = torch.cat([part.values for part in parts])
     out = ops.residual_buffer(numel)
+
+    def add_one_by_one() -> None:
+        out.zero_()
+        for part in parts:
+            out.index_add_(0, part.indices, part.values)
+        out.div_(world_size)
+
     cases: dict[str, Case] = {
         "scatter_add_": lambda: out.zero_().scatter_add_(0, indices, values).div_(world_size),
-        "index_add_ loop": lambda: reference.scatter_mean(parts, out),
+        "index_add_ loop": add_one_by_one,
         "scatter_mean": lambda: ops.scatter_mean(parts, out),
         "union": lambda: ops.union(parts),
     }

@@ -23,7 +23,7 @@ typedef struct {
     const gk_isa *isa;
     int32_t stream, in_place, threads;
     _Atomic int64_t next, total;
-    _Atomic int32_t slots;
+    _Atomic int32_t slots, overflown;
 } gk_scatter;
 
 /* A power of two that entries are multiplied by while they are added, with the same bits as a division of the sum, unless
@@ -48,17 +48,18 @@ static int64_t position(const int32_t *indices, int64_t count, int64_t index)
     return low;
 }
 
-/* Add the parts' entries in [begin, end) to the tile; cursors say where they begin, and move on. An index out of order
+/* Add the parts' entries in [begin, end) to the tile; cursors say where they begin, and move on. `largest`, if wanted, is raised
+   to the largest magnitude of all sums on the way: what is not finite once never is again. An index out of order
    would fall outside the tile: it is found before anything is written. Each entry belongs to one tile only, so when
    all tiles together found as many as there are, every entry was in order. */
 static inline __attribute__((always_inline)) int64_t gather(gk_scatter *run, int64_t begin, int64_t end,
                                                             int64_t *cursors, float *tile, uint64_t *marks,
-                                                            gk_scale *scale)
+                                                            gk_scale *scale, uint32_t *largest)
 {
     int64_t entries = 0;
     const float factor = scale ? scale->factor : 1.0f; /* copies stay in registers: no store can change them */
     const uint32_t low = scale ? scale->low : 0, span = scale ? scale->span : 0;
-    uint32_t odd = 0;
+    uint32_t odd = 0, most = 0;
     for (int64_t p = 0; p < run->parts; p++) {
         const int32_t *index = run->index[p];
         const float *value = run->value[p];
@@ -68,7 +69,12 @@ static inline __attribute__((always_inline)) int64_t gather(gk_scatter *run, int
                 return -1;
             last = index[i];
             int64_t at = last - begin;
-            tile[at] += value[i] * factor;
+            float sum = tile[at] + value[i] * factor;
+            tile[at] = sum;
+            if (largest) {
+                uint32_t magnitude = (uint32_t)gk_bits(sum) & GK_MAGNITUDE;
+                most = magnitude > most ? magnitude : most;
+            }
             if (scale)
                 odd |= (uint32_t)(gk_bits(value[i]) & GK_MAGNITUDE) - low >= span;
             if (marks)
@@ -79,6 +85,8 @@ static inline __attribute__((always_inline)) int64_t gather(gk_scatter *run, int
     }
     if (scale)
         scale->odd = odd;
+    if (largest && most > *largest)
+        *largest = most;
     return entries;
 }
 
@@ -97,10 +105,11 @@ static void divide(float *tile, uint64_t *marks, int64_t length, int64_t entries
 
 /* Sum up in a tile of zeros, send the mean to the dense result, and leave zeros again. Where the divisor is a power of
    two, a multiplication by its inverse gives the same bits, at no cost while the tile is sent. */
-static int64_t mean_tile(gk_scatter *run, int64_t begin, int64_t end, int64_t *cursors, float *tile, uint64_t *marks)
+static int64_t mean_tile(gk_scatter *run, int64_t begin, int64_t end, int64_t *cursors, float *tile, uint64_t *marks,
+                         uint32_t *largest)
 {
     int64_t length = end - begin, power_of_two = (run->parts & (run->parts - 1)) == 0;
-    int64_t entries = gather(run, begin, end, cursors, tile, power_of_two ? NULL : marks, NULL);
+    int64_t entries = gather(run, begin, end, cursors, tile, power_of_two ? NULL : marks, NULL, largest);
     if (!power_of_two)
         divide(tile, marks, length, entries, run->isa, (float)run->parts);
     run->isa->drain(tile, length, power_of_two ? 1 / (float)run->parts : 1.0f, run->out + begin, run->stream);
@@ -108,7 +117,8 @@ static int64_t mean_tile(gk_scatter *run, int64_t begin, int64_t end, int64_t *c
 }
 
 /* The same for a dense result that stays in the cache: sum up in it directly. */
-static int64_t mean_in_place(gk_scatter *run, int64_t begin, int64_t end, int64_t *cursors, float *tile, uint64_t *marks)
+static int64_t mean_in_place(gk_scatter *run, int64_t begin, int64_t end, int64_t *cursors, float *tile, uint64_t *marks,
+                             uint32_t *largest)
 {
     int32_t power = __builtin_ctzll((unsigned long long)run->parts);
     gk_scale scale = {.factor = 1 / (float)run->parts, .low = (uint32_t)(1 + power) << 23,
@@ -116,11 +126,11 @@ static int64_t mean_in_place(gk_scatter *run, int64_t begin, int64_t end, int64_
     int64_t *before = cursors + run->threads * run->parts;
     memcpy(before, cursors, (size_t)run->parts * sizeof *before);
     memset(run->out + begin, 0, (size_t)(end - begin) * sizeof *run->out);
-    int64_t entries = gather(run, begin, end, cursors, run->out + begin, NULL, &scale);
-    if (entries < 0 || !scale.odd)
+    int64_t entries = gather(run, begin, end, cursors, run->out + begin, NULL, &scale, NULL);
+    if (entries < 0 || !scale.odd) /* what is not odd adds up to something finite */
         return entries;
     memcpy(cursors, before, (size_t)run->parts * sizeof *before);
-    return mean_tile(run, begin, end, cursors, tile, marks);
+    return mean_tile(run, begin, end, cursors, tile, marks, largest);
 }
 
 /* Sum up in a tile of zeros, move what was touched to the sparse result, and leave zeros again. */
@@ -131,7 +141,7 @@ static int64_t union_tile(gk_scatter *run, int64_t number, int64_t begin, int64_
     for (int64_t p = 0; p < run->parts; p++)
         n += cursors[p];
     run->offsets[number] = n;
-    int64_t entries = gather(run, begin, end, cursors, tile, marks, NULL);
+    int64_t entries = gather(run, begin, end, cursors, tile, marks, NULL, NULL);
     if (entries < 0)
         return -1;
     for (int64_t word = 0; word < (end - begin + 63) / 64; word++) {
@@ -159,6 +169,7 @@ static void work(void *data)
     memset(tile, 0, TILE * sizeof *tile);
     memset(marks, 0, TILE / 8);
     int64_t total = 0, expected = -1;
+    uint32_t largest = 0;
     for (;;) {
         int64_t t = atomic_fetch_add(&run->next, 1);
         if (t >= run->tiles)
@@ -169,8 +180,8 @@ static void work(void *data)
                 cursors[p] = position(run->index[p], run->kept[p], begin);
         expected = t + 1;
         int64_t entries = !run->out      ? union_tile(run, t, begin, end, cursors, tile, marks)
-                          : run->in_place ? mean_in_place(run, begin, end, cursors, tile, marks)
-                                          : mean_tile(run, begin, end, cursors, tile, marks);
+                          : run->in_place ? mean_in_place(run, begin, end, cursors, tile, marks, &largest)
+                                          : mean_tile(run, begin, end, cursors, tile, marks, &largest);
         if (entries < 0)
             break;
         total += entries;
@@ -180,6 +191,8 @@ static void work(void *data)
         __builtin_ia32_sfence();
 #endif
     atomic_fetch_add(&run->total, total);
+    if (largest >= GK_INFINITE)
+        atomic_store(&run->overflown, 1);
 }
 
 GK_EXPORT int64_t gk_scatter_bytes(int64_t numel, int64_t parts, int32_t threads)
@@ -207,10 +220,11 @@ static int32_t start(gk_scatter *run, void *scratch, int64_t scratch_bytes)
     return run->total == expected ? GK_OK : GK_ORDER;
 }
 
-/* The mean of the parts to out; GK_ORDER when the indices of one do not ascend within [0, numel). */
+/* The mean of the parts to out, and whether all of it is finite; GK_ORDER when the indices of one do not ascend within
+   [0, numel). */
 GK_EXPORT int32_t gk_scatter_mean(int32_t backend, const int32_t *const *index, const float *const *value,
-                                  const int64_t *kept, int64_t parts, float *out, int64_t numel, int32_t stream,
-                                  void *scratch, int64_t scratch_bytes, int32_t threads)
+                                  const int64_t *kept, int64_t parts, float *out, uint8_t *finite, int64_t numel,
+                                  int32_t stream, void *scratch, int64_t scratch_bytes, int32_t threads)
 {
     const gk_isa *isa = gk_isa_of(backend);
     if (!isa || numel < 1 || numel > INT32_MAX || parts < 1 || threads < 1 || threads > GK_MAX_THREADS)
@@ -221,7 +235,9 @@ GK_EXPORT int32_t gk_scatter_mean(int32_t backend, const int32_t *const *index, 
     for (int64_t p = 0; p < parts; p++)
         entries += kept[p];
     run.in_place = !run.stream && (parts & (parts - 1)) == 0 && parts <= 64 && entries < numel / IN_PLACE_BELOW;
-    return start(&run, scratch, scratch_bytes);
+    int32_t status = start(&run, scratch, scratch_bytes);
+    *finite = !run.overflown;
+    return status;
 }
 
 /* The sum of the parts, sparse: index and value have room for all entries of all parts; count gets how many are used. */

@@ -231,11 +231,13 @@ def test_any_parts(numel: int, shares: list[float], law: str, seed: int) -> None
         kept = round(share**3 * numel)
         indices = torch.randperm(numel, generator=rng)[:kept].sort().values.int()
         parts.append(SparseGradient(indices, LAWS[law](max(1, kept), rng)[:kept], numel))
-    expected = reference.scatter_mean(parts, torch.empty(numel))
+    expected, mean = torch.empty(numel), torch.empty(numel)
+    finite = reference.scatter_mean(parts, expected)
     wanted = reference.union(parts)
     for name in KERNELS:
         with ops.use_backend(name):
-            require_same(ops.scatter_mean(parts, torch.full((numel,), math.nan)), expected, name)
+            assert ops.scatter_mean(parts, mean.fill_(math.nan)) == finite
+            require_same(mean, expected, name)
             together = ops.union(parts)
             require_same(together.indices, wanted.indices, name)
             require_same(together.values, wanted.values, name)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gaussiank import codec
+from gaussiank import codec, ops
 from gaussiank.codec import Wire
 from gaussiank.sparse import SparseGradient
 
@@ -19,7 +19,6 @@ from .rows import (
     Given,
     at_drawn,
     filled,
-    gathered_mean,
     largest_mask,
     pack_framed,
     pack_rounded,
@@ -99,7 +98,7 @@ class AllGather(Collective):
 
         def finish(out: Tensor) -> Outcome:
             parts = [call.wire.decode(row, sparse.numel, dtype=dtype, capacity=capacity, shared=shared) for row in rows]
-            return Outcome(gathered_mean(parts, out), rounded_off=given.errors())
+            return Outcome(ops.scatter_mean(parts, out), rounded_off=given.errors())
 
         return finish
 
@@ -115,7 +114,7 @@ class AllGather(Collective):
 
         def finish(out: Tensor) -> Outcome:
             parts = unpack(rows, call.wire, [sparse.numel] * len(rows), sparse.values.dtype, None)
-            finite, hint = gathered_mean(parts, out), call.hint
+            finite, hint = ops.scatter_mean(parts, out), call.hint
             if bool(finite):  # what infinities and NaN took says nothing of the next step
                 hint = torch.tensor([max(codec.framed_sizes(rows)), -1 if call.capacity is None else call.capacity])
             return Outcome(finite, None if mask is None else rest_of(sparse, mask), given.errors(), hint)

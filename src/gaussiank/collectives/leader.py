@@ -19,7 +19,6 @@ from .rows import (
     EXACT,
     agree_on_capacity,
     at_drawn,
-    gathered_mean,
     largest_mask,
     member_mask,
     pack,
@@ -110,6 +109,6 @@ def _everything(sparse: SparseGradient, call: Call, capacity: int) -> Program:
 
     def finish(out: Tensor) -> Outcome:
         parts = unpack(rows, EXACT, [sparse.numel] * len(rows), sparse.values.dtype, capacity)
-        return Outcome(gathered_mean(parts, out))
+        return Outcome(ops.scatter_mean(parts, out))
 
     return finish

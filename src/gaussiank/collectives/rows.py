@@ -246,14 +246,7 @@ def rest_of(sparse: SparseGradient, entered: Tensor) -> SparseGradient | None:
     return None if bool(entered.all()) else pick(sparse, ~entered)
 
 
-def gathered_mean(parts: Sequence[SparseGradient], out: Tensor) -> Tensor:
-    """Write the mean of one part for each worker to ``out``; tells whether all of it is finite, as a 0-d tensor."""
-    ops.scatter_mean(parts, out)
-    return ops.all_finite(out[torch.cat([part.indices for part in parts])])
-
-
 def summed_mean(total: SparseGradient, world_size: int, out: Tensor) -> Tensor:
     """Write a sum over workers, divided by their number, to ``out``; tells whether it is finite, as a 0-d tensor."""
     mean = total.values / world_size
-    ops.scatter_mean([SparseGradient(total.indices, mean, total.numel)], out)
-    return ops.all_finite(mean)
+    return ops.scatter_mean([SparseGradient(total.indices, mean, total.numel)], out)

@@ -116,9 +116,8 @@ class Split(Collective):
                 shifted(part, low, sparse.numel)
                 for part, low in zip(unpack(gathered, wire, widths, dtype, room), borders, strict=False)
             ]
-            ops.scatter_mean(regions, out)  # a region for each worker: dividing by their number is the mean
+            finite = ops.scatter_mean(regions, out)  # a region for each worker: divided by their number, the mean
             indices = torch.cat([region.indices for region in regions])
-            finite = ops.all_finite(torch.cat([region.values for region in regions]))
             entered = sent & member_mask(sparse.indices, indices) if self.trim else sent
             errors = _errors(given, owned, sent, entered, borders, line.rank, sparse)
             loads = notes(gathered)

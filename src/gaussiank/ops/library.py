@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch  # noqa: F401  first, so that the OpenMP runtime whose threads the kernels share is in the process
 
-ABI = 4
+ABI = 5
 LIBRARY = "GAUSSIANK_NATIVE_LIBRARY"
 """Environment variable with the path of another build of the kernels, one with a sanitizer say; empty for none."""
 
@@ -27,7 +27,7 @@ _SIGNATURES = {  # name: result and arguments, one letter each, in the order of 
     "gk_count_above": ("l", "iplfi"),
     "gk_magnitudes": ("i", "ppliippppp"),
     "gk_scatter_bytes": ("l", "lli"),
-    "gk_scatter_mean": ("i", "ippplplipli"),
+    "gk_scatter_mean": ("i", "ippplpplipli"),
     "gk_union": ("i", "pppllppppli"),
 }
 

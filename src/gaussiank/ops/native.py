@@ -237,6 +237,7 @@ def scatter_mean(backend: int, parts: Sequence[SparseGradient], out: Tensor) -> 
     numel = out.numel()
     threads = _threads(numel)
     read = _Parts(parts, threads)
+    finite = torch.empty((), dtype=torch.bool)
     _require(
         _lib().gk_scatter_mean(
             backend,
@@ -245,6 +246,7 @@ def scatter_mean(backend: int, parts: Sequence[SparseGradient], out: Tensor) -> 
             read.kept,
             len(parts),
             out.data_ptr(),
+            finite.data_ptr(),
             numel,
             numel >= STREAM_FROM,
             read.scratch,
@@ -252,7 +254,7 @@ def scatter_mean(backend: int, parts: Sequence[SparseGradient], out: Tensor) -> 
             threads,
         )
     )
-    return out
+    return finite
 
 
 def union(parts: Sequence[SparseGradient]) -> SparseGradient:

@@ -249,18 +249,20 @@ def scatter_mean(parts: Sequence[SparseGradient], out: Tensor) -> Tensor:
         out: float32 or float64 ``[numel]``; overwritten.
 
     Returns:
-        ``out``.
+        Whether all of the mean is finite, as a 0-d bool tensor.
 
     Example:
         >>> one = SparseGradient(torch.tensor([0, 2], dtype=torch.int32), torch.tensor([5.0, 7.0]), 4)
         >>> two = SparseGradient(torch.arange(4, dtype=torch.int32), torch.tensor([-1.0, -2.0, -3.0, -4.0]), 4)
-        >>> scatter_mean([one, two], torch.empty(4))
-        tensor([ 2., -1.,  2., -2.])
+        >>> mean = torch.empty(4)
+        >>> scatter_mean([one, two], mean), mean
+        (tensor(True), tensor([ 2., -1.,  2., -2.]))
     """
     out.zero_()
     for part in parts:
         out.index_add_(0, part.indices, part.values)
-    return out.div_(len(parts))
+    out.div_(len(parts))
+    return all_finite(out[torch.cat([part.indices for part in parts])])
 
 
 def union(parts: Sequence[SparseGradient]) -> SparseGradient:
