@@ -11,6 +11,20 @@ FIRST_BUCKET_NUMEL, BUCKET_NUMEL = 2**20 // 4, 25 * 2**20 // 4
 """DDP's own limits: 1 MiB for the first bucket, 25 MiB for the others, of float32 gradients."""
 
 
+def bucket_numels(numel: int) -> list[int]:
+    """Cut a vector as DDP cuts the gradients of a model with small layers, in the order of backward.
+
+    Example:
+        >>> bucket_numels(10_000_000)
+        [262144, 6553600, 3184256]
+    """
+    after_first = numel - FIRST_BUCKET_NUMEL
+    if after_first <= 0:
+        return [numel]
+    whole, rest = divmod(after_first, BUCKET_NUMEL)
+    return [FIRST_BUCKET_NUMEL, *[BUCKET_NUMEL] * whole, *([rest] if rest else [])]
+
+
 @dataclass(frozen=True)
 class Shape:
     """Describe a model.

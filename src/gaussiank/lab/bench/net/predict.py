@@ -10,14 +10,12 @@ from typing import NamedTuple
 
 from gaussiank.lab.bench.rows import Row
 from gaussiank.lab.cluster.setting import OVERLAP
+from gaussiank.lab.cluster.shapes import bucket_numels
 from gaussiank.lab.cluster.wires import WIRES
 from gaussiank.sim import Bucket, Cluster, Curve, Device, Link, Method, Scenario, Tier, Workload, simulate
 
 from .methods import ALONE, DDP, parse_method
 from .rates import parse_rate
-
-BUCKET_NUMEL = 25 * 2**20 // 4
-"""Entries of DDP's buckets when nothing else is said."""
 
 _WIRE = "rice+bf16"
 _OPERATIONS = {"dense": 1, "allgather": 1, "split": 2, "leader": 2}
@@ -192,12 +190,8 @@ def _alone(rows: Sequence[Row]) -> dict[_Place, Row]:
 
 
 def _workload(alone: Row) -> Workload:
-    """Cut the model into DDP's buckets, and its backward in proportion; the first is of 1 MB, as DDP has it."""
-    numels: list[int] = []
-    left: int = alone["numel"]
-    while left > 0:
-        numels.append(min(left, BUCKET_NUMEL if numels else 2**20 // 4))
-        left -= numels[-1]
+    """Cut the model into DDP's buckets, and its backward in proportion."""
+    numels = bucket_numels(alone["numel"])
     buckets = tuple(Bucket(numel, alone["backward_s"] * numel / alone["numel"]) for numel in numels)
     return Workload(alone["model"], buckets, alone["forward_s"], alone["optimizer_s"], samples=alone["batch_size"])
 
