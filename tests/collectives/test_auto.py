@@ -8,7 +8,7 @@ ALL = (DenseAllReduce(), AllGather(), Split(), Leader(), Tree())
 
 
 def auto(latency_us: float, mbit: float, choices: tuple[Collective, ...] = ALL, select_ns: float = 1.0) -> Auto:
-    return Auto(link=Link(latency_us * 1e-6, mbit * 125e3, select_ns * 1e-9), choices=choices)
+    return Auto(link=Link(latency_us * 1e-6, mbit * 125e3, select_ns * 1e-9, latency_us * 1e-6), choices=choices)
 
 
 def test_dense_wins_on_a_fast_link_and_for_a_small_bucket() -> None:
@@ -30,10 +30,10 @@ def test_slow_selection_favours_dense() -> None:
 
 
 def test_prediction_is_messages_bytes_and_work() -> None:
-    picks = Auto(touch_ns=10, message_us=100, link=Link(1e-3, 1e6, 1e-9), choices=ALL)
+    picks = Auto(touch_ns=10, message_us=100, link=Link(1e-3, 1e6, 1e-9, 2e-3), choices=ALL)
     dense = 6 * 1e-3 + 6 * 1000 / 1e6
     assert picks.predicted_s(DenseAllReduce(), 1000, 10, 4) == pytest.approx(dense)
-    gather = 3 * 1e-3 + 3 * (20 + 80) / 1e6 + 1000 * 1e-9 + 40 * 10e-9 + 100e-6
+    gather = 2e-3 + 3 * (20 + 80) / 1e6 + 1000 * 1e-9 + 40 * 10e-9 + 100e-6
     assert picks.predicted_s(AllGather(), 1000, 10, 4) == pytest.approx(gather)
 
 

@@ -12,7 +12,7 @@ from gaussiank.collectives import AllGather, Auto, DenseAllReduce, Link, Split, 
 from gaussiank.collectives.line import Line
 from gaussiank.collectives.pilot import _BLOCK, _BLOCKS, Pilot, _Bill, _Trial
 
-FAST, SLOW = Link(5e-5, 2.5e8, 1e-9), Link(2e-4, 1.25e6, 1e-9)
+FAST, SLOW = Link(5e-5, 2.5e8, 1e-9, 1e-4), Link(2e-4, 1.25e6, 1e-9, 4e-4)
 BILL = _Bill([(61_706, 62)], 4, Wire.parse("rice+bf16"))
 
 

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gaussiank.collectives import COLLECTIVES, Collective, Hierarchical, parse_collective, require_agreement
+from gaussiank.collectives.line import STRAIGHT_BYTES, Line
 from gaussiank.collectives.link import measure
 from gaussiank.sparse import SparseGradient
 
@@ -228,6 +229,22 @@ def test_sent_bytes_are_those_the_kernel_counts(workers: Any, spec: str) -> None
 def test_all_gather_bytes_are_payload_times_peers(workers: Any) -> None:
     sent = [accounted for accounted, _ in workers.run(accounted_and_real, "allgather", 1)]
     assert sent == [(workers.world_size - 1) * (20 + 1000 * 8)] * workers.world_size
+
+
+def both_ways(rank: int, world_size: int, length: int) -> tuple[bool, list[int]]:
+    straight, ring = Line(), Line()
+    row = torch.arange(length).add_(7 * rank).to(torch.uint8)
+    rows = [straight.all_gather(row).wait(), ring.all_gather(row, straight=False).wait()]
+    expected = torch.stack([torch.arange(length).add_(7 * peer).to(torch.uint8) for peer in range(world_size)])
+    return all(torch.equal(one, expected) for one in rows), [straight.sent_bytes, ring.sent_bytes]
+
+
+@pytest.mark.parametrize("all_bytes", [8, STRAIGHT_BYTES, STRAIGHT_BYTES + 8])
+def test_rows_are_the_same_whether_they_go_straight_or_round_a_ring(workers: Any, all_bytes: int) -> None:
+    length = all_bytes // workers.world_size
+    for same, sent_bytes in workers.run(both_ways, length):
+        assert same
+        assert sent_bytes == [(workers.world_size - 1) * length] * 2
 
 
 # ---------------------------------------------------------------------- nodes, link, agreement

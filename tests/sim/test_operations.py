@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from gaussiank.collectives import line
 from gaussiank.sim import (
     COLLECTIVES,
     RAW,
+    STRAIGHT_BYTES,
     Cluster,
     Link,
     Load,
@@ -57,6 +61,15 @@ def test_closed_forms_on_one_kind_of_link() -> None:
     assert all_to_all_s(cluster, 4, 1e6) == pytest.approx(0.01 + 3)  # handling hides behind sending
     assert all_to_all_s(cluster, 1001, 1) == pytest.approx(0.01 + 2)  # and the other way round
     assert broadcast_s(cluster, 5, 1e6) == pytest.approx(3 * 1.012)
+
+
+def test_short_rows_go_straight_where_the_cluster_says_so() -> None:
+    ring = Cluster("c", (Tier("rack", Link("l", 8e6, latency_s=0.01, message_s=0.002)),), ("ring",))
+    gloo = replace(ring, straight_bytes=STRAIGHT_BYTES)
+    assert all_gather_s(gloo, 4, 1000) == all_to_all_s(gloo, 4, 1000) == pytest.approx(0.01 + 0.006)
+    assert all_gather_s(ring, 4, 1000) == pytest.approx(3 * 0.013)
+    assert all_gather_s(gloo, 4, 1e6) == all_gather_s(ring, 4, 1e6)
+    assert STRAIGHT_BYTES == line.STRAIGHT_BYTES
 
 
 def test_ring_is_as_slow_as_its_slowest_edge() -> None:

@@ -14,6 +14,7 @@ from gaussiank.codec import Wire
 from gaussiank.sparse import SparseGradient
 
 from .collective import Call, Collective, Outcome, Program, Traffic
+from .line import gather_steps
 from .rows import (
     EXACT,
     Given,
@@ -81,7 +82,8 @@ class AllGather(Collective):
     def traffic(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Traffic:
         """Everyone's k entries go to everyone else."""
         row = row_bytes(k, numel, wire, noted=wire.varies)
-        return Traffic(world_size - 1, (world_size - 1) * row, world_size * k)
+        hops, straight = gather_steps(world_size, row)
+        return Traffic(hops, (world_size - 1) * row, world_size * k, straight)
 
     def program(self, sparse: SparseGradient, call: Call) -> Program:
         """Send the payload to all."""

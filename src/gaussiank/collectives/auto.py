@@ -39,7 +39,7 @@ class Auto(Collective):
     dense wins, nothing is selected either, and the residual goes out with the gradient.
 
     Args:
-        latency_us: microseconds that a short message takes between two workers.
+        latency_us: microseconds that a short message takes between two workers, or from each to all others at once.
         mbit: megabits a second in one direction; 0 measures it, ``latency_us`` and ``select_ns`` when the model is
             wrapped, in well under a second on a fast link.
         select_ns: nanoseconds that accumulation and selection take for each entry of the gradient.
@@ -83,7 +83,8 @@ class Auto(Collective):
         """Measure the link, unless it was given, and get the candidates ready."""
         choices = tuple(CANDIDATES[name]().join(group, timeout_s) for name in self.candidates.split("+"))
         if self.mbit:
-            link = Link(self.latency_us * 1e-6, self.mbit * 125e3, self.select_ns * 1e-9)
+            latency_s = self.latency_us * 1e-6
+            link = Link(latency_s, self.mbit * 125e3, self.select_ns * 1e-9, latency_s)
         else:
             link = measure(group)
         pilot = Pilot(self.every) if self.every and not self.mbit else None
@@ -94,7 +95,7 @@ class Auto(Collective):
         """What it knows of the link and what proved faster, in words; empty before it has joined.
 
         Example:
-            >>> Auto(link=Link(5e-5, 12.5e6, 2e-9), way="sparse").finding
+            >>> Auto(link=Link(5e-5, 12.5e6, 2e-9, 5e-5), way="sparse").finding
             '100 Mbit/s, 50 us a message; sparse proved faster than dense'
         """
         if self.link is None:
@@ -118,8 +119,9 @@ class Auto(Collective):
     def predicted_s(self, collective: Collective, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> float:
         """Predict the seconds from gradient to mean with one of the candidates."""
         assert self.link is not None  # joined
-        messages, sent_bytes, touched = collective.traffic(numel, k, world_size, wire)
-        wire_s = messages * self.link.latency_s + sent_bytes / self.link.bytes_per_s
+        messages, sent_bytes, touched, straight = collective.traffic(numel, k, world_size, wire)
+        waits_s = messages * self.link.latency_s + straight * self.link.straight_s
+        wire_s = waits_s + sent_bytes / self.link.bytes_per_s
         if isinstance(collective, DenseAllReduce):
             return wire_s
         phases = 1 + 2 * collective.phased

@@ -130,14 +130,16 @@ class Traffic(NamedTuple):
     """What one exchange costs.
 
     Attributes:
-        messages: messages that have to follow each other.
+        messages: messages between two workers that have to follow each other.
         sent_bytes: bytes that each worker sends, on average over workers.
         touched: sparse entries that each worker decodes and adds up.
+        straight: messages from each worker to all others at once, that have to follow each other and those.
     """
 
     messages: int
     sent_bytes: float
     touched: float
+    straight: int = 0
 
 
 class Collective(ABC):

@@ -16,6 +16,7 @@ from gaussiank.sparse import SparseGradient
 
 from .collective import Call, Collective, Outcome, Program, Traffic
 from .groups import new_group
+from .line import gather_steps
 from .rows import (
     EXACT,
     Given,
@@ -111,7 +112,10 @@ class Hierarchical(Collective):
         first = row_bytes(k, numel, wire) if self.inside == "sparse" else 2 * 4 * numel / node
         last, between = row_bytes(nodes * share, numel, wire), row_bytes(share, numel, wire)
         sent_bytes = (node - 1) * (first + last) + (nodes - 1) * between
-        return Traffic(2 * (node - 1) + nodes - 1, sent_bytes, node * k + nodes * (share + room))
+        steps = [gather_steps(node, first) if self.inside == "sparse" else (node - 1, 0)]
+        steps += [gather_steps(nodes, between), gather_steps(node, last)]
+        hops, straight = map(sum, zip(*steps, strict=True))
+        return Traffic(hops, sent_bytes, node * k + nodes * (share + room), straight)
 
     def program(self, sparse: SparseGradient, call: Call) -> Program:
         """Sum inside the node, between nodes, and gather inside the node."""

@@ -14,7 +14,7 @@ from gaussiank.codec import Wire, sections
 from gaussiank.sparse import SparseGradient
 
 from .collective import Call, Collective, Outcome, Program, Traffic
-from .line import Message
+from .line import Message, gather_steps
 from .rows import (
     EXACT,
     agree_on_capacity,
@@ -58,11 +58,12 @@ class Leader(Collective):
     def traffic(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Traffic:
         """A broadcast down a binomial tree, then the sums; bytes are the mean over a worker's turns."""
         peers = world_size - 1
-        sums_alone = Traffic(world_size if peers else 0, sums_bytes(k, world_size, wire), 2 * k)
-        if wire.index == "seed":
-            return sums_alone
-        indices = sections.indices_bytes(wire, k, numel) * peers / world_size
-        return Traffic(peers.bit_length() + sums_alone.messages, indices + sums_alone.sent_bytes, 2 * k)
+        sent_bytes: float = sums_bytes(k, world_size, wire)
+        hops, straight = gather_steps(world_size, sent_bytes / max(1, 2 * peers))
+        if wire.index != "seed":
+            hops += peers.bit_length()
+            sent_bytes += sections.indices_bytes(wire, k, numel) * peers / world_size
+        return Traffic(hops, sent_bytes, 2 * k, straight + bool(peers))
 
     def program(self, sparse: SparseGradient, call: Call) -> Program:
         """Broadcast the leader's indices, then sum everyone's values there."""

@@ -80,10 +80,17 @@ class Line:
         self._sent_bytes[0] += ring_bytes(vector, self.world_size)
         return Message([work], lambda: vector)
 
-    def all_gather(self, row: Tensor) -> Message[Tensor]:
-        """Send uint8 ``[bytes]`` to all; the result is ``[world_size, bytes]``."""
+    def all_gather(self, row: Tensor, *, straight: bool = True) -> Message[Tensor]:
+        """Send uint8 ``[bytes]`` to all; the result is ``[world_size, bytes]``.
+
+        On a CPU short rows go ``straight`` from each worker to every other: Gloo's all-gather is a ring, in which each
+        of ``world_size - 1`` messages waits for the one before it.
+        """
         rows = row.new_empty(self.world_size * row.numel())
-        work = _all_gather(rows, row, group=self.group, async_op=True)
+        if straight and row.is_cpu and rows.numel() <= STRAIGHT_BYTES:
+            work = dist.all_to_all_single(rows, row.repeat(self.world_size), group=self.group, async_op=True)
+        else:
+            work = _all_gather(rows, row, group=self.group, async_op=True)
         self._sent_bytes[0] += (self.world_size - 1) * row.numel()
         return Message([_started(work)], lambda: rows.view(self.world_size, -1), [row])
 
@@ -152,6 +159,23 @@ def reduction(op: Any) -> AllreduceOptions:
     if hasattr(options, "asyncOp"):  # newer torch: without it, NCCL would compute on the caller's stream
         options.asyncOp = True
     return options
+
+
+STRAIGHT_BYTES = 1 << 20
+"""All rows of an all-gather together, at most, that go straight. Longer ones fill their links in a ring as well, and
+where several workers share a link, a ring crosses it less often."""
+
+
+def gather_steps(world_size: int, row_bytes: float) -> tuple[int, int]:
+    """Return how many messages of an all-gather follow each other in a ring, and how many go straight to all.
+
+    Example:
+        >>> gather_steps(8, 1000), gather_steps(8, 1e6), gather_steps(1, 1000)
+        ((0, 1), (7, 0), (0, 0))
+    """
+    if world_size == 1:
+        return 0, 0
+    return (0, 1) if world_size * row_bytes <= STRAIGHT_BYTES else (world_size - 1, 0)
 
 
 # all_gather_into_tensor has had this name since torch 2.13, which deprecates the old one

@@ -23,14 +23,16 @@ class Link:
     """A link between two workers, and how fast they fill it.
 
     Args:
-        latency_s: seconds that the shortest message takes.
+        latency_s: seconds that the shortest message takes between two workers.
         bytes_per_s: bytes a second in one direction.
         select_s: seconds for each entry of a gradient that accumulation and selection take.
+        straight_s: seconds that the shortest message takes from each worker to all others at once.
     """
 
     latency_s: float
     bytes_per_s: float
     select_s: float
+    straight_s: float
 
 
 def measure(group: dist.ProcessGroup | None = None) -> Link:
@@ -43,9 +45,9 @@ def measure(group: dist.ProcessGroup | None = None) -> Link:
     """
     line = Line(group)
     if line.world_size == 1:
-        return Link(0.0, float("inf"), 0.0)
-    latency_s, bytes_per_s = _speed(line, 1 << 16, enough_s=0.02, latency_tries=9)
-    return Link(latency_s, bytes_per_s, min(_select_s(line) for _ in range(3)) / _SELECTED_NUMEL)
+        return Link(0.0, float("inf"), 0.0, 0.0)
+    select_s = min(_select_s(line) for _ in range(3)) / _SELECTED_NUMEL
+    return _speed(line, 1 << 16, select_s, enough_s=0.02, tries=9)
 
 
 def look_again(line: Line, last: Link) -> Link:
@@ -57,8 +59,7 @@ def look_again(line: Line, last: Link) -> Link:
         line: connects at least two workers, all of which must call it.
         last: what was measured before.
     """
-    latency_s, bytes_per_s = _speed(line, 1 << 14, enough_s=0.0025, latency_tries=3)
-    return Link(latency_s, bytes_per_s, last.select_s)
+    return _speed(line, 1 << 14, last.select_s, enough_s=0.0025, tries=3)
 
 
 def slowest(line: Line, seconds: Sequence[float]) -> list[float]:
@@ -75,25 +76,26 @@ def _device(line: Line) -> str:
     return "cuda" if dist.get_backend(line.group) == "nccl" else "cpu"
 
 
-def _speed(line: Line, length: int, *, enough_s: float, latency_tries: int) -> tuple[float, float]:
-    """Return seconds of the shortest message, and bytes a second of one that takes long enough to tell."""
+def _speed(line: Line, length: int, select_s: float, *, enough_s: float, tries: int) -> Link:
+    """Measure the shortest messages, and the bytes a second of one that takes long enough to tell."""
     peers = line.world_size - 1
-    latency_s = min(_message_s(line, 1) for _ in range(latency_tries)) / peers
+    latency_s = min(_message_s(line, 1) for _ in range(tries)) / peers
+    straight_s = min(_message_s(line, 1, straight=True) for _ in range(tries))
     while True:
         took_s = _message_s(line, length)
         if took_s < 4 * enough_s:  # else it is slow for sure, and two more would cost as much again
             took_s = min(took_s, *(_message_s(line, length) for _ in range(2)))
         sending_s = took_s - peers * latency_s  # what waiting adds must not pass for a slow link
         if sending_s >= enough_s or length >= _LARGEST_BYTES:
-            return latency_s, peers * length / max(sending_s, 1e-9)
+            return Link(latency_s, peers * length / max(sending_s, 1e-9), select_s, straight_s)
         length = min(4 * length, _LARGEST_BYTES)
 
 
-def _message_s(line: Line, length: int) -> float:
+def _message_s(line: Line, length: int, *, straight: bool = False) -> float:
     sent = torch.zeros(length, dtype=torch.uint8, device=_device(line))
     slowest(line, [0.0])  # so that all begin together
     began = time.perf_counter()
-    line.all_gather(sent).wait().cpu()
+    line.all_gather(sent, straight=straight).wait().cpu()
     return slowest(line, [time.perf_counter() - began])[0]
 
 

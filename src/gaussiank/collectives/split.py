@@ -15,6 +15,7 @@ from gaussiank.codec import Wire
 from gaussiank.sparse import SparseGradient
 
 from .collective import Call, Collective, Outcome, Program, Traffic
+from .line import gather_steps
 from .rows import (
     EXACT,
     Given,
@@ -73,11 +74,14 @@ class Split(Collective):
         if self.trim:
             room = self._room(k, world_size)
             row = row_bytes(room, width, wire, noted=True)
-            return Traffic(world_size if peers else 0, 2 * peers * row, 2 * world_size * room)
+            hops, straight = gather_steps(world_size, row)
+            return Traffic(hops, 2 * peers * row, 2 * world_size * room, straight + bool(peers))
         sizes = peers * 8 + 2 * peers * 8 / world_size
         empty, first = row_bytes(0, width, wire), row_bytes(-(-k // world_size), width, wire, noted=True)
         second = row_bytes(min(k, width), width, wire, noted=True)
-        return Traffic(3 * peers + 2 if peers else 0, sizes + peers * (max(empty, first) + second), k + world_size * k)
+        hops, straight = gather_steps(world_size, second)
+        sent_bytes = sizes + peers * (max(empty, first) + second)
+        return Traffic(2 * peers + hops, sent_bytes, k + world_size * k, straight + 2 * bool(peers))
 
     def program(self, sparse: SparseGradient, call: Call) -> Program:
         """Send each owner its region, then everyone the own region's sum."""

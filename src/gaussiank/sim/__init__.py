@@ -14,7 +14,7 @@ from .overlap import Overlap
 from .prediction import Prediction, predict, summarise
 from .spread import Spread
 from .timeline import Scenario, Timeline, simulate
-from .topology import ALGORITHMS, OPERATIONS, Cluster, Level, Tier
+from .topology import ALGORITHMS, OPERATIONS, STRAIGHT_BYTES, Cluster, Level, Tier
 from .trace import Event, chrome_trace, chrome_trace_text, events
 from .wire import Wire, fixed_bits
 
@@ -23,6 +23,7 @@ __all__ = [
     "COLLECTIVES",
     "OPERATIONS",
     "RAW",
+    "STRAIGHT_BYTES",
     "Bucket",
     "Cluster",
     "Cost",

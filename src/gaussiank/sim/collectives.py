@@ -141,7 +141,7 @@ def _by_levels(cluster: Cluster, workers: int, load: Load, *, trim: bool) -> Cos
     held = load.room  # entries of one member of the level under way
     for level in levels:
         row = load.row_bytes(held / level.inside, level.inside)
-        network_s += gather_level_s(level, row)
+        network_s += gather_level_s(cluster, level, row)
         sent += (level.members - 1) * row
         merged += level.members * held / level.inside
         union = load.overlap.union(load.room, load.numel, level.inside * level.members)
@@ -149,7 +149,7 @@ def _by_levels(cluster: Cluster, workers: int, load: Load, *, trim: bool) -> Cos
         held = min(load.numel, level.members * held) if last and trim else (load.room if trim else union)
     for below, level in zip(reversed(levels[:-1]), reversed(levels), strict=False):
         row = load.row_bytes(held / level.inside, level.inside)
-        network_s += gather_level_s(below, row)
+        network_s += gather_level_s(cluster, below, row)
         sent += (below.members - 1) * row
     return Cost(network_s, sent, merged, held)
 

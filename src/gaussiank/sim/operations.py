@@ -6,7 +6,7 @@ P workers, n bytes, and for each level of the cluster m members that share a lin
     ring all-reduce     2 (P - 1) steps of n / P bytes, each as slow as the slowest link that the ring crosses
     tree all-reduce     2 ceil(log2 m) starts on each level, and the n bytes up and down, in pipelined pieces
     hierarchical        per level: reduce-scatter and all-gather among its members, of what the levels below left over
-    ring all-gather     P - 1 steps of n bytes
+    ring all-gather     P - 1 steps of n bytes; short rows may go straight, as in an all-to-all
     all-to-all          P - 1 messages from each worker; through each unit's link goes all that leaves the unit
     broadcast           ceil(log2 m) sends of n bytes on each level
     swap                one exchange with a partner; all workers of a unit use its link at once
@@ -33,7 +33,9 @@ def all_reduce_s(cluster: Cluster, workers: int, vector_bytes: float) -> float:
 
 
 def all_gather_s(cluster: Cluster, workers: int, row_bytes: float) -> float:
-    """Return the seconds until each worker has the ``row_bytes`` of every other, in a ring."""
+    """Return the seconds until each worker has the ``row_bytes`` of every other, in a ring or, if short, straight."""
+    if workers * row_bytes <= cluster.straight_bytes:
+        return all_to_all_s(cluster, workers, row_bytes)
     levels = cluster.levels(workers)
     return cluster.correct("all_gather", row_bytes, (workers - 1) * _step_s(levels, row_bytes)) if levels else 0.0
 
@@ -63,9 +65,12 @@ def swap_s(cluster: Cluster, level: Level, row_bytes: float) -> float:
     return cluster.correct("swap", row_bytes, level.link.send_s(level.inside * row_bytes))
 
 
-def gather_level_s(level: Level, row_bytes: float) -> float:
-    """Return the seconds of a ring all-gather of one row a worker, among the members of one level alone."""
-    return (level.members - 1) * level.link.send_s(level.inside * row_bytes)
+def gather_level_s(cluster: Cluster, level: Level, row_bytes: float) -> float:
+    """Return the seconds of an all-gather of one row a worker, among the members of one level alone."""
+    peers, link = level.members - 1, level.link
+    if level.members * row_bytes <= cluster.straight_bytes:
+        return link.latency_s + max(link.busy_s(peers * level.inside * row_bytes), peers * link.message_s)
+    return peers * link.send_s(level.inside * row_bytes)
 
 
 def ring_bytes(workers: int, vector_bytes: float) -> float:

@@ -12,6 +12,8 @@ from .curve import Curve
 from .link import Link
 
 ALGORITHMS = ("ring", "tree", "hierarchical")
+STRAIGHT_BYTES = 2.0**20
+"""What our all-gathers send straight over Gloo, at most, whose own is a ring."""
 OPERATIONS = ("all_reduce", "all_gather", "all_to_all", "broadcast", "swap")
 
 
@@ -57,6 +59,8 @@ class Cluster:
         tiers: the lowest first: what connects workers in a node, nodes in a rack, and so on.
         algorithms: how its library can all-reduce; the fastest is taken, which favours dense methods.
         corrections: operation -> measured over modelled time, over message bytes; from a probe.
+        straight_bytes: an all-gather of so many bytes in all goes straight from each worker to each other one, a longer
+            one in a ring; ``STRAIGHT_BYTES`` where messages are Gloo's, 0 where they are NCCL's.
 
     Raises:
         ValueError: no tier, a tier in the middle without a number of members, or an unknown algorithm or operation.
@@ -72,6 +76,7 @@ class Cluster:
     tiers: tuple[Tier, ...]
     algorithms: tuple[str, ...] = ALGORITHMS
     corrections: Mapping[str, Curve] = field(default_factory=dict)
+    straight_bytes: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.tiers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gaussiank.sim import Cluster, Device, Link, Spread, Tier
+from gaussiank.sim import STRAIGHT_BYTES, Cluster, Device, Link, Spread, Tier
 
 from .devices import cpu, gpu
 
@@ -193,7 +193,12 @@ PRESETS: dict[str, Preset] = {
         *(
             Preset(
                 f"lab-{label}",
-                Cluster(f"lab-{label}", (Tier("rack", Link(label, bits, 1e-4, 2e-5)),), ("ring",)),
+                Cluster(
+                    f"lab-{label}",
+                    (Tier("rack", Link(label, bits, 1e-4, 2e-5)),),
+                    ("ring",),
+                    straight_bytes=STRAIGHT_BYTES,
+                ),
                 cpu("one core of an AMD EPYC", contention=0.2),
                 4,
                 images_rate=2 / 219,

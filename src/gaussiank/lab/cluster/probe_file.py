@@ -13,6 +13,7 @@ from typing import Any
 
 from gaussiank.sim import (
     OPERATIONS,
+    STRAIGHT_BYTES,
     Bucket,
     Cluster,
     Curve,
@@ -133,7 +134,8 @@ class Probe:
         if not self.links:  # one worker: nothing is known about any link
             return Cluster(label, (Tier("alone", Link("none", 1e9), 1),))
         inside = self.links_inside or None
-        return fit_cluster(label, self.links, self.workers, inside=inside, members=self.workers_per_node)
+        cluster = fit_cluster(label, self.links, self.workers, inside=inside, members=self.workers_per_node)
+        return replace(cluster, straight_bytes=STRAIGHT_BYTES if self.device == "cpu" else 0.0)
 
 
 def write_probe(path: Path, probe: Probe) -> None:

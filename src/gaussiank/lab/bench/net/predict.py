@@ -12,7 +12,19 @@ from gaussiank.lab.bench.rows import Row
 from gaussiank.lab.cluster.setting import OVERLAP
 from gaussiank.lab.cluster.shapes import bucket_numels
 from gaussiank.lab.cluster.wires import WIRES
-from gaussiank.sim import Bucket, Cluster, Curve, Device, Link, Method, Scenario, Tier, Workload, simulate
+from gaussiank.sim import (
+    STRAIGHT_BYTES,
+    Bucket,
+    Cluster,
+    Curve,
+    Device,
+    Link,
+    Method,
+    Scenario,
+    Tier,
+    Workload,
+    simulate,
+)
 
 from .methods import ALONE, DDP, parse_method
 from .rates import parse_rate
@@ -173,8 +185,8 @@ class _Predictor:
         else:
             link = Link(row["rate"], knobs.reach * rate.bits_s, burst_bytes=rate.burst_bytes)
         if (number, link) not in self._simulated:
-            workload, cluster = _workload(self._alone[_place(row)]), Cluster("lab", (Tier("rack", link),))
-            scenario = Scenario(workload, self._device, cluster, OVERLAP)
+            cluster = Cluster("lab", (Tier("rack", link),), straight_bytes=STRAIGHT_BYTES)
+            scenario = Scenario(_workload(self._alone[_place(row)]), self._device, cluster, OVERLAP)
             self._simulated[number, link] = simulate(scenario, method, workers=row["workers"]).step_s
         collective, compute_s = "dense" if method.sends_all else method.collective, self._alone[_place(row)]["step_s"]
         return self._simulated[number, link] + knobs.waits(row["workers"], collective, compute_s)
