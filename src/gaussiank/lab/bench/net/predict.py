@@ -33,6 +33,9 @@ _WIRE = "rice+bf16"
 _OPERATIONS = {"dense": 1, "allgather": 1, "split": 2, "leader": 2}
 """Collective -> operations that follow each other and in which all wait for all; a broadcast waits for one."""
 
+_STRAIGHT = {"dense": 0, "allgather": 1, "split": 2, "leader": 2}
+"""Of those, in which each worker sends a message to every other; the rest are rings and trees."""
+
 _TOGETHER = (
     ("reach",),
     ("unshaped_bits_s",),
@@ -56,7 +59,7 @@ class Knobs(NamedTuple):
         growth: of that with more workers, as a power of their number; where cores are few they wait for turns too.
         later_s: seconds of each operation that follows another.
         later_growth: of that, likewise.
-        pair_s: seconds that the cores need for each pair of workers that swap messages of their own, as ``split``'s do.
+        pair_s: seconds that the cores need for each pair of workers that swap messages of their own.
     """
 
     reach: float = 0.9
@@ -75,7 +78,7 @@ class Knobs(NamedTuple):
         pairs, slowest = workers / 2, _NORMAL.inv_cdf((workers - 0.375) / (workers + 0.25))  # Blom 1958
         first_s = slowest * self.spread * compute_s + self.waiting_s * pairs**self.growth
         later_s = (_OPERATIONS[collective] - 1) * self.later_s * pairs**self.later_growth
-        swaps_s = self.pair_s * workers * (workers - 1) / 2 if collective == "split" else 0.0
+        swaps_s = _STRAIGHT[collective] * self.pair_s * workers * (workers - 1) / 2
         return float(first_s + later_s + swaps_s)
 
 
