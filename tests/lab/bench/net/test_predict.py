@@ -28,14 +28,14 @@ def row(method: str, rate_mbit: float, step_s: float, **others: Any) -> Row:
 
 
 def rows() -> list[Row]:
-    """A computing time of 30 ms, and messages of a ring over four fifths of each rate, less what may leave at once."""
+    """A computing time of 30 ms, and messages over four fifths of each rate, less what may leave at once."""
     made = []
     for rate in (5.0, 10.0, 20.0, 50.0, 100.0):
         made.append(row("alone", rate, 0.03, forward_s=0.01, backward_s=0.015, optimizer_s=0.005))
         second = 8 / (0.8e6 * rate)
         burst = parse_rate(f"{rate:g}mbit").burst_bytes
         made.append(row("ddp", rate, 0.03 + 6 * (NUMEL - burst) * second))
-        made.append(row("topk", rate, 0.033 + 3 * max(0, 3500 - burst) * second))
+        made.append(row("topk", rate, 0.033 + max(0, 3 * 3500 - burst) * second))
     return made
 
 
