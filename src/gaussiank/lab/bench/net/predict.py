@@ -33,13 +33,11 @@ _WIRE = "rice+bf16"
 _OPERATIONS = {"dense": 1, "allgather": 1, "split": 2, "leader": 2}
 """Collective -> operations that follow each other and in which all wait for all; a broadcast waits for one."""
 
-_STRAIGHT = {"dense": 0, "allgather": 1, "split": 2, "leader": 2}
-"""Of those, in which each worker sends a message to every other; the rest are rings and trees."""
-
 _TOGETHER = (
     ("reach",),
     ("unshaped_bits_s",),
     ("spread",),
+    ("ring_s", "ring_growth"),
     ("waiting_s", "growth"),
     ("later_s", "later_growth"),
     ("pair_s",),
@@ -55,16 +53,21 @@ class Knobs(NamedTuple):
         reach: share of a link's rate that arrives.
         unshaped_bits_s: bits a second where nothing slows a link down.
         spread: standard deviation of a worker's computing, as a share of it; the slowest is waited for.
-        waiting_s: seconds that two workers wait for the slower one in the first operation, however little it sends.
-        growth: of that with more workers, as a power of their number; where cores are few they wait for turns too.
+        ring_s: seconds that two workers wait for the slower one in an all-reduce, however little it sends.
+        ring_growth: of that with more workers, as a power of their number; where cores are few they wait for turns too,
+            in a ring at each of its steps.
+        waiting_s: the same in the first operation of an exchange in which messages go straight.
+        growth: of that, likewise.
         later_s: seconds of each operation that follows another.
         later_growth: of that, likewise.
-        pair_s: seconds that the cores need for each pair of workers that swap messages of their own.
+        pair_s: seconds that the cores need for each pair of workers of ``split``, which cut, merge and add up regions.
     """
 
     reach: float = 0.9
     unshaped_bits_s: float = 1e10
     spread: float = 0.0
+    ring_s: float = 1e-3
+    ring_growth: float = 1.0
     waiting_s: float = 1e-3
     growth: float = 1.0
     later_s: float = 1e-3
@@ -76,9 +79,12 @@ class Knobs(NamedTuple):
         if workers == 1:
             return 0.0
         pairs, slowest = workers / 2, _NORMAL.inv_cdf((workers - 0.375) / (workers + 0.25))  # Blom 1958
-        first_s = slowest * self.spread * compute_s + self.waiting_s * pairs**self.growth
+        waits_s = (
+            self.ring_s * pairs**self.ring_growth if collective == "dense" else self.waiting_s * pairs**self.growth
+        )
+        first_s = slowest * self.spread * compute_s + waits_s
         later_s = (_OPERATIONS[collective] - 1) * self.later_s * pairs**self.later_growth
-        swaps_s = _STRAIGHT[collective] * self.pair_s * workers * (workers - 1) / 2
+        swaps_s = self.pair_s * workers * (workers - 1) / 2 if collective == "split" else 0.0
         return float(first_s + later_s + swaps_s)
 
 
@@ -89,6 +95,8 @@ _CHOICES: Mapping[str, tuple[float, ...]] = {
     "reach": tuple(0.5 + 0.05 * step for step in range(11)),
     "unshaped_bits_s": tuple(10 ** (8.5 + 0.25 * step) for step in range(10)),
     "spread": tuple(0.02 * step for step in range(26)),
+    "ring_s": _SECONDS,
+    "ring_growth": _POWERS,
     "waiting_s": _SECONDS,
     "growth": _POWERS,
     "later_s": _SECONDS,

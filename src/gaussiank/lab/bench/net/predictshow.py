@@ -43,10 +43,10 @@ def show_predictions(out: Path, console: Console) -> None:
     console.print(table)
     console.print(
         f"\nFitted: {100 * knobs.reach:.0f} % of a rate arrives, {knobs.unshaped_bits_s / 1e9:.1f} Gbit/s unshaped, "
-        f"computing spreads by {100 * knobs.spread:.0f} %, {1e3 * knobs.waiting_s:.2f} ms of waiting between two, "
-        f"growing as their number to the {knobs.growth:.1f}; {1e3 * knobs.later_s:.2f} ms, to the "
-        f"{knobs.later_growth:.1f}, in each operation that follows; {1e3 * knobs.pair_s:.2f} ms for each pair of "
-        "workers that swap messages.",
+        f"computing spreads by {100 * knobs.spread:.0f} %. Two workers wait for {1e3 * knobs.ring_s:.2f} ms in an "
+        f"all-reduce, growing as their number to the {knobs.ring_growth:.1f}; for {1e3 * knobs.waiting_s:.2f} ms, to "
+        f"the {knobs.growth:.1f}, in other first operations, and {1e3 * knobs.later_s:.2f} ms, to the "
+        f"{knobs.later_growth:.1f}, in each that follows; a split takes {1e3 * knobs.pair_s:.2f} ms for each pair.",
         highlight=False,
     )
     console.print(verdict(judged), highlight=False)
