@@ -17,7 +17,7 @@ BILL = _Bill([(61_706, 62)], 4, Wire.parse("rice+bf16"))
 
 
 class Twins:
-    """Stands in for a line to three workers that measure what this one does; real lines are in tests/dist."""
+    """Stands in for a line to three workers that measure what this one does; real lines are in tests/distributed."""
 
     world_size, rank = 4, 0
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -126,6 +125,5 @@ def test_packing_keeps_every_kind_of_value() -> None:
 
 
 def test_two_values_of_one_name_are_refused() -> None:
-    with pytest.raises(ValueError, match="^names in a state must differ once joined by /, got 'p/a/b' twice"):
+    with pytest.raises(ValueError, match=r"^names in a state must differ once joined by /, got 'p/a/b' twice"):
         checkpoint.pack({"a/b": torch.ones(2000), "a": {"b": torch.ones(2000)}}, "p")
-

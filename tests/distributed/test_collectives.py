@@ -220,7 +220,9 @@ def test_sent_bytes_are_those_the_kernel_counts(workers: Any, spec: str) -> None
         framing = 1000 * steps * (workers.world_size - 1)
         assert accounted <= real <= 1.01 * accounted + framing
     if "trim=false" not in spec and "auto" not in spec:
-        name = spec.replace("ranks_per_node=2", f"ranks_per_node={workers.world_size}") if workers.world_size % 2 else spec
+        name = (
+            spec.replace("ranks_per_node=2", f"ranks_per_node={workers.world_size}") if workers.world_size % 2 else spec
+        )
         predicted = parse_collective(name).traffic(50_000, 1000, workers.world_size).sent_bytes
         mean = sum(accounted for accounted, _ in results) / steps / workers.world_size
         assert mean == pytest.approx(predicted, abs=workers.world_size)

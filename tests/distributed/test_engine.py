@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from tests.distributed.conftest import Workers
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import gaussiank
 from gaussiank.collectives import engine_of
 from gaussiank.collectives.line import Line
-from tests.dist.conftest import Workers
 
 LAYERS = 50
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from tests.distributed.test_compress_collectives import refusing
+from tests.distributed.test_hook import Given, Totals, assert_nothing_lost, feed, overflowing, resumed, run
+from tests.distributed.test_wires import one_worker_law
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import gaussiank
 from gaussiank.codec import VALUE_CODES, Wire
 from gaussiank.collectives import COLLECTIVES, parse_collective
-from tests.dist.test_compress_collectives import refusing
-from tests.dist.test_hook import Given, Totals, assert_nothing_lost, feed, overflowing, resumed, run
-from tests.dist.test_wires import one_worker_law
 
 SHARED = {"compressor": "randomk:shared=true"}
 ABLE = ["allgather", "leader"]
@@ -63,7 +63,7 @@ def test_only_values_are_sent(contract_workers: Any, spec: str, values: str, val
 
 
 def test_the_law_holds_to_the_bit_for_one_worker(worker_groups: Any) -> None:
-    from tests.dist.conftest import _started
+    from tests.distributed.conftest import _started
 
     group = worker_groups.get(1) or _started(worker_groups, 1)
     assert group.run(one_worker_law, SHARED) == [[True] * 5]

@@ -7,6 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.covering import covering
+from tests.distributed import test_collectives as contract
+from tests.distributed.conftest import WORLD_SIZES
+from tests.distributed.test_collectives import CASES, NUMEL, SPECS, joined
+from tests.distributed.test_hook import Given, Totals, assert_nothing_lost, feed, run
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel as DDP
 
@@ -16,11 +21,6 @@ from gaussiank.collectives import COLLECTIVES, EXACT
 from gaussiank.collectives.rows import rounded
 from gaussiank.compressors import COMPRESSORS
 from gaussiank.sparse import SparseGradient
-from tests.covering import covering
-from tests.dist import test_collectives as contract
-from tests.dist.conftest import WORLD_SIZES
-from tests.dist.test_collectives import CASES, NUMEL, SPECS, joined
-from tests.dist.test_hook import Given, Totals, assert_nothing_lost, feed, run
 
 WIRES = ["raw+fp32", "rice+bf16", "eliasfano+fp16", "chunks+8bit", "rice+4bit", "rice+2bit", "rice+sign"]
 STOCHASTIC = "rice+8bit+stochastic"
@@ -230,7 +230,7 @@ def one_worker_law(rank: int, world_size: int, how: dict[str, Any]) -> list[bool
 
 
 def test_the_law_holds_to_the_bit_for_one_worker(worker_groups: Any) -> None:
-    from tests.dist.conftest import _started
+    from tests.distributed.conftest import _started
 
     group = worker_groups.get(1) or _started(worker_groups, 1)
     assert group.run(one_worker_law, {}) == [[True] * 5]

@@ -37,6 +37,7 @@ CONFIG = TrainConfig(
     momentum_correction=True,
     timeout_s=60,
 )
+RECORD = {"every": 3}
 FAULTS = {
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
@@ -100,8 +101,9 @@ def require_whole(run_dir: Path, names: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Recorded, which changes nothing: the runs that are held against it are not, but for one."""
     run_dir = tmp_path_factory.mktemp("runs") / "whole"
-    launch(quick_run, 2, CONFIG, run_dir, "test", plan(run_dir))
+    launch(quick_run, 2, CONFIG, run_dir, "test", plan(run_dir), None, RECORD)
     return run_dir
 
 
@@ -205,22 +207,23 @@ def test_a_finished_run_goes_on_to_more_steps_and_ends_as_a_longer_one(
     assert [json.loads(line)["step"] for line in studied(tmp_path / "run")["topk"]] == [0, 2, 4, 6, 8]
 
 
-def test_what_is_recorded_of_gradients_survives_a_kill_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_recorded_of_gradients_survives_a_kill_too(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Killed in its first method, and again before its second has a checkpoint."""
     monkeypatch.setattr(train_command, "run", quick_run)
-    train_command.start(Options(out=tmp_path / "whole", record=3), CONFIG.as_record() | {"methods": CONFIG.methods})
-    record, run_dir = {"every": 3}, tmp_path / "run"
+    run_dir = tmp_path / "run"
     with pytest.raises(RuntimeError, match=r"^worker 1 failed .* Signal 9"):
-        launch(faulty_run, 2, "kill", 6, 1, CONFIG, run_dir, "test", plan(run_dir), None, record)
+        launch(faulty_run, 2, "kill", 6, 1, CONFIG, run_dir, "test", plan(run_dir), None, RECORD)
     assert not (run_dir / "gaussiank").exists()
     with (run_dir / "topk" / "gradients.jsonl").open("a") as file:
         file.write('{"kind": "sample", "st')
     with pytest.raises(RuntimeError, match=r"^worker 1 failed .* Signal 9"):
-        launch(faulty_run, 2, "kill", 4, 1, CONFIG, run_dir, "test", plan(run_dir), find_resume(run_dir), record)
+        launch(faulty_run, 2, "kill", 4, 1, CONFIG, run_dir, "test", plan(run_dir), find_resume(run_dir), RECORD)
     assert (run_dir / "gaussiank" / "gradients.jsonl").exists()
     train_command.start(Options(resume=run_dir), {})
-    assert digests(run_dir) == digests(tmp_path / "whole")
-    assert studied(run_dir) == studied(tmp_path / "whole")
+    assert digests(run_dir) == digests(whole)
+    assert studied(run_dir) == studied(whole)
     assert studied(run_dir).keys() == {"topk", "gaussiank"}
 
 

@@ -1,4 +1,4 @@
-"""A training loop that treats a recorder as the hook does, without processes; the hook itself is in tests/dist."""
+"""A training loop that treats a recorder as the hook does, without processes; tests/distributed has the hook itself."""
 
 from __future__ import annotations
 

@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+
+
+def test_no_folder_of_tests_is_passed_over(pytestconfig: pytest.Config) -> None:
+    """Pytest does not look into folders of certain names, ``dist`` and ``build`` among them, and says nothing."""
+    folders = {name for path in TESTS.rglob("test_*.py") for name in path.relative_to(TESTS).parts[:-1]}
+    patterns = pytestconfig.getini("norecursedirs")
+    assert "distributed" in folders
+    assert not [name for name in folders if any(fnmatch(name, pattern) for pattern in patterns)]
