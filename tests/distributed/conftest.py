@@ -1,4 +1,4 @@
-"""Real worker processes: one group for each world size, kept for the whole session, because a start costs seconds."""
+"""Real worker processes: one group for each world size, kept for all tests here, because a start costs seconds."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Workers:
             process.join()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # idle workers still cost: what they have joined stays until they end
 def worker_groups() -> Iterator[dict[int, Workers]]:
     groups: dict[int, Workers] = {}
     yield groups
@@ -109,7 +109,7 @@ def worker_groups() -> Iterator[dict[int, Workers]]:
         group.stop()
 
 
-@pytest.fixture(params=WORLD_SIZES, ids=lambda n: f"{n}workers")
+@pytest.fixture(params=(1, 2, 4), ids=lambda n: f"{n}workers")  # three have tests of their own, and the contract
 def workers(request: pytest.FixtureRequest, worker_groups: dict[int, Workers]) -> Workers:
     return worker_groups.get(request.param) or _started(worker_groups, request.param)
 
