@@ -16,7 +16,7 @@ LEVELS = [
     {"mean", "momentum", "observer"},
     {"compressors", "codec", "companions", "feedback", "reshard"},
     {"selector", "collectives", "checkpoint"},
-    {"whole"},
+    {"whole", "course"},
     {"journey"},
     {"hook", "integrations"},
     {"lab"},

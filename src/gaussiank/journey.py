@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -16,7 +15,6 @@ from gaussiank.collectives import (
     EXACT,
     AllGather,
     Collective,
-    DenseAllReduce,
     Done,
     Exchange,
     engine_of,
@@ -25,6 +23,7 @@ from gaussiank.collectives import (
     ring_bytes,
 )
 from gaussiank.compressors import Compressor
+from gaussiank.course import Course
 from gaussiank.feedback import ErrorFeedback, require_same_worker
 from gaussiank.layout import Layout
 from gaussiank.mean import require_finite, write_back
@@ -60,7 +59,6 @@ class Journey:
         step: steps begun and sealed so far.
         measured: measurements of the step under way or, after it, of the last one.
         feedback: the residuals.
-        collective: how workers agree in the step under way; ``auto`` changes its mind.
     """
 
     def __init__(
@@ -84,18 +82,15 @@ class Journey:
         require_feedback(collective, compressor)
         self._wire = fitting_wire(wire or EXACT, compressor, collective)
         self._engine = engine_of(group, timeout_s)
-        self._world_size = dist.get_world_size(group)
-        self._rank = dist.get_rank(group)
-        self._schedule = schedule
-        self._compressor = compressor
+        self._rank, self._world_size = dist.get_rank(group), dist.get_world_size(group)
+        self._schedule, self._compressor = schedule, compressor
         self._raise_nonfinite = raise_nonfinite
         self._observer = observer or Unobserved()
         self._selector = Selector(compressor, per_layer=per_layer, rank=self._rank)
-        self.collective = collective.join(group, timeout_s)
+        joined = collective.join(group, timeout_s)
+        self._course = Course(joined, self._engine, self._selector, wire=self._wire, world_size=self._world_size)
         self._routes: dict[str, Tensor] = {}  # what the collective wants to know at the next step, by layout
         self._parts = 0  # exchanges begun in this step
-        self._asked: list[tuple[int, int]] = []  # numel and k of those that are or could be sparse
-        self._asked_before = self._asked  # in the last step that was no repetition
         self.feedback = ErrorFeedback(numels, momentum=momentum, world_size=self._world_size)
         self._whole = Whole(
             self._engine,
@@ -115,6 +110,11 @@ class Journey:
         return require_density(self._schedule(self.step))
 
     @property
+    def collective(self) -> Collective:
+        """How workers agree in the step under way; ``auto`` changes its mind."""
+        return self._course.collective
+
+    @property
     def dense(self) -> bool:
         """Whether the step under way sends everything."""
         return self._compressor.sends_all or self.measured.density == 1
@@ -131,7 +131,8 @@ class Journey:
         same = self._whole.repeatable and scale == self._scale and density == self.measured.density
         if not same or not self.collective.rests():
             same = self._prepare(scale) and same
-        self._parts, self._asked = 0, []
+        self._parts = 0
+        self._course.begin()
         self.measured = Metrics(step=self.step, density=density)
         self._whole.begin(self.measured, same=same)
         self._observer.begin(self.step, density)
@@ -143,19 +144,48 @@ class Journey:
             self.feedback.rescale(scale / self._scale)
             self._scale = scale
         self._engine.flush()  # what a backward that raised may have left
-        revised = partial(self.collective.at_step, buckets=self._asked_before, wire=self._wire)
-        before, self.collective = self.collective, self._engine.ask(revised, f"the start of step {self.step}")
-        return self.collective is before
+        return not self._course.revise(self.step)
 
     def seal(self) -> None:
         """Say that every gradient of the step is under way."""
         if not self._whole.repeatable:
             self._engine.flush()
             self.feedback.seal()
-            self._asked_before = self._asked
+            self._course.seal()
             self._whole.seal(self._parts)
         self.step += 1
         self.measured.launched_at = time.perf_counter()
+
+    def passes(self, layouts: Sequence[Layout]) -> bool:
+        """Tell whether the next step, of these vectors, would be DDP's own: all of them whole, and nothing kept."""
+        return self._whole.plain and self._sends_whole(layouts)
+
+    def _sends_whole(self, layouts: Sequence[Layout]) -> bool:
+        density = self.density
+        return self._compressor.sends_all or density == 1 or self._course.sends_whole(layouts, density)
+
+    def pass_by(self, layouts: Sequence[Layout], dense_bytes: int) -> bool:
+        """Count a step that DDP takes by itself, and tell whether the next one ``passes`` as well.
+
+        Args:
+            layouts: as for ``passes``, which said so of this step.
+            dense_bytes: what this worker sends in it.
+        """
+        density, numel = self.density, sum(layout.numel for layout in layouts)
+        self._course.pass_by(layouts, density)
+        if not self.collective.rests():
+            self._course.revise(self.step)
+        self.measured = Metrics(self.step, density, sent_bytes=dense_bytes, launched_at=time.perf_counter())
+        self.measured.note_taken(0.0, numel=numel, k=numel, kept=numel, dense_bytes=dense_bytes)
+        self.step += 1
+        return self.passes(layouts)
+
+    def let_go(self, layouts: Sequence[Layout]) -> bool:
+        """Give the next steps to DDP, if the last one could be repeated and no other way is on trial; tells whether."""
+        ends = self._whole.repeatable and self.collective.settled and self._sends_whole(layouts)
+        if ends := ends and self.feedback.drop_zeros():
+            self._whole.stop()
+        return ends
 
     def repeat(self, layout_of: Callable[[], Layout], grad: Tensor) -> Done | None:
         """Start the mean of a whole gradient as in the last step; None where that does not say how it goes."""
@@ -188,11 +218,9 @@ class Journey:
         measured, density = self.measured, self.measured.density
         started = time.perf_counter()
         grad = grads[0] if len(grads) == 1 else torch.cat(list(grads))
-        k = self._selector.k(layout, density)
-        self._asked.append((layout.numel, k))
-        collective = self.collective.choose(layout.numel, k, self._world_size, self._wire)
-        if isinstance(collective, DenseAllReduce) and collective is not self.collective:
-            return self._reduce_dense_instead(layout, grad, grads, held)
+        k, collective = self._course.choose(layout, density)
+        if collective is None:  # to send all of it costs less
+            return self._whole.reduce_parts(self._label(lambda: layout), layout, grad, grads, held)
         self._whole.stop()
         self._observer.taking(layout, grads)
         sparse = self._take(layout, grad, held)
@@ -257,21 +285,6 @@ class Journey:
         if self._compressor.keeps_rest:
             return self.feedback.take(layout, grad, select, held=held, fused=fused)
         return select(grad.to(RESIDUAL_DTYPES[grad.dtype]))
-
-    def _reduce_dense_instead(
-        self, layout: Layout, grad: Tensor, grads: Sequence[Tensor], held: Sequence[slice]
-    ) -> Done:
-        """Exchange the whole gradient where that costs less than a selection of it."""
-        done = self.reduce_dense(lambda: layout, grad, held)
-        if grad is grads[0]:
-            return done
-
-        def hand_out(done: Done) -> Tensor:
-            for part, mean in zip(grads, done.value().split([part.numel() for part in grads]), strict=True):
-                part.copy_(mean)
-            return grads[0]
-
-        return done.then(hand_out)
 
     def _label(self, layout_of: Callable[[], Layout]) -> Callable[[], str]:
         part, step = self._parts, self.measured.step

@@ -47,9 +47,15 @@ class Whole:
     ) -> None:
         self._engine, self._feedback, self._observer = engine, feedback, observer
         self._dtype, self._raise_nonfinite, self._world_size = dtype, raise_nonfinite, world_size
+        self._observed = not isinstance(observer, Unobserved)
         self._measured = Metrics()
         self._numels: list[int] = []  # of the step that can be repeated
         self._sent: list[int] = []  # numels of this step, as long as nothing was kept
+
+    @property
+    def plain(self) -> bool:
+        """Whether a mean is DDP's own: nothing was ever kept, and nobody rounds, watches or judges what is sent."""
+        return self._feedback.empty and not (self._observed or self._raise_nonfinite or self._dtype)
 
     @property
     def repeatable(self) -> bool:
@@ -96,7 +102,7 @@ class Whole:
             grad: ``[numel]`` local gradient; becomes the mean in place.
             held: places of parameters without gradient, whose residual stays.
         """
-        measured, observed = self._measured, not isinstance(self._observer, Unobserved)
+        measured, observed = self._measured, self._observed
         if observed:
             self._observer.taking(layout_of(), [grad])
         started = time.perf_counter()
@@ -124,3 +130,22 @@ class Whole:
         if not (judged or observed or self._raise_nonfinite or self._dtype):
             self._sent.append(numel)
         return done
+
+    def reduce_parts(
+        self, label: Callable[[], str], layout: Layout, grad: Tensor, parts: Sequence[Tensor], held: Sequence[slice]
+    ) -> Done:
+        """As ``reduce``; where ``grad`` is a copy of several parts, the mean is handed out to them.
+
+        Returns:
+            A future of the first part.
+        """
+        done = self.reduce(label, lambda: layout, grad, held)
+        if grad is parts[0]:
+            return done
+
+        def hand_out(done: Done) -> Tensor:
+            for part, mean in zip(parts, done.value().split([part.numel() for part in parts]), strict=True):
+                part.copy_(mean)
+            return parts[0]
+
+        return done.then(hand_out)

@@ -112,6 +112,11 @@ class Pilot:
         self._judged_bytes_s = math.inf  # the link of the last trial
         self._began = 0.0
 
+    @property
+    def tries(self) -> bool:
+        """Whether the other way is on trial."""
+        return self._trial is not None
+
     def rests(self) -> bool:
         """Count a step in which ``steer`` would have nothing to say or to send; otherwise count nothing.
 

@@ -1,0 +1,131 @@
+"""``compress``: checks what it is given, and registers the hook with DDP."""
+# No `from __future__ import annotations` here: DDP reads the annotations of the hook as types.
+
+import torch
+from torch import Tensor
+from torch._C._distributed_c10d import GradBucket  # torch.distributed shows it at run time only, not to type checkers
+from torch.nn.parallel import DistributedDataParallel
+
+from gaussiank.codec import Wire, chosen_wire, entries_of_any_bucket
+from gaussiank.collectives import Collective, parse_collective
+from gaussiank.companions import look_at_companions
+from gaussiank.compressors import Capped, Compressor, parse_compressor
+from gaussiank.momentum import MomentumCorrection
+from gaussiank.observer import Observer
+from gaussiank.schedule import Constant, Schedule, require_density
+from gaussiank.selector import Scope, require_scope
+
+from .compression import Compression, OnNonfinite, require_no_hook
+
+
+def compress(
+    model: DistributedDataParallel,
+    density: float | Schedule = 0.001,
+    *,
+    compressor: str | Compressor = "topk",
+    scope: Scope = "bucket",
+    momentum: MomentumCorrection | None = None,
+    max_bytes: int | None = None,
+    on_nonfinite: OnNonfinite = "propagate",
+    scaler: torch.amp.GradScaler | None = None,
+    collective: str | Collective = "allgather",
+    wire: str | Wire | None = None,
+    timeout_s: float = 300.0,
+    recorder: Observer | None = None,
+) -> Compression:
+    """Make a DDP model exchange sparse gradients with error feedback instead of dense ones.
+
+    Call it once, on every worker, after wrapping the model and before the first backward; the training loop stays as it
+    is. Communication overlaps with backward, bucket by bucket.
+
+    Args:
+        model: model wrapped in ``DistributedDataParallel``, on Gloo or NCCL, without another communication hook.
+        density: share of entries to send, in (0, 1], or a schedule of it; a larger one sends more and delays less.
+        compressor: which entries: a name, ``name:field=value``, or a compressor. The default is exact Top_k.
+        scope: where k is counted: on each DDP ``bucket``, on each parameter (``layer``), or on the whole ``model`` (the
+            paper's setting; waits for the end of backward).
+        momentum: DGC's momentum correction and local clipping; set the optimizer's momentum to 0 with it.
+        max_bytes: largest payload of a message in bytes; what is cut stays in the residual.
+        on_nonfinite: an infinite or NaN gradient is passed on to every worker's gradients and changes no residual
+            (``propagate``, what a ``GradScaler`` needs), or ends backward on every worker with the parameter's name
+            (``raise``).
+        scaler: the ``GradScaler`` of a float16 run: residuals are rescaled when its scale changes. Without it, a
+            residual keeps the unit of the scale that it was computed with.
+        collective: how workers agree on the mean: a name, ``name:field=value``, or a collective. ``allgather`` sends
+            every selection to everyone; with many workers ``split`` sends less.
+        wire: how entries travel: ``index+values`` or a ``codec.Wire``. The default is ``rice+bf16`` on a CPU, at
+            most 29 bits an entry at density 0.001, and ``chunks+bf16`` elsewhere, 32 bits and no wait for the device.
+            What rounding takes off stays in the residual; ``raw+fp32`` rounds nothing. ``randomk:shared=true`` sends
+            no indices with ``allgather`` and ``leader``, whatever the index code.
+        timeout_s: seconds after which an exchange fails that a worker did not answer, above 0; larger than any pause
+            that one worker takes alone between two backwards, for an evaluation or a checkpoint. The first two steps
+            also wait for DDP itself, which has the process group's own time-out.
+        recorder: watches gradients, residuals and selections, ``Recorder("runs/mine")`` for example; changes nothing.
+
+    Returns:
+        The compression: ``metrics`` of the last step, ``state_dict`` and ``load_state_dict`` for checkpoints.
+
+    Raises:
+        ValueError: an argument out of its range, a parameter of a dtype without a residual, or workers that are
+            configured differently.
+        RuntimeError: the model has a communication hook already.
+
+    An optimizer with momentum beside a ``MomentumCorrection`` is refused when it takes its first step, and a
+    ``GradScaler`` that is in use but not given is warned of.
+
+    Source: Shi et al. 2019, "Understanding Top-k Sparsification in Distributed Deep Learning", equation 2 (TopK-SGD
+    with error compensation). Differs: k is counted on each bucket by default, on the whole model in the paper.
+
+    Example:
+        >>> import tempfile
+        >>> import torch.distributed as dist
+        >>> store = f"file://{tempfile.mkdtemp()}/store"
+        >>> dist.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+        >>> model = DistributedDataParallel(torch.nn.Linear(100, 10))
+        >>> compression = compress(model, density=0.01)
+        >>> model(torch.ones(1, 100)).sum().backward()
+        >>> compression.metrics.kept, compression.metrics.numel
+        (10, 1010)
+        >>> dist.destroy_process_group()
+    """
+    if not isinstance(model, DistributedDataParallel):
+        raise ValueError(
+            f"model must be wrapped in DistributedDataParallel, got {type(model).__name__}. "
+            "Wrap it first: gaussiank.compress(DistributedDataParallel(model))."
+        )
+    require_no_hook(model)
+    if on_nonfinite not in ("propagate", "raise"):
+        raise ValueError(f"on_nonfinite must be propagate or raise, got {on_nonfinite!r}. Choose one of them.")
+    require_scope(scope)
+    if isinstance(compressor, str):
+        compressor = parse_compressor(compressor)
+    wire = chosen_wire(wire, model.parameters())
+    if max_bytes is not None:
+        compressor = Capped(compressor, entries_of_any_bucket(wire, max_bytes, model.parameters()))
+    if not timeout_s > 0:
+        raise ValueError(f"timeout_s must be above 0, got {timeout_s}. 300 waits for five minutes.")
+    compression = Compression(
+        model,
+        schedule=density if callable(density) else Constant(require_density(density)),
+        compressor=compressor,
+        scope=scope,
+        momentum=momentum,
+        on_nonfinite=on_nonfinite,
+        scaler=scaler,
+        collective=parse_collective(collective) if isinstance(collective, str) else collective,
+        wire=wire,
+        timeout_s=timeout_s,
+        observer=recorder,
+    )
+    compression.register(model, hook)
+    has_residual = compressor.keeps_rest and not compressor.sends_all
+    look_at_companions(compression, model.parameters(), momentum, scaler, has_residual=has_residual)
+    return compression
+
+
+def hook(state: Compression, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+    """Reduce one bucket; what ``compress`` registers with DDP."""
+    if torch.is_grad_enabled():  # not in an ordinary backward
+        with torch.no_grad():
+            return state.reduce(bucket)
+    return state.reduce(bucket)
