@@ -172,8 +172,8 @@ class Journey:
             dense_bytes: what this worker sends in it.
         """
         density, numel = self.density, sum(layout.numel for layout in layouts)
-        self._course.pass_by(layouts, density)
         if not self.collective.rests():
+            self._course.pass_by(layouts, density)
             self._course.revise(self.step)
         self.measured = Metrics(self.step, density, sent_bytes=dense_bytes, launched_at=time.perf_counter())
         self.measured.note_taken(0.0, numel=numel, k=numel, kept=numel, dense_bytes=dense_bytes)
