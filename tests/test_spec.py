@@ -31,6 +31,7 @@ def test_text_becomes_an_object(spec: str, voice: Voice) -> None:
         ("noise", r"^sound must be one of voice, got 'noise'\. Correct it\.$"),
         ("voice:parts=a", r"^settings of voice must be among loud=\.\.\., pitch=\.\.\., got 'parts=a'\."),
         ("voice:loud", r"^settings of voice must be among .*, got 'loud'\. Correct 'voice:loud'\.$"),
+        ("voice:pitch=1,loud=true", r"Join settings by colons, not commas\.$"),
         ("voice:loud=1", r"^loud of voice must be a bool, got '1'\. Correct 'voice:loud=1'\.$"),
         ("voice:pitch=1:pitch=2", r"^pitch of voice must be given once, got 'voice:pitch=1:pitch=2'\. Leave one out"),
     ],

@@ -55,5 +55,6 @@ def parse_spec(kind: str, spec: str, table: Mapping[str, type[Made]]) -> Made:
         try:
             values[key] = _READERS[fields[key]](text)
         except (KeyError, ValueError):
-            raise ValueError(f"{key} of {name} must be a {fields[key]}, got {text!r}. Correct {spec!r}.") from None
+            remedy = "Join settings by colons, not commas." if "," in text else f"Correct {spec!r}."
+            raise ValueError(f"{key} of {name} must be a {fields[key]}, got {text!r}. {remedy}") from None
     return table[name](**values)
