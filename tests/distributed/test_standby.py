@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.distributed.test_compress_collectives import under
 from tests.distributed.test_whole import ALWAYS_DENSE, SIZES, Given, fed, step_of
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel as DDP
@@ -125,6 +126,13 @@ def test_only_synchronized_backwards_count(two_workers: Any) -> None:
     results = two_workers.run(accumulating)
     assert [steps for steps, _, _ in results] == [[0, 0, 1, 1, 1, 2]] * 2
     torch.testing.assert_close(2 * results[0][1], results[0][2] + results[1][2], rtol=0, atol=1e-5)
+
+
+def test_workers_with_uneven_inputs_may_join(three_workers: Any) -> None:
+    results = three_workers.run(under, ALWAYS_DENSE, "joined")
+    applied = results[0][1]
+    assert all(torch.equal(result[1], applied) for result in results)
+    torch.testing.assert_close(3 * applied, sum(result[2] for result in results), rtol=0, atol=2e-5)
 
 
 def with_a_loaded_state(rank: int, world_size: int) -> Run:
