@@ -48,14 +48,15 @@ class Whole:
         self._engine, self._feedback, self._observer = engine, feedback, observer
         self._dtype, self._raise_nonfinite, self._world_size = dtype, raise_nonfinite, world_size
         self._observed = not isinstance(observer, Unobserved)
+        self._untouched = not (self._observed or raise_nonfinite or dtype)  # nobody watches, judges or rounds a mean
         self._measured = Metrics()
         self._numels: list[int] = []  # of the step that can be repeated
         self._sent: list[int] = []  # numels of this step, as long as nothing was kept
 
     @property
     def plain(self) -> bool:
-        """Whether a mean is DDP's own: nothing was ever kept, and nobody rounds, watches or judges what is sent."""
-        return self._feedback.empty and not (self._observed or self._raise_nonfinite or self._dtype)
+        """Whether a mean is DDP's own: nothing was ever kept, and nobody watches, judges or rounds what is sent."""
+        return self._untouched and self._feedback.empty
 
     @property
     def repeatable(self) -> bool:
@@ -127,7 +128,7 @@ class Whole:
         done = self._engine.average(label, grad, arrived, self._dtype)
         numel = grad.numel()
         measured.note_taken(took_s, numel=numel, k=numel, kept=numel, dense_bytes=dense_bytes)
-        if not (judged or observed or self._raise_nonfinite or self._dtype):
+        if self._untouched and not judged:
             self._sent.append(numel)
         return done
 

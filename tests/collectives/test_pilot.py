@@ -86,6 +86,7 @@ def test_what_proves_faster_stays(look: list[Link]) -> None:
     assert not BILL.dense(start)
     ended, _ = drive(start, 120, lambda dense: 0.010 if dense else 0.012)
     assert ended.way == "dense"
+    assert ended.settled
     assert ended.trial is None
     ended, _ = drive(auto(FAST), 120, lambda dense: 0.012 if dense else 0.010)
     assert not BILL.dense(ended)
@@ -152,6 +153,7 @@ def test_a_link_that_slows_down_in_the_middle_of_a_trial_ends_it(look: list[Link
     ended, _ = drive(auto(FAST), 40, lambda dense: 0.010 if dense else 0.011)
     assert ended.pilot is not None
     assert ended.pilot._trial is not None
+    assert not ended.settled
     look[0] = SLOW
     slow = []
 
