@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Variable
+from torch.distributed.algorithms.join import JoinHook
 from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel
 
@@ -44,7 +46,7 @@ class Standby:
 
     @property
     def releasable(self) -> bool:
-        """Whether a hook that is on can be taken off after this backward; not while a worker takes none (``join``)."""
+        """Whether a hook that is on can be taken off; not where workers may ``join`` early, and take no backward."""
         model = self._model()
         return self._renewable and model is not None and not model._join_config.enable
 
@@ -52,6 +54,7 @@ class Standby:
         """Watch: there is no hook."""
         if (model := self._model()) is not None:
             self.on = True
+            model.__dict__["join_hook"] = self._join  # called on every worker that enters ``model.join()``
             *_, (_, first) = reduced_parameters(model)  # the last one's gradient is the first to be there
             self._watch = first.register_post_accumulate_grad_hook(self._notice)
 
@@ -75,10 +78,16 @@ class Standby:
 
     def _notice(self, _: Tensor) -> None:
         model = self._model()
-        if model is None or not model.require_backward_grad_sync or model._join_config.enable:
-            return  # a worker that has joined early takes no backward, so under join nothing is counted or asked
-        if not self._passed():
+        if model is not None and model.require_backward_grad_sync and not self._passed():
             _after_backward(self.end)
+
+    def _join(self, **settings: Any) -> JoinHook:
+        """Put the hook on for good: it is called on workers that have joined early as well, and so counts with them."""
+        self.end()
+        model = self._model()
+        assert model is not None  # it is being joined
+        hook: JoinHook = DistributedDataParallel.join_hook(model, **settings)
+        return hook
 
 
 def _after_backward(callback: Callable[[], None]) -> None:
