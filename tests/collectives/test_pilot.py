@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
@@ -10,7 +12,7 @@ import torch
 from gaussiank.codec import Wire
 from gaussiank.collectives import AllGather, Auto, DenseAllReduce, Link, Split, pilot
 from gaussiank.collectives.line import Line
-from gaussiank.collectives.pilot import _BLOCK, _BLOCKS, Pilot, _Bill, _Trial
+from gaussiank.collectives.pilot import _BLOCK, _WORTH, Pilot, _Bill, _faster, _Trial
 
 FAST, SLOW = Link(5e-5, 2.5e8, 1e-9, 1e-4), Link(2e-4, 1.25e6, 1e-9, 4e-4)
 BILL = _Bill([(61_706, 62)], 4, Wire.parse("rice+bf16"))
@@ -93,15 +95,38 @@ def test_what_proves_faster_stays(look: list[Link]) -> None:
     assert ended.trial is None
 
 
-def test_noise_does_not_speak_for_sparse(look: list[Link]) -> None:
-    """Sparse looks 10 % faster in six pairs of blocks of nine, so its median does: not often enough."""
-    for lucky, dense in ((6, True), (7, False)):
-        trial = _Trial("dense")
-        for step in range(2 * _BLOCKS * _BLOCK):
-            trial.note(0.010 if trial.tries else 0.009 if step // (2 * _BLOCK) < lucky else 0.011)
-        assert trial.ended
-        ended = Pilot(100)._judge(trial, auto(FAST), cast(Line, Twins()), BILL)
-        assert BILL.dense(ended) is dense
+@pytest.mark.parametrize(
+    ("percent", "pairs", "dense"),
+    [
+        ([-10] * 9, 5, False),  # how much longer sparse takes than what is worth it
+        ([10] * 9, 4, True),  # ranks 1 to 4: more than 8 against
+        ([-10, -20, -15, 5, -18, -12, 6, -25, -8], 9, False),  # ranks 1 and 2 of nine against
+        ([-10, -20, -15, 5, 18, -12, 6, -25, -8], 7, True),  # ranks 1, 2 and 6 of seven
+        ([30, -1, -1, -1, -1, -1, -1, -1, -2], 9, True),  # one, but of rank 9
+    ],
+)
+def test_a_trial_ends_as_soon_as_it_is_decided(look: list[Link], percent: list[int], pairs: int, dense: bool) -> None:
+    chosen = auto(FAST)
+    assert chosen.pilot is not None
+    trial = chosen.pilot._trial = _Trial("dense")
+    while chosen.pilot._trial is not None:
+        sparse_s = 0.010 * _WORTH * (1 + percent[trial.taken // (2 * _BLOCK)] / 100)
+        trial.note(0.010 if trial.tries else sparse_s)
+        if trial.judged:
+            chosen = chosen.pilot._judge(trial, chosen, cast(Line, Twins()), BILL)
+    assert chosen.settled
+    assert trial.taken == pairs * 2 * _BLOCK
+    assert BILL.dense(chosen) is dense
+
+
+def test_chance_seldom_speaks_for_sparse() -> None:
+    """Of all signs of nine pairs with ranks 1 to 9, about one in twenty is taken for a sparse way that is worth it."""
+    found = [
+        _faster([_WORTH * math.exp(sign * rank / 100) for rank, sign in enumerate(signs, 1)], [1.0] * 9, clear=False)
+        for signs in itertools.product((1, -1), repeat=9)
+    ]
+    assert found.count("sparse") / len(found) == pytest.approx(0.049, abs=0.001)
+    assert None not in found
 
 
 def test_what_would_take_twice_as_long_is_not_tried(look: list[Link]) -> None:
@@ -149,8 +174,11 @@ def test_a_link_that_slows_down_is_noticed_soon_after_a_trial_that_has_cost_much
     assert took_s < 25 * 0.3 + 60 * 0.015
 
 
-def test_a_link_that_slows_down_in_the_middle_of_a_trial_ends_it(look: list[Link]) -> None:
-    ended, _ = drive(auto(FAST), 40, lambda dense: 0.010 if dense else 0.011)
+@pytest.mark.parametrize(
+    ("at", "most"), [(30, 8), (40, 15)], ids=["ends it", "its last pair says dense, the pulse not"]
+)
+def test_a_link_that_slows_down_in_the_middle_of_a_trial(look: list[Link], at: int, most: int) -> None:
+    ended, _ = drive(auto(FAST), at, lambda dense: 0.010 if dense else 0.011)
     assert ended.pilot is not None
     assert ended.pilot._trial is not None
     assert not ended.settled
@@ -163,7 +191,7 @@ def test_a_link_that_slows_down_in_the_middle_of_a_trial_ends_it(look: list[Link
 
     ended, _ = drive(ended, 60, seconds)
     assert ended.way != "dense"
-    assert sum(slow) <= 8
+    assert sum(slow) <= most
 
 
 def test_trials_that_lose_cost_little(look: list[Link]) -> None:

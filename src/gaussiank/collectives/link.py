@@ -15,6 +15,7 @@ from gaussiank import ops
 from .line import Line
 
 _LARGEST_BYTES = 1 << 22
+_LONGER = 16  # times the message before, where that was over too soon to tell; then it takes so many times as long
 _SELECTED_NUMEL = 1 << 18
 
 
@@ -59,7 +60,7 @@ def look_again(line: Line, last: Link) -> Link:
         line: connects at least two workers, all of which must call it.
         last: what was measured before.
     """
-    return _speed(line, 1 << 14, last.select_s, enough_s=0.0025, tries=3)
+    return _speed(line, 1 << 14, last.select_s, enough_s=0.0025, tries=2)
 
 
 def slowest(line: Line, seconds: Sequence[float]) -> list[float]:
@@ -79,21 +80,22 @@ def _device(line: Line) -> str:
 def _speed(line: Line, length: int, select_s: float, *, enough_s: float, tries: int) -> Link:
     """Measure the shortest messages, and the bytes a second of one that takes long enough to tell."""
     peers = line.world_size - 1
-    latency_s = min(_message_s(line, 1) for _ in range(tries)) / peers
-    straight_s = min(_message_s(line, 1, straight=True) for _ in range(tries))
+    zeros = torch.zeros(_LARGEST_BYTES, dtype=torch.uint8, device=_device(line))
+    slowest(line, [0.0])  # so that all begin together
+    latency_s = min(_message_s(line, zeros[:1]) for _ in range(tries)) / peers
+    straight_s = min(_message_s(line, zeros[:1], straight=True) for _ in range(tries))
     while True:
-        took_s = _message_s(line, length)
-        if took_s < 4 * enough_s:  # else it is slow for sure, and two more would cost as much again
-            took_s = min(took_s, *(_message_s(line, length) for _ in range(2)))
+        took_s = _message_s(line, zeros[:length])
+        if took_s < 4 * enough_s and (took_s >= enough_s or length >= _LARGEST_BYTES):  # or noise; above, surely slow
+            took_s = min(took_s, *(_message_s(line, zeros[:length]) for _ in range(2)))
         sending_s = took_s - peers * latency_s  # what waiting adds must not pass for a slow link
         if sending_s >= enough_s or length >= _LARGEST_BYTES:
             return Link(latency_s, peers * length / max(sending_s, 1e-9), select_s, straight_s)
-        length = min(4 * length, _LARGEST_BYTES)
+        length = min(_LONGER * length, _LARGEST_BYTES)
 
 
-def _message_s(line: Line, length: int, *, straight: bool = False) -> float:
-    sent = torch.zeros(length, dtype=torch.uint8, device=_device(line))
-    slowest(line, [0.0])  # so that all begin together
+def _message_s(line: Line, sent: Tensor, *, straight: bool = False) -> float:
+    """Time a message that all workers begin together, and let them begin the next one so."""
     began = time.perf_counter()
     line.all_gather(sent, straight=straight).wait().cpu()
     return slowest(line, [time.perf_counter() - began])[0]

@@ -29,14 +29,19 @@ if TYPE_CHECKING:
 Way = Literal["predicted", "dense", "sparse"]
 
 _LOG = logging.getLogger("gaussiank")
-_PULSE = 10  # steps between two tellings of how long steps take
+_PULSE, _RARE = 10, 25  # steps between two tellings of how long steps take; up to so many where they cost too much
 _CHANGED = 1.5  # times longer or shorter: look at the link at once, and try again
 _OFTEN = 20  # steps before the first look
-_LOOKING, _TRYING = 0.005, 0.01  # share of the time, at most, that looks and trials cost
-_BLOCKS, _BLOCK = 9, 4  # a trial: so often so many steps one way, then as many the other
+_LOOKING, _TELLING, _TRYING = 0.003, 0.005, 0.005  # share of the time that looks, tellings and trials may cost
+_MESSAGES = 20  # of a look: each works a processor as long as a telling does, or longer
+_BLOCKS, _BLOCK = 9, 4  # a trial: so often, at most, so many steps one way, then as many the other
 _WORTH = 0.96  # of a dense step, at most, for a sparse one: the exact mean is worth the rest
-_MOSTLY = 0.75  # of the pairs of blocks in which sparse must be worth it: steps differ by a tenth from noise alone
-_CLEAR = 2.0  # so much longer or shorter in two blocks: no need to go on, or the link has changed meanwhile
+_AGAINST = (
+    8  # rank sum of the pairs of blocks that deny it, at most: nine pairs say so by chance in one of twenty trials
+)
+_AGREE = 5  # pairs that are enough where none denies it
+_CLEAR = 4.0  # so much longer in the last two pairs, multiplied: no need to go on, or the link has changed meanwhile
+_FADES = 0.25  # share that a telling has in how long steps usually take
 
 
 @dataclass(frozen=True)
@@ -75,11 +80,6 @@ class _Trial:
         """Whether both ways have had as many blocks."""
         return self.taken % (2 * _BLOCK) == 0
 
-    @property
-    def ended(self) -> bool:
-        """Whether all blocks are through."""
-        return self.taken == 2 * _BLOCKS * _BLOCK
-
     def medians(self) -> list[float]:
         """Return seconds of a step in each block, of those the other way and then of the present one's."""
         return [statistics.median(block) for way in (True, False) for block in self.times[way]]
@@ -97,14 +97,15 @@ class Pilot:
     """Watch the steps of one model, and revise its ``Auto``.
 
     Args:
-        every: steps between two looks at the link; more where looking would take above 0.5 % of the time.
+        every: steps between two looks at the link; more where looking would take above 0.3 % of the time.
     """
 
     def __init__(self, every: int) -> None:
         self._every = every
         self._left = min(every, _OFTEN)
         self._recent: deque[float] = deque(maxlen=_PULSE)
-        self._usual_s = 0.0  # a step, as agreed at the last look
+        self._usual_s = 0.0  # a step, as agreed
+        self._quiet, self._rare = self._left + _PULSE, _PULSE  # steps until the next telling, and between two of them
         self._pulse: Message[Tensor] | None = None
         self._trial: _Trial | None = None
         self._patience, self._until_trial = 1, 1  # looks
@@ -122,12 +123,11 @@ class Pilot:
 
         Whether it is so follows from numbers that all workers share.
         """
-        left = self._left - 1
-        if not self._began or self._trial or self._pulse or left <= 0 or self._tells(left):
+        if not self._began or self._trial or self._pulse or self._left <= 1 or self._quiet <= 1:
             return False
         now = time.perf_counter()
         self._note(now - self._began)
-        self._left, self._began = left, now
+        self._began = now
         return True
 
     def steer(self, auto: Auto, group: dist.ProcessGroup, buckets: Sequence[tuple[int, int]], wire: Wire) -> Auto:
@@ -147,12 +147,12 @@ class Pilot:
         return auto
 
     def _after(self, step_s: float, auto: Auto, line: Line, bill: _Bill) -> Auto:
-        self._note(step_s)
         if self._trial is not None:
+            self._elapsed_s += self._usual_s
             self._trial.note(step_s)
             return self._judge(self._trial, auto, line, bill) if self._trial.judged else self._on_trial(auto)
-        self._left -= 1
-        changed = self._feel(line)
+        self._note(step_s)
+        changed = self._feel(line, dense=bill.dense(auto))
         if self._left <= 0 or changed:
             auto = self._look(auto, line)
             if self._may_try(auto, bill, changed):
@@ -160,21 +160,26 @@ class Pilot:
                 return self._on_trial(auto)
         return auto
 
-    def _feel(self, line: Line) -> bool:
-        """Tell whether steps have become longer or shorter; the message travels during a step."""
-        changed = False
-        if self._pulse is not None:
-            ratio = float(self._pulse.wait()) / self._usual_s
-            self._pulse, changed = None, not 1 / _CHANGED < ratio < _CHANGED
-        elif self._tells(self._left):
-            self._pulse = line.all_reduce(row(line, [self._median()]), dist.ReduceOp.MAX)
-        return changed
+    def _feel(self, line: Line, *, dense: bool) -> bool:
+        """Tell whether steps have become so long, or short, that the link must have changed.
 
-    def _tells(self, left: int) -> bool:
-        """Tell whether the workers tell each other how long steps take, so many steps before the next look."""
-        return left % _PULSE == 0 and self._usual_s > 0
+        The message travels during a step. Dense steps that become shorter are no reason to try anything else.
+        """
+        if self._pulse is None:
+            if self._quiet <= 0 and self._usual_s:
+                self._pulse = line.all_reduce(row(line, [self._median()]), dist.ReduceOp.MAX)
+                self._quiet = self._rare
+            return False
+        ratio = float(self._pulse.wait()) / self._usual_s
+        self._pulse = None
+        if ratio >= _CHANGED or (ratio <= 1 / _CHANGED and not dense):
+            return True
+        self._usual_s *= ratio**_FADES
+        return False
 
     def _note(self, step_s: float) -> None:
+        self._left -= 1
+        self._quiet -= 1
         self._elapsed_s += self._usual_s
         self._recent.append(step_s)
 
@@ -184,13 +189,16 @@ class Pilot:
         if self._pulse is not None:
             self._pulse.wait()
             self._pulse = None
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         link = look_again(line, auto.link)
+        telling_s = (time.process_time() - worked) / _MESSAGES
         if _CHANGED * link.bytes_per_s < auto.link.bytes_per_s:  # or the workers were in each other's way
             link = max(link, look_again(line, auto.link), key=lambda one: one.bytes_per_s)
-        self._usual_s, took_s = slowest(line, [self._median(), time.perf_counter() - began])
+        numbers = [self._median(), time.perf_counter() - began, telling_s]
+        self._usual_s, took_s, telling_s = slowest(line, numbers)
         self._recent.clear()
         self._left = max(self._every, int(took_s / (_LOOKING * self._usual_s)))
+        self._quiet = self._rare = min(max(_PULSE, int(telling_s / (_TELLING * self._usual_s))), _RARE)
         return replace(auto, link=link)
 
     def _may_try(self, auto: Auto, bill: _Bill, changed: bool) -> bool:
@@ -214,21 +222,21 @@ class Pilot:
         return replace(auto, trial=self._trial.other if self._trial.tries else None)
 
     def _judge(self, trial: _Trial, auto: Auto, line: Line, bill: _Bill) -> Auto:
-        """Take the way that is worth it on the slowest worker, or go on where it is not clear yet."""
+        """Take the way that is worth it on the slowest worker, once no block to come can change that."""
         medians = slowest(line, trial.medians())
         other, present = medians[: len(medians) // 2], medians[len(medians) // 2 :]
-        if not 1 / _CLEAR < other[-1] / present[-1] < _CLEAR:
+        clear = not 1 / _CLEAR < math.prod(other[-2:]) / math.prod(present[-2:]) < _CLEAR
+        if clear:
             other, present = other[-1:], present[-1:]
-        elif not trial.ended:
+        sparse, dense = (other, present) if trial.other == "sparse" else (present, other)
+        best = _faster(sparse, dense, clear=clear)
+        if best is None:
             return self._on_trial(auto)
         self._trial = None
         self._recent.clear()
         other_s, present_s = statistics.median(other), statistics.median(present)
         self._tried_s += max(0.0, other_s - present_s) * trial.taken / 2
-        sparse, dense = (other, present) if trial.other == "sparse" else (present, other)
-        worth = statistics.fmean(one < _WORTH * another for one, another in zip(sparse, dense, strict=True))
-        best: Way = "sparse" if worth >= _MOSTLY else "dense"
-        self._usual_s = other_s if best == trial.other else present_s
+        self._usual_s, self._quiet = other_s if best == trial.other else present_s, self._rare
         if line.rank == 0:
             times_ms = [1e3 * statistics.median(blocks) for blocks in (sparse, dense)]
             _LOG.info("auto: a step takes %.1f ms sparse, %.1f ms dense: %s", *times_ms, best)
@@ -237,3 +245,16 @@ class Pilot:
 
     def _median(self) -> float:
         return statistics.median(self._recent)
+
+
+def _faster(sparse: Sequence[float], dense: Sequence[float], *, clear: bool) -> Way | None:
+    """Return the way that is worth it, from seconds of a step in pairs of blocks; None where more of them may tell.
+
+    Wilcoxon's signed-rank test of sparse steps taking less than ``_WORTH`` of dense ones. More pairs never lower the
+    rank sum of those that deny it, so the trial ends when that is too large.
+    """
+    logs = sorted((math.log(one / (_WORTH * another)) for one, another in zip(sparse, dense, strict=True)), key=abs)
+    against = sum(rank for rank, log in enumerate(logs, 1) if log >= 0)
+    if against > (0 if clear else _AGAINST):
+        return "dense"
+    return "sparse" if clear or len(logs) >= (_BLOCKS if against else _AGREE) else None
