@@ -174,6 +174,46 @@ def test_a_link_that_slows_down_is_noticed_soon_after_a_trial_that_has_cost_much
     assert took_s < 25 * 0.3 + 60 * 0.015
 
 
+@pytest.mark.parametrize(("look_works_s", "tellings"), [(0.0, 9), (0.012, 8), (0.040, 3)])
+def test_tellings_become_rare_where_they_cost_much(
+    look: list[Link], monkeypatch: pytest.MonkeyPatch, look_works_s: float, tellings: int
+) -> None:
+    """A look of 20 messages that works for 12 ms: 0.6 ms a telling, which is 0.5 % of 12 steps; at most of 25."""
+    clock = itertools.count()
+    monkeypatch.setattr(pilot.time, "process_time", lambda: next(clock) * look_works_s)
+    sent = []
+    monkeypatch.setattr(Twins, "all_reduce", lambda self, vector, op: sent.append(vector) or Twins.Arrived(vector))
+    drive(replace(auto(FAST), choices=(AllGather(),)), 20 + 99, lambda dense: 0.010)
+    assert len(sent) == tellings
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_steps_that_become_shorter_are_a_reason_to_look_unless_dense(
+    look: list[Link], monkeypatch: pytest.MonkeyPatch, dense: bool
+) -> None:
+    """Dense steps that become shorter leave nothing to gain; sparse ones say that the link may do for dense now."""
+    link = look[0] = FAST if dense else SLOW
+    chosen, _ = drive(auto(link), 100, lambda is_dense: 0.010 if is_dense == dense else 0.1)
+    assert chosen.settled
+    assert BILL.dense(chosen) is dense
+    looks = []
+    monkeypatch.setattr(pilot, "look_again", lambda line, last: looks.append(last) or link)
+    assert chosen.pilot is not None
+    soon = chosen.pilot._left - 1
+    assert soon > 15
+    drive(chosen, soon, lambda is_dense: 0.006)
+    assert bool(looks) is not dense
+
+
+def test_slow_drift_is_no_sudden_change(look: list[Link], monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen, _ = drive(replace(auto(FAST), choices=(AllGather(),)), 30, lambda dense: 0.010)
+    looks = []
+    monkeypatch.setattr(pilot, "look_again", lambda line, last: looks.append(last) or FAST)
+    for step_s in (0.012, 0.014, 0.0165):  # the last would be 1.65 times the first
+        chosen, _ = drive(chosen, 28, lambda dense, step_s=step_s: step_s)
+    assert not looks
+
+
 @pytest.mark.parametrize(
     ("at", "most"), [(30, 8), (40, 15)], ids=["ends it", "its last pair says dense, the pulse not"]
 )

@@ -50,7 +50,7 @@ class Auto(Collective):
             not ``leader``, which takes one worker's, nor ``tree``, which keeps k entries of all.
         every: steps between two looks at the link while training, which take at most 0.3 % of the time; at once when
             steps become longer, or sparse ones shorter. Now and then dense is tried against sparse, where it can be
-            near, for 16 to 72 steps, and the faster stays. 0 keeps to the link of the start; so does a link that is
+            near, for 8 to 72 steps, and the faster stays. 0 keeps to the link of the start; so does a link that is
             given by ``mbit``, which makes the same choices in every run.
     """
 

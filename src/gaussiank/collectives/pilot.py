@@ -36,11 +36,9 @@ _LOOKING, _TELLING, _TRYING = 0.003, 0.005, 0.005  # share of the time that look
 _MESSAGES = 20  # of a look: each works a processor as long as a telling does, or longer
 _BLOCKS, _BLOCK = 9, 4  # a trial: so often, at most, so many steps one way, then as many the other
 _WORTH = 0.96  # of a dense step, at most, for a sparse one: the exact mean is worth the rest
-_AGAINST = (
-    8  # rank sum of the pairs of blocks that deny it, at most: nine pairs say so by chance in one of twenty trials
-)
+_AGAINST = 8  # rank sum, at most, of the pairs of blocks that deny it: of nine, by chance in one of twenty trials
 _AGREE = 5  # pairs that are enough where none denies it
-_CLEAR = 4.0  # so much longer in the last two pairs, multiplied: no need to go on, or the link has changed meanwhile
+_CLEAR = 4.0  # so much longer or shorter in the last two pairs, multiplied: no need to go on, or the link has changed
 _FADES = 0.25  # share that a telling has in how long steps usually take
 
 
@@ -170,11 +168,11 @@ class Pilot:
                 self._pulse = line.all_reduce(row(line, [self._median()]), dist.ReduceOp.MAX)
                 self._quiet = self._rare
             return False
-        ratio = float(self._pulse.wait()) / self._usual_s
+        told_s = float(self._pulse.wait())
         self._pulse = None
-        if ratio >= _CHANGED or (ratio <= 1 / _CHANGED and not dense):
+        if told_s >= _CHANGED * self._usual_s or (told_s <= self._usual_s / _CHANGED and not dense):
             return True
-        self._usual_s *= ratio**_FADES
+        self._usual_s += _FADES * (told_s - self._usual_s)
         return False
 
     def _note(self, step_s: float) -> None:
@@ -251,10 +249,14 @@ def _faster(sparse: Sequence[float], dense: Sequence[float], *, clear: bool) -> 
     """Return the way that is worth it, from seconds of a step in pairs of blocks; None where more of them may tell.
 
     Wilcoxon's signed-rank test of sparse steps taking less than ``_WORTH`` of dense ones. More pairs never lower the
-    rank sum of those that deny it, so the trial ends when that is too large.
+    rank sum of those that deny it, so the trial ends when that is too large. Only divisions, which come out alike on
+    every machine: a logarithm need not, and all workers must find the same.
     """
-    logs = sorted((math.log(one / (_WORTH * another)) for one, another in zip(sparse, dense, strict=True)), key=abs)
-    against = sum(rank for rank, log in enumerate(logs, 1) if log >= 0)
+    ratios = sorted(
+        (one / (_WORTH * another) for one, another in zip(sparse, dense, strict=True)),
+        key=lambda one: max(one, 1 / one),
+    )
+    against = sum(rank for rank, ratio in enumerate(ratios, 1) if ratio >= 1)
     if against > (0 if clear else _AGAINST):
         return "dense"
-    return "sparse" if clear or len(logs) >= (_BLOCKS if against else _AGREE) else None
+    return "sparse" if clear or len(ratios) >= (_BLOCKS if against else _AGREE) else None
