@@ -22,7 +22,7 @@ STAMP = $(VENV)/.gaussiank-ready
 SITE = $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit bench sanitize fuzz kills clean
+.PHONY: help setup demo test lint types unit lab sanitize fuzz kills clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -42,9 +42,9 @@ demo: $(STAMP)
 	$(VENV)/bin/gaussiank train --model lenet5 --workers 4 --density 0.001 --lr 0.03 --momentum-correction \
 	  --methods dense,topk,gaussiank,randomk:feedback=false
 
-# the types are checked while the tests run, which keep one processor busy
+# The lab's tests wait for processes more than they compute, so the rest runs beside them; each shows its output at its end.
 test: lint
-	@$(MAKE) --no-print-directory --jobs 2 types unit
+	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target types lab unit
 
 lint: $(STAMP)
 	$(PY) -m ruff check .
@@ -54,7 +54,10 @@ types: $(STAMP)
 	$(PY) -m mypy
 
 unit: $(STAMP)
-	$(PY) -m pytest
+	$(PY) -m pytest --ignore tests/lab
+
+lab: $(STAMP)
+	$(PY) -m pytest -p no:cacheprovider tests/lab
 
 # Each library is asked for by its whole path, so that Python starts with both. Leaks are Python's own.
 SANITIZED = build/sanitize/_kernels.so
