@@ -19,7 +19,7 @@ setup(
         Extension(
             "gaussiank.ops._kernels",
             SOURCES,
-            depends=["csrc/gaussiank.h", "csrc/sweep.inc", "csrc/codec.h", "csrc/topk.h"],
+            depends=["csrc/gaussiank.h", "csrc/sweep.inc", "csrc/codec.h", "csrc/rice.h", "csrc/topk.h"],
             extra_compile_args=FLAGS,
             optional=True,
             py_limited_api=True,

@@ -19,7 +19,8 @@ enum fault {
     FAULT_TRUNCATED = -3, /* a section ends before its last entry */
     FAULT_RANGE = -4,     /* a decoded index does not ascend, or leaves [0, numel) */
     FAULT_SURPLUS = -5,   /* a section is longer than what it holds */
-    FAULT_VALUES = -6     /* values to encode are not rounded to the code */
+    FAULT_VALUES = -6,    /* values to encode are not rounded to the code */
+    FAULT_LEVEL = -7      /* a decoded value is none of the code */
 };
 
 #define SLACK 8 /* bytes past the result that an encoder may scribble on, so that it can store whole words */
@@ -99,6 +100,18 @@ static inline int64_t ones_next(struct ones *ones)
     return position;
 }
 
+static inline uint32_t bits_of(float value)
+{
+    union { float value; uint32_t bits; } both = {.value = value};
+    return both.bits;
+}
+
+static inline float float_of(uint32_t bits)
+{
+    union { uint32_t bits; float value; } both = {.bits = bits};
+    return both.value;
+}
+
 /* What codec_payload.c puts together. */
 #define INDEX_CODE(name)                                                                                               \
     int64_t gk_codec_##name##_encode(const int32_t *indices, int64_t count, int64_t numel, uint8_t *out, int64_t room); \
@@ -107,14 +120,21 @@ static inline int64_t ones_next(struct ones *ones)
     void gk_codec_##name##_round(const float *values, int64_t count, float *out);                                      \
     void gk_codec_##name##_encode(const float *values, int64_t count, int64_t slots, uint8_t *out);                    \
     void gk_codec_##name##_decode(const uint8_t *in, int64_t count, int64_t slots, float *out);
+#define RICE_CODE_OF(name)                                                                                             \
+    int64_t gk_codec_##name##_encode(const float *values, int64_t count, uint8_t *out, int64_t room);                  \
+    int64_t gk_codec_##name##_decode(const uint8_t *in, int64_t size, int64_t count, float *out);
 
 INDEX_CODE(rice)
 INDEX_CODE(eliasfano)
 INDEX_CODE(chunks)
+VALUE_CODE_OF(bf16)
 VALUE_CODE_OF(8bit)
 VALUE_CODE_OF(4bit)
 VALUE_CODE_OF(2bit)
 VALUE_CODE_OF(sign)
+RICE_CODE_OF(bf16_rice)
+RICE_CODE_OF(e8m3_rice)
+void gk_codec_e8m3_round(const float *values, int64_t count, float *out);
 uint32_t gk_codec_crc32(uint32_t crc, const uint8_t *bytes, int64_t size);
 
 #endif

@@ -9,9 +9,7 @@
 
 enum { HEADER = 20, VERSION = 2, UNCHECKED = 0x80, FOREIGN = -100 };
 enum { RAW, RICE, ELIASFANO, CHUNKS };                   /* numbers of index codes */
-enum { FP32, BF16 = 2, BITS8 = 4, BITS4, BITS2, SIGN };  /* and of value codes */
-
-/* ------------------------------------------------------------------ bfloat16 */
+enum { FP32, BF16 = 2, BITS8 = 4, BITS4, BITS2, SIGN, BF16_RICE, E8M3_RICE }; /* and of value codes */
 
 /* An empty tensor has no address, and memcpy wants one. */
 static inline void copy(void *to, const void *from, int64_t bytes)
@@ -20,47 +18,10 @@ static inline void copy(void *to, const void *from, int64_t bytes)
         memcpy(to, from, (size_t)bytes);
 }
 
-static inline uint32_t bits_of(float value)
-{
-    union { float value; uint32_t bits; } both = {.value = value};
-    return both.bits;
-}
-
-static inline float float_of(uint32_t bits)
-{
-    union { uint32_t bits; float value; } both = {.bits = bits};
-    return both.value;
-}
-
-GK_EXPORT void gk_codec_bf16_round(const float *values, int64_t count, float *out)
-{
-    for (int64_t i = 0; i < count; i++) { /* no branch, so that the loop becomes vector code */
-        uint32_t bits = bits_of(values[i]), sign = bits & 0x80000000u, magnitude = bits & 0x7FFFFFFFu;
-        uint32_t near = (magnitude + 0x7FFF + (magnitude >> 16 & 1)) & 0xFFFF0000u;
-        near = magnitude < 0x7F800000u && near > 0x7F7F0000u ? 0x7F7F0000u : near; /* finite stays finite */
-        near = magnitude == 0x7F800000u ? magnitude : near;
-        out[i] = float_of(magnitude > 0x7F800000u ? 0x7FC00000u : near | sign);
-    }
-}
-
-static void bf16_encode(const float *values, int64_t count, int64_t slots, uint8_t *out)
-{
-    for (int64_t i = 0; i < count; i++) {
-        uint32_t bits = bits_of(values[i]);
-        store16(out + 2 * i, (uint16_t)((bits & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FC0 : bits >> 16));
-    }
-    memset(out + 2 * count, 0, (size_t)(2 * (slots - count)));
-}
-
-static void bf16_decode(const uint8_t *in, int64_t count, float *out)
-{
-    for (int64_t i = 0; i < count; i++)
-        out[i] = float_of((uint32_t)load16(in + 2 * i) << 16);
-}
-
 /* ------------------------------------------------------------------ sections */
 
-static int64_t value_bytes(int code, int64_t slots)
+/* Size of the section of values that `in` begins with, more than `size` if it is not all there. */
+static int64_t value_bytes(int code, const uint8_t *in, int64_t size, int64_t count, int64_t slots)
 {
     int64_t blocks = (slots + 63) / 64;
     switch (code) {
@@ -69,7 +30,8 @@ static int64_t value_bytes(int code, int64_t slots)
     case BITS8: return slots + blocks;
     case BITS4: return bytes_of((uint64_t)slots * 4) + blocks;
     case BITS2: return bytes_of((uint64_t)slots * 2) + 2 * blocks;
-    default: return bytes_of((uint64_t)slots) + 2 * blocks;
+    case SIGN: return bytes_of((uint64_t)slots) + 2 * blocks;
+    default: return count == 0 ? 0 : size < 4 ? 4 : load32(in);
     }
 }
 
@@ -81,35 +43,50 @@ static void round_values(int code, const float *values, int64_t count, float *ou
     case BITS8: gk_codec_8bit_round(values, count, out); break;
     case BITS4: gk_codec_4bit_round(values, count, out); break;
     case BITS2: gk_codec_2bit_round(values, count, out); break;
+    case BF16_RICE: gk_codec_bf16_round(values, count, out); break;
+    case E8M3_RICE: gk_codec_e8m3_round(values, count, out); break;
     default: gk_codec_sign_round(values, count, out);
     }
 }
 
-static void encode_values(int code, const float *values, int64_t count, int64_t slots, uint8_t *out)
+/* Write a section of values into `room` bytes; returns its size, or a fault. */
+static int64_t encode_values(int code, const float *values, int64_t count, int64_t slots, uint8_t *out, int64_t room)
 {
+    if (code == BF16_RICE)
+        return gk_codec_bf16_rice_encode(values, count, out, room);
+    if (code == E8M3_RICE)
+        return gk_codec_e8m3_rice_encode(values, count, out, room);
+    int64_t size = value_bytes(code, out, 0, count, slots);
+    if (size > room)
+        return FAULT_ROOM;
     switch (code) {
     case FP32:
         copy(out, values, 4 * count);
         memset(out + 4 * count, 0, (size_t)(4 * (slots - count)));
         break;
-    case BF16: bf16_encode(values, count, slots, out); break;
+    case BF16: gk_codec_bf16_encode(values, count, slots, out); break;
     case BITS8: gk_codec_8bit_encode(values, count, slots, out); break;
     case BITS4: gk_codec_4bit_encode(values, count, slots, out); break;
     case BITS2: gk_codec_2bit_encode(values, count, slots, out); break;
     default: gk_codec_sign_encode(values, count, slots, out);
     }
+    return size;
 }
 
-static void decode_values(int code, const uint8_t *in, int64_t count, int64_t slots, float *out)
+/* Read a section of exactly `size` bytes; returns 0, or a fault. */
+static int64_t decode_values(int code, const uint8_t *in, int64_t size, int64_t count, int64_t slots, float *out)
 {
     switch (code) {
     case FP32: copy(out, in, 4 * count); break;
-    case BF16: bf16_decode(in, count, out); break;
+    case BF16: gk_codec_bf16_decode(in, count, slots, out); break;
+    case BF16_RICE: return gk_codec_bf16_rice_decode(in, size, count, out);
+    case E8M3_RICE: return gk_codec_e8m3_rice_decode(in, size, count, out);
     case BITS8: gk_codec_8bit_decode(in, count, slots, out); break;
     case BITS4: gk_codec_4bit_decode(in, count, slots, out); break;
     case BITS2: gk_codec_2bit_decode(in, count, slots, out); break;
     default: gk_codec_sign_decode(in, count, slots, out);
     }
+    return 0;
 }
 
 static int64_t encode_indices(int code, const int32_t *indices, int64_t count, int64_t numel, uint8_t *out, int64_t room)
@@ -157,7 +134,7 @@ static int64_t slots_of(int code, int64_t size, int64_t count, int64_t numel)
 
 static int known(int index, int values)
 {
-    return index >= RAW && index <= CHUNKS && (values == FP32 || values == BF16 || (values >= BITS8 && values <= SIGN));
+    return index >= RAW && index <= CHUNKS && (values == FP32 || values == BF16 || (values >= BITS8 && values <= E8M3_RICE));
 }
 
 static uint32_t checksum_of(const uint8_t *payload, int64_t size)
@@ -183,21 +160,26 @@ GK_EXPORT int64_t gk_codec_write(int64_t index, int64_t code, int64_t rounding, 
     int64_t written = encode_indices((int)index, indices, count, numel, out + HEADER, room - HEADER);
     if (written < 0)
         return written;
-    int64_t index_bytes = size ? size : written, end = HEADER + index_bytes + value_bytes((int)code, slots);
-    if (index_bytes < written || end > room || index_bytes > UINT32_MAX)
+    int64_t index_bytes = size ? size : written, start = HEADER + index_bytes;
+    if (index_bytes < written || start > room || index_bytes > UINT32_MAX)
         return FAULT_ROOM;
     memset(out + HEADER + written, 0, (size_t)(index_bytes - written));
     if (rounding && code != FP32) {
         round_values((int)code, values, count, spare);
         sent = spare;
     }
-    encode_values((int)code, sent, count, slots, out + HEADER + index_bytes);
+    int64_t value_size = encode_values((int)code, sent, count, slots, out + start, room - start);
+    if (value_size < 0)
+        return value_size;
+    int64_t end = start + value_size;
     if (rounding && code != FP32) {
         for (int64_t i = 0; i < count; i++)
             spare[i] = values[i] - spare[i];
     } else if (code != FP32) {
         int same = 1;
-        decode_values((int)code, out + HEADER + index_bytes, count, slots, spare);
+        int64_t fault = decode_values((int)code, out + start, value_size, count, slots, spare);
+        if (fault < 0)
+            return fault;
         for (int64_t i = 0; i < count; i++)
             same &= (bits_of(spare[i]) == bits_of(values[i])) | (isnan(spare[i]) & isnan(values[i]));
         if (!same)
@@ -232,12 +214,13 @@ GK_EXPORT int64_t gk_codec_read(const uint8_t *in, int64_t size, int64_t index, 
     int64_t slots = slots_of((int)index, index_bytes, count, numel);
     if (slots < count)
         return FOREIGN;
-    int64_t end = HEADER + index_bytes + value_bytes((int)code, slots);
+    const uint8_t *section = in + HEADER + index_bytes;
+    int64_t value_size = value_bytes((int)code, section, size - HEADER - index_bytes, count, slots);
+    int64_t end = HEADER + index_bytes + value_size;
     if (end > size || load32(in + 16) != checksum_of(in, end))
         return FOREIGN;
     int64_t fault = decode_indices((int)index, in + HEADER, index_bytes, count, numel, indices);
-    if (fault < 0)
-        return fault;
-    decode_values((int)code, in + HEADER + index_bytes, count, slots, values);
-    return count;
+    if (fault >= 0)
+        fault = decode_values((int)code, section, value_size, count, slots, values);
+    return fault < 0 ? fault : count;
 }

@@ -1,16 +1,11 @@
 /* Rice codes of index gaps, one parameter for each block of 64. Layout: docs/wire.md. */
-#include "codec.h"
+#include "rice.h"
 
-enum { BLOCK = 64, PARAMETER_BITS = 5 };
+enum { PARAMETER_BITS = 5 };
 
 static inline uint32_t gap_at(const int32_t *indices, int64_t i)
 {
     return (uint32_t)(indices[i] - (i ? indices[i - 1] : -1) - 1);
-}
-
-static inline int in_block(int64_t count, int64_t start)
-{
-    return (int)(count - start < BLOCK ? count - start : BLOCK);
 }
 
 static inline unsigned parameter_at(const uint8_t *in, int64_t size, int64_t block)
@@ -18,59 +13,6 @@ static inline unsigned parameter_at(const uint8_t *in, int64_t size, int64_t blo
     int64_t bit = block * PARAMETER_BITS, at = bit >> 3;
     unsigned two = in[at] | (at + 1 < size ? (unsigned)in[at + 1] << 8 : 0);
     return (two >> (bit & 7)) & 31;
-}
-
-/* Choose the parameter of one block, and tell the bits of its quotients. The mean's logarithm bounds the size for
- * every input; one and two less are better where few gaps are much longer than the rest. Gaps past n are zero. */
-static unsigned choose(const uint32_t *gaps, int n, uint64_t *unary_bits)
-{
-    uint32_t sum = 0, sum1 = 0, sum2 = 0, sum0 = 0;
-    for (int i = 0; i < BLOCK; i++)
-        sum += gaps[i];
-    uint32_t mean = sum / (uint32_t)n;
-    unsigned top = mean ? 31 - (unsigned)__builtin_clz(mean) : 0;
-    unsigned less = top > 0 ? top - 1 : 0, least = top > 1 ? top - 2 : 0;
-    for (int i = 0; i < BLOCK; i++) {
-        sum0 += gaps[i] >> top;
-        sum1 += gaps[i] >> less;
-        sum2 += gaps[i] >> least;
-    }
-    unsigned best = top;
-    uint32_t quotients = sum0;
-    if (sum1 + less * (unsigned)n < quotients + best * (unsigned)n) {
-        best = less;
-        quotients = sum1;
-    }
-    if (sum2 + least * (unsigned)n < quotients + best * (unsigned)n) {
-        best = least;
-        quotients = sum2;
-    }
-    *unary_bits += quotients + (uint64_t)n;
-    return best;
-}
-
-/* A stream of bits under way; `word` holds the `fill` bits, fewer than 8, that have not become a byte. */
-struct low {
-    uint8_t *to;
-    uint64_t word;
-    unsigned fill;
-};
-
-static inline void write_low(struct low *low, const uint32_t *gaps, int n, unsigned r)
-{
-    uint32_t mask = (1u << r) - 1;
-    uint8_t *to = low->to;
-    uint64_t word = low->word;
-    unsigned fill = low->fill;
-    for (int i = 0; r && i < n; i++) {
-        word |= (uint64_t)(gaps[i] & mask) << fill;
-        fill += r;
-        store64(to, word);
-        to += fill >> 3;
-        word >>= fill & ~7u;
-        fill &= 7;
-    }
-    *low = (struct low){to, word, fill};
 }
 
 static void write_unary(const int32_t *indices, int64_t count, const uint8_t *parameters, int64_t size, uint8_t *unary)
@@ -116,7 +58,9 @@ GK_EXPORT int64_t gk_codec_rice_encode(const int32_t *indices, int64_t count, in
             gaps[i] = (uint32_t)(indices[start + i] - indices[start + i - 1] - 1);
         for (int i = n; i < BLOCK; i++)
             gaps[i] = 0;
-        unsigned r = choose(gaps, n, &unary_bits);
+        uint32_t quotients;
+        unsigned r = choose(gaps, n, &quotients);
+        unary_bits += quotients + (uint64_t)n;
         out[bit >> 3] |= (uint8_t)(r << (bit & 7));
         if ((bit & 7) > 3)
             out[(bit >> 3) + 1] |= (uint8_t)(r >> (8 - (bit & 7)));

@@ -188,7 +188,7 @@ def test_misuse_gets_one_sentence(two_workers: Any) -> None:
 
 def sent(rank: int, world_size: int, spec: str) -> tuple[int, int]:
     model = DDP(Given())
-    compression = gaussiank.compress(model, density=0.01, collective=spec)
+    compression = gaussiank.compress(model, density=0.01, collective=spec, wire="eliasfano+bf16")
     model(feed(rank, 0)).backward()
     return compression.metrics.sent_bytes, compression.metrics.k
 
@@ -196,7 +196,9 @@ def sent(rank: int, world_size: int, spec: str) -> tuple[int, int]:
 @pytest.mark.parametrize("spec", ["allgather", "split", "tree"])
 def test_metrics_count_the_bytes_of_every_message(workers: Any, spec: str) -> None:
     results = workers.run(sent, spec)
-    expected = parse_collective(spec).traffic(1076, results[0][1], workers.world_size, Wire()).sent_bytes
+    expected = (
+        parse_collective(spec).traffic(1076, results[0][1], workers.world_size, Wire("eliasfano", "bf16")).sent_bytes
+    )
     assert sum(sent_bytes for sent_bytes, _ in results) == pytest.approx(expected * workers.world_size, abs=8)
 
 

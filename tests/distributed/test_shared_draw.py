@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.distributed.test_compress_collectives import refusing
 from tests.distributed.test_hook import Given, Totals, assert_nothing_lost, feed, overflowing, resumed, run
-from tests.distributed.test_wires import one_worker_law
+from tests.distributed.test_wires import ON_GRID, one_worker_law
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import gaussiank
@@ -66,7 +66,7 @@ def test_the_law_holds_to_the_bit_for_one_worker(worker_groups: Any) -> None:
     from tests.distributed.conftest import _started
 
     group = worker_groups.get(1) or _started(worker_groups, 1)
-    assert group.run(one_worker_law, SHARED) == [[True] * 5]
+    assert group.run(one_worker_law, SHARED) == [[True] * len(ON_GRID)]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -22,7 +22,8 @@ from gaussiank.collectives.rows import rounded
 from gaussiank.compressors import COMPRESSORS
 from gaussiank.sparse import SparseGradient
 
-WIRES = ["raw+fp32", "rice+bf16", "eliasfano+fp16", "chunks+8bit", "rice+4bit", "rice+2bit", "rice+sign"]
+ON_GRID = ["raw+fp32", "rice+bf16-rice", "chunks+bf16", "eliasfano+fp16", "chunks+8bit", "rice+4bit", "raw+e8m3-rice"]
+WIRES = [*ON_GRID, "rice+2bit", "rice+sign"]
 STOCHASTIC = "rice+8bit+stochastic"
 COLLECTIVES_UNDER_TEST = [
     spec for spec in SPECS if spec not in ("split:slack=0.5", "hierarchical:ranks_per_node=1:trim=false", "auto")
@@ -182,6 +183,38 @@ def test_rows_take_what_clustered_entries_need(three_workers: Any) -> None:
         assert all_fit == 0
 
 
+def changing(rank: int, world_size: int) -> list[tuple[int, int, Tensor, Tensor]]:
+    """Split entries of like magnitude three times, then unlike ones: bytes sent, entries cut, mean, what entered."""
+    numel, k, hint, found = 100_000, 500, None, []
+    generator = torch.Generator().manual_seed(rank)
+    like = [1 + torch.rand(k, generator=generator) / 8 for _ in range(3)]
+    for values in [*like, *[(8 * torch.randn(k, generator=generator)).exp() for _ in range(2)]]:
+        indices = torch.randperm(numel, generator=generator)[:k].sort().values.int()
+        sparse = SparseGradient(indices, values, numel)
+        message = joined("split", world_size).start(sparse, wire=Wire(), capacity=k, hint=hint)
+        out = torch.empty(numel)
+        outcome = message.finish(out)
+        hint, entered = outcome.hint, sparse.dense()
+        for part in (outcome.rejected, *outcome.rounded_off):
+            entered -= 0 if part is None else part.dense()
+        found.append((message.sent_bytes, 0 if outcome.rejected is None else outcome.rejected.kept, out, entered))
+    return found
+
+
+def test_rows_of_a_split_take_what_the_last_ones_took_and_lose_nothing(three_workers: Any) -> None:
+    steps = list(zip(*three_workers.run(changing), strict=True))
+    for step in steps:
+        mean = torch.stack([entered for *_, entered in step]).double().mean(0)
+        for _, _, out, _ in step:
+            assert torch.equal(out, step[0][2])
+            torch.testing.assert_close(out.double(), mean, rtol=1e-6, atol=1e-6)
+    sent = [step[0][0] for step in steps]
+    cut = [sum(cut for _, cut, _, _ in step) for step in steps]
+    assert sent[2] < 0.65 * sent[0]  # nothing is known at the first
+    assert sent[3] < 1.05 * sent[2] < sent[4]  # one step with too little room
+    assert cut[3] > 1.2 * cut[4]
+
+
 # ---------------------------------------------------------------------- in DDP
 
 TRAINED = [
@@ -214,7 +247,7 @@ def test_nothing_is_lost(contract_workers: Any, spec: str) -> None:
 def one_worker_law(rank: int, world_size: int, how: dict[str, Any]) -> list[bool]:
     """Train a worker alone: residual + all means == all gradients, which are multiples of 1/64, to the bit."""
     same = []
-    for text in WIRES[:5]:
+    for text in ON_GRID:
         model = DDP(Given())
         compression = gaussiank.compress(model, density=0.02, wire=text, **how)
         total = {name: torch.zeros_like(parameter) for name, parameter in model.module.named_parameters()}
@@ -233,7 +266,7 @@ def test_the_law_holds_to_the_bit_for_one_worker(worker_groups: Any) -> None:
     from tests.distributed.conftest import _started
 
     group = worker_groups.get(1) or _started(worker_groups, 1)
-    assert group.run(one_worker_law, {}) == [[True] * 5]
+    assert group.run(one_worker_law, {}) == [[True] * len(ON_GRID)]
 
 
 def misused(rank: int, world_size: int) -> list[str]:

@@ -13,16 +13,16 @@ from .wire import Wire
 
 
 def default_wire(parameters: Iterable[Tensor]) -> Wire:
-    """Choose ``rice+bf16`` where all parameters are on a CPU, and else ``chunks+bf16``, which never waits for a device.
+    """Choose ``rice+bf16-rice`` for parameters on a CPU, and else ``chunks+bf16``, which never waits for a device.
 
     The gradient's dtype makes no difference: what rounding takes off stays in the residual, in float64 too.
 
     Example:
         >>> str(default_wire([torch.zeros(3)])), str(default_wire([torch.zeros(3, device="meta")]))
-        ('rice+bf16', 'chunks+bf16')
+        ('rice+bf16-rice', 'chunks+bf16')
     """
     on_cpu = all(parameter.device.type == "cpu" for parameter in parameters)
-    return Wire("rice" if on_cpu else "chunks", "bf16")
+    return Wire("rice", "bf16-rice") if on_cpu else Wire("chunks", "bf16")
 
 
 def chosen_wire(wire: str | Wire | None, parameters: Iterable[Tensor]) -> Wire:
@@ -33,7 +33,7 @@ def chosen_wire(wire: str | Wire | None, parameters: Iterable[Tensor]) -> Wire:
 
     Example:
         >>> str(chosen_wire("chunks+8bit", [])), str(chosen_wire(None, []))
-        ('chunks+8bit', 'rice+bf16')
+        ('chunks+8bit', 'rice+bf16-rice')
     """
     return Wire.parse(wire) if isinstance(wire, str) else wire or default_wire(parameters)
 

@@ -14,6 +14,7 @@ class Fault(IntEnum):
     RANGE = -4
     SURPLUS = -5
     VALUES = -6
+    LEVEL = -7
 
 
 _DAMAGED = "It is damaged: drop it, or have it sent again."
@@ -22,8 +23,9 @@ _MESSAGES = {
     Fault.INDICES: "indices must ascend without repeats in [0, numel), got others. See SparseGradient.check.",
     Fault.TRUNCATED: f"payload must hold the entries that its header counts, got fewer. {_DAMAGED}",
     Fault.RANGE: f"payload must hold ascending indices in [0, numel), got another. {_DAMAGED}",
-    Fault.SURPLUS: f"payload must hold no more bytes of indices than they need, got more. {_DAMAGED}",
+    Fault.SURPLUS: f"payload must hold no more bytes than its entries need, got more. {_DAMAGED}",
     Fault.VALUES: "values must be rounded to the code before they are encoded, got others. Call Wire.round in take.",
+    Fault.LEVEL: f"payload must hold values of its code, got another. {_DAMAGED}",
 }
 
 

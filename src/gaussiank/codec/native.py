@@ -77,7 +77,36 @@ def decode_values(name: str, section: Tensor, count: int, slots: int) -> Tensor:
     return values
 
 
-PAYLOAD_CODES = (("raw", "rice", "eliasfano", "chunks"), ("fp32", "bf16", "8bit", "4bit", "2bit", "sign"))
+def pack_values(name: str, values: Tensor, room: int) -> Tensor:
+    """Encode rounded float32 ``[count]`` values to a section whose size they decide, of at most ``room`` bytes."""
+    values = values.contiguous()
+    section = torch.empty(room + SLACK, dtype=torch.uint8)
+    encode = _function(f"{_c_name(name)}_encode", c_void_p, c_int64, c_void_p, c_int64)
+    size = encode(values.data_ptr(), values.numel(), section.data_ptr(), section.numel())
+    if size < 0:
+        raise error(size)
+    return section[:size]
+
+
+def unpack_values(name: str, section: Tensor, count: int) -> Tensor:
+    """Decode ``count`` float32 values from an untrusted section whose size they decide."""
+    section = section.contiguous()
+    values = torch.empty(count)
+    decode = _function(f"{_c_name(name)}_decode", c_void_p, c_int64, c_int64, c_void_p)
+    fault = decode(section.data_ptr(), section.numel(), count, values.data_ptr())
+    if fault < 0:
+        raise error(fault)
+    return values
+
+
+def _c_name(name: str) -> str:
+    return name.replace("-", "_")
+
+
+PAYLOAD_CODES = (
+    ("raw", "rice", "eliasfano", "chunks"),
+    ("fp32", "bf16", "bf16-rice", "e8m3-rice", "8bit", "4bit", "2bit", "sign"),
+)
 """Index codes and value codes that ``write_payload`` and ``read_payload`` know."""
 
 FRAME_BYTES = 8

@@ -205,7 +205,7 @@ def read(
     if header.index_bytes > room or codes.index.least_bytes(header.count, header.numel) > header.index_bytes:
         raise error(Fault.TRUNCATED)
     slots = codes.index.slots(header.index_bytes, header.count, header.numel)
-    end = header.index_bytes + codes.values.bytes_for(slots)
+    end = header.index_bytes + codes.values.size_of(body[HEADER_BYTES + header.index_bytes :], header.count, slots)
     if end > room:
         raise error(Fault.TRUNCATED)
     if header.checked:

@@ -97,7 +97,8 @@ def read_values(wire: Wire, section: Tensor, count: int, slots: int, dtype: torc
 
 
 def _name(wire: Wire, dtype: torch.dtype) -> str:
-    return WIDE if wire.values == "fp32" and dtype == torch.float64 else wire.values
+    """Return the code of shares, whose size is known: what varies travels as what it packs."""
+    return WIDE if wire.values == "fp32" and dtype == torch.float64 else VALUE_CODES[wire.values].plain or wire.values
 
 
 def _checksum(count: int, section: Tensor) -> int:

@@ -25,7 +25,8 @@ class Wire:
     Args:
         index: ``rice`` is the smallest on real selections; ``eliasfano`` has a size that count and numel decide;
             ``chunks`` and ``raw`` run on accelerators; ``seed`` sends none, for draws that all workers share.
-        values: ``fp32`` (for float64 gradients ``fp64``), ``bf16``, ``fp16``, ``8bit``, ``4bit``, ``2bit`` or ``sign``.
+        values: ``bf16-rice``: those of ``bf16`` in 6 to 7 bits each; ``fp32`` (for float64 gradients ``fp64``),
+            ``bf16``, ``fp16``, ``e8m3-rice``, ``8bit``, ``4bit``, ``2bit`` or ``sign``.
         rounding: ``nearest``, or ``stochastic``: without bias, with up to twice the error. With error feedback
             nearest is better.
 
@@ -42,7 +43,7 @@ class Wire:
     """
 
     index: str = "rice"
-    values: str = "bf16"
+    values: str = "bf16-rice"
     rounding: Rounding = "nearest"
 
     def __post_init__(self) -> None:
@@ -70,7 +71,7 @@ class Wire:
         """
         words = text.strip().split("+")
         if len(words) not in (2, 3):
-            raise ValueError(f"wire must be index+values or index+values+rounding, got {text!r}. See 'rice+bf16'.")
+            raise ValueError(f"wire must be index+values or index+values+rounding, got {text!r}. See 'rice+8bit'.")
         given: dict[str, Any] = dict(zip(("index", "values", "rounding"), words, strict=False))
         return cls(**given)
 
@@ -84,8 +85,13 @@ class Wire:
 
     @property
     def varies(self) -> bool:
-        """Whether the size of a payload depends on where its entries lie, and not on their count alone."""
-        return INDEX_CODES[self.index].varies
+        """Whether the size of a payload depends on its entries, and not on their count alone."""
+        return INDEX_CODES[self.index].varies or VALUE_CODES[self.values].varies
+
+    @property
+    def on_device(self) -> bool:
+        """Whether an accelerator encodes and decodes payloads itself, without waiting."""
+        return isinstance(INDEX_CODES[self.index], DeviceCode) and not VALUE_CODES[self.values].varies
 
     def round(self, values: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Round float32 or float64 ``[kept]`` values to what the wire can carry; a new tensor of the same dtype.
@@ -111,7 +117,7 @@ class Wire:
 
         Returns:
             uint8 ``[bytes]`` on the device of ``sparse``. On an accelerator, index codes other than ``chunks``, ``raw``
-            and ``seed`` wait for the device and encode on the CPU.
+            and ``seed``, and values whose size varies, wait for the device and are encoded on the CPU.
 
         Raises:
             ValueError: more entries than ``capacity``, indices out of order, or values that are not rounded; on an
@@ -120,14 +126,14 @@ class Wire:
         Example:
             >>> sparse = SparseGradient(torch.tensor([7], dtype=torch.int32), torch.tensor([0.5]), numel=1000)
             >>> Wire().encode(sparse).numel(), Wire().encode(sparse, capacity=10).numel() == Wire().max_bytes(10, 1000)
-            (25, True)
+            (32, True)
         """
         if capacity is not None and sparse.kept > capacity:
             raise ValueError(f"capacity must be at least the {sparse.kept} entries kept, got {capacity}. Cap them.")
         capacity = None if capacity is None else min(capacity, sparse.numel)
         codes = self._codes(sparse.values.dtype).with_draw(shared)
         device = sparse.indices.device
-        if not isinstance(codes.index, DeviceCode):
+        if not self.on_device:
             sparse = SparseGradient(sparse.indices.cpu(), sparse.values.cpu(), sparse.numel)
         payload = write(sparse, codes, sparse.kept if capacity is None else capacity).to(device)
         return self._with_room(payload, capacity, sparse)
@@ -153,7 +159,7 @@ class Wire:
         Example:
             >>> packed = Wire().pack(SparseGradient(torch.tensor([7]).int(), torch.tensor([0.1]), numel=1000))
             >>> packed.size, (Wire().decode(packed.row).values + packed.error).tolist() == torch.tensor([0.1]).tolist()
-            (25, True)
+            (32, True)
         """
         codes = self._codes(sparse.values.dtype)
         if self.rounding == "nearest" and (capacity is None or sparse.kept <= capacity):
@@ -194,7 +200,7 @@ class Wire:
         """
         codes = self._codes(dtype or torch.float32).with_draw(shared)
         require_payload(payload)
-        if payload.device.type != "cpu" and capacity is not None and isinstance(codes.index, DeviceCode):
+        if payload.device.type != "cpu" and capacity is not None and self.on_device:
             if numel is None:
                 raise ValueError("numel must be given for a payload on an accelerator, got None. Pass the length.")
             return with_dtype(read_unchecked(payload, codes, min(capacity, numel), numel), dtype)
@@ -219,6 +225,16 @@ class Wire:
         k = min(k, numel)
         index_bytes = codes.index.max_bytes(k, numel) if k or isinstance(codes.index, DeviceCode) else 0
         return HEADER_BYTES + index_bytes + codes.values.bytes_for(k)
+
+    def usual_bytes(self, k: int, numel: int, dtype: torch.dtype = torch.float32) -> int:
+        """Return about what ``k`` entries take that were selected by magnitude and lie anywhere: ``max_bytes`` or less.
+
+        Example:
+            >>> [Wire("rice", values).usual_bytes(1000, 10**6) for values in ("bf16", "bf16-rice", "e8m3-rice")]
+            [3525, 2406, 1956]
+        """
+        k, values = min(k, numel), self._codes(dtype).values
+        return self.max_bytes(k, numel, dtype) - values.bytes_for(k) + values.usual_bytes(k)
 
     def entries_within(self, max_bytes: int, numel: int, dtype: torch.dtype = torch.float32) -> int:
         """Return how many entries fit into ``max_bytes``, wherever they lie.

@@ -17,21 +17,17 @@ from .collective import Call, Collective, Outcome, Program, Traffic
 from .line import gather_steps
 from .rows import (
     EXACT,
-    Given,
+    NOTE_BYTES,
     at_drawn,
-    filled,
-    largest_mask,
+    frame_for,
     pack_framed,
     pack_rounded,
-    pick,
+    pack_within,
     rest_of,
-    row_bytes,
     unpack,
 )
 
 _SPARE_BYTES = 64  # on top of the slack, so that small messages have some too
-_SPREAD_BYTES = 16  # and on top of the spread
-_NARROWER = 0.98  # of the room's share, so that a second cut is rarely needed
 
 
 @dataclass(frozen=True)
@@ -80,8 +76,8 @@ class AllGather(Collective):
         return True
 
     def traffic(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Traffic:
-        """Everyone's k entries go to everyone else."""
-        row = row_bytes(k, numel, wire, noted=wire.varies)
+        """Everyone's k entries go to everyone else, in rows of about what they take."""
+        row = wire.usual_bytes(k, numel) + (NOTE_BYTES if wire.varies else 0)
         hops, straight = gather_steps(world_size, row)
         return Traffic(hops, (world_size - 1) * row, world_size * k, straight)
 
@@ -106,12 +102,11 @@ class AllGather(Collective):
 
     def _within(self, sparse: SparseGradient, call: Call) -> Program:
         seed, frame, mask = call.seed(call.line.rank), self._frame(sparse, call), None
-        row, size, given = pack_framed(sparse, call.wire, frame or 0, seed)
         if frame is None:
-            frame = self._largest(size, row, call)
-            row = codec.framed(row, frame)
-        elif size > frame:
-            mask, row, given = _cut(sparse, call, frame, size)
+            row, wanted, given = pack_framed(sparse, call.wire, 0, seed)
+            row = codec.framed(row, self._largest(wanted, row, call))
+        else:
+            row, _, given, mask = pack_within(sparse, call.wire, frame, seed)
         rows = yield call.line.all_gather(row)
 
         def finish(out: Tensor) -> Outcome:
@@ -132,22 +127,8 @@ class AllGather(Collective):
         most = call.wire.max_bytes(call.capacity, sparse.numel, sparse.values.dtype)
         if not known or capacity != call.capacity:
             return most
-        return min(most, math.ceil(largest * self.spread) + _SPREAD_BYTES)
+        return frame_for(largest, self.spread, most)
 
     def _largest(self, size: int, row: Tensor, call: Call) -> int:
         largest = torch.tensor([size], dtype=torch.int64, device=row.device)
         return int(call.line.all_reduce(largest, dist.ReduceOp.MAX).wait())
-
-
-def _cut(sparse: SparseGradient, call: Call, frame: int, wanted: int) -> tuple[Tensor, Tensor, Given]:
-    """Leave out the smallest entries until the payload fits; returns which are in, the row, and their rounding.
-
-    The size behind the frame is that of all entries, so that the next frame has room for them.
-    """
-    room, size = sparse.kept, wanted
-    while True:
-        room = min(room - 1, int(room * frame / size * _NARROWER))
-        mask = largest_mask(sparse, room)
-        row, size, given = pack_framed(pick(sparse, mask), call.wire, frame, call.seed(call.line.rank))
-        if size <= frame:
-            return mask, filled(row[:frame], note=wanted), given

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gaussiank.codec import Wire
+from gaussiank.codec import VALUE_CODES, Wire
 from gaussiank.compressors import Compressor
 
 from .collective import Collective
@@ -24,6 +24,9 @@ def require_feedback(collective: Collective, compressor: Compressor) -> None:
 def fitting_wire(wire: Wire, compressor: Compressor, collective: Collective) -> Wire:
     """Take the index code ``seed`` where every worker knows the indices already; else the wire as it is.
 
+    With it, payloads have one size, and values that vary in theirs are sent as ``bf16``: of random entries not much
+    could be saved.
+
     Raises:
         ValueError: the wire is ``seed``, and the compressor draws otherwise or the collective needs indices.
 
@@ -33,7 +36,7 @@ def fitting_wire(wire: Wire, compressor: Compressor, collective: Collective) -> 
         >>> str(fitting_wire(Wire(), RandomK(shared=True), AllGather()))
         'seed+bf16'
         >>> str(fitting_wire(Wire(), RandomK(shared=True), Split()))
-        'rice+bf16'
+        'rice+bf16-rice'
     """
     if wire.index == "seed" and not compressor.draws_alike:
         raise ValueError(
@@ -46,5 +49,5 @@ def fitting_wire(wire: Wire, compressor: Compressor, collective: Collective) -> 
             "Take rice in place of seed, or the collective allgather or leader."
         )
     if compressor.draws_alike and collective.sends_values_alone:
-        return Wire("seed", wire.values, wire.rounding)
+        return Wire("seed", VALUE_CODES[wire.values].plain or wire.values, wire.rounding)
     return wire

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,10 @@ from gaussiank.sparse import SparseGradient
 from .line import Line, Message
 
 _NOTE = torch.int64
+_SPREAD_BYTES = 16  # on top of the spread, so that small frames have some too
+_NARROWER = 0.98  # of the room's share, so that a second cut is rarely needed
+NOTE_BYTES = _NOTE.itemsize
+"""Size of a number behind the entries of a row."""
 
 EXACT = Wire("raw", "fp32")
 """The wire that loses nothing and needs no decoder."""
@@ -68,9 +73,9 @@ def row_bytes(room: int, numel: int, wire: Wire, dtype: torch.dtype = torch.floa
 
     Example:
         >>> row_bytes(100, 10**6, EXACT) - row_bytes(0, 10**6, EXACT), row_bytes(100, 10**6, Wire())
-        (800, 414)
+        (800, 422)
     """
-    return wire.max_bytes(room, numel, dtype) + (_NOTE.itemsize if noted else 0)
+    return wire.max_bytes(room, numel, dtype) + (NOTE_BYTES if noted else 0)
 
 
 def pack(sparse: SparseGradient, wire: Wire, room: int | None, note: int | None = None, length: int = 0) -> Tensor:
@@ -127,6 +132,35 @@ def pack_framed(sparse: SparseGradient, wire: Wire, frame: int, seed: int = 0) -
     return packed.row, packed.size, Given(sparse, packed.error)
 
 
+def pack_within(
+    sparse: SparseGradient, wire: Wire, frame: int, seed: int = 0
+) -> tuple[Tensor, int, Given, Tensor | None]:
+    """Round and pack into a frame, without the smallest entries where all do not fit.
+
+    Returns:
+        The row, ``frame`` bytes and in 8 more the size that all entries would have taken; that size; what was sent; and
+        a bool ``[kept]`` mask of the entries that are in, None when all are.
+
+    Example:
+        >>> sparse = SparseGradient(torch.arange(9).int(), torch.arange(9.0), 9)
+        >>> row, wanted, given, mask = pack_within(sparse, EXACT, EXACT.max_bytes(7, 9))
+        >>> row.numel(), wanted, given.sparse.values.tolist()
+        (84, 92, [2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
+    """
+    row, wanted, given = pack_framed(sparse, wire, frame, seed)
+    room, size, mask = sparse.kept, wanted, None
+    while size > frame:
+        room = min(room - 1, int(room * frame / size * _NARROWER))
+        mask = largest_mask(sparse, room)
+        row, size, given = pack_framed(pick(sparse, mask), wire, frame, seed)
+    return row if mask is None else filled(row[:frame], note=wanted), wanted, given, mask
+
+
+def frame_for(largest: int, spread: float, most: int) -> int:
+    """Return the length of a frame for payloads whose predecessors took at most ``largest``."""
+    return min(most, math.ceil(largest * spread) + _SPREAD_BYTES)
+
+
 def _generator(sparse: SparseGradient, wire: Wire, seed: int) -> torch.Generator | None:
     return torch.Generator(sparse.values.device).manual_seed(seed) if wire.rounding == "stochastic" else None
 
@@ -155,7 +189,7 @@ def unpack(
 
 def notes(rows: Sequence[Tensor] | Tensor) -> list[int]:
     """Read the numbers behind the entries of rows; one synchronisation on an accelerator."""
-    ends = torch.stack([row[-_NOTE.itemsize :] for row in rows])
+    ends = torch.stack([row[-NOTE_BYTES:] for row in rows])
     read: list[int] = ends.view(_NOTE).flatten().tolist()
     return read
 

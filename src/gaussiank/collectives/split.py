@@ -15,9 +15,11 @@ from gaussiank.codec import Wire
 from gaussiank.sparse import SparseGradient
 
 from .collective import Call, Collective, Outcome, Program, Traffic
+from .frames import Frames
 from .line import gather_steps
 from .rows import (
     EXACT,
+    NOTE_BYTES,
     Given,
     agree_on,
     agree_on_capacity,
@@ -26,7 +28,6 @@ from .rows import (
     member_mask,
     merge,
     notes,
-    pack_rounded,
     pick,
     rest_of,
     row_bytes,
@@ -43,7 +44,8 @@ class Split(Collective):
     who sent it, smallest magnitudes first; each worker sees in the result which of its entries entered, so nothing
     more has to be sent for that. Entries are rounded to the wire as they leave, and sums once more by their owner, who
     keeps what it rounded off: so both phases are compact, and nothing is lost over all workers. Borders move so that
-    every region holds the same load as at the last step.
+    every region holds the same load as at the last step. With a wire whose size varies, the trimmed form sends rows
+    of what the largest of the last step took and 2 % more; what outgrows them goes back too.
 
     Args:
         trim: keep messages at that size. Otherwise nothing comes back: sizes are exchanged first, two more short
@@ -73,9 +75,10 @@ class Split(Collective):
         peers, width = world_size - 1, -(-numel // world_size)
         if self.trim:
             room = self._room(k, world_size)
-            row = row_bytes(room, width, wire, noted=True)
-            hops, straight = gather_steps(world_size, row)
-            return Traffic(hops, 2 * peers * row, 2 * world_size * room, straight + bool(peers))
+            first = wire.usual_bytes(room, width) + NOTE_BYTES
+            second = first + wire.varies * NOTE_BYTES
+            hops, straight = gather_steps(world_size, second)
+            return Traffic(hops, peers * (first + second), 2 * world_size * room, straight + bool(peers))
         sizes = peers * 8 + 2 * peers * 8 / world_size
         empty, first = row_bytes(0, width, wire), row_bytes(-(-k // world_size), width, wire, noted=True)
         second = row_bytes(min(k, width), width, wire, noted=True)
@@ -95,12 +98,16 @@ class Split(Collective):
                 capacity = yield from agree_on_capacity(line, sparse)
             room = self._room(capacity, line.world_size)
         parts, wanted, sent = _cut(sparse, borders, room)
-        length = 0 if room is None else wire.max_bytes(room, max(widths), dtype)
+        most = 0 if room is None else wire.max_bytes(room, max(widths), dtype)
+        frames = Frames(room, most, most)
+        if room is not None and wire.varies:
+            frames = Frames.after(call.hint, room, most, line.world_size)
         packed = [
-            pack_rounded(part, wire, room, call.seed(line.rank, region), note=count, length=length)
+            frames.pack(part, call, region, frames.parts, note=count)
             for region, (part, count) in enumerate(zip(parts, wanted, strict=True))
         ]
-        rows, given = [row for row, _ in packed], [given for _, given in packed]
+        rows, given = [row.bytes for row in packed], [row.given for row in packed]
+        sent[sent.clone()] = torch.cat([row.mask for row in packed])
         if self.trim:
             received: Sequence[Tensor] | Tensor = yield line.all_to_all(torch.stack(rows))
         else:
@@ -110,10 +117,10 @@ class Split(Collective):
         total = merge(unpack(received, wire, [widths[line.rank]] * line.world_size, dtype, room))
         if room is not None:
             total = pick(total, largest_mask(total, room))
-        payload, owned = pack_rounded(total, wire, room, call.seed(line.rank, line.world_size))
-        if room is None:
-            length = yield from agree_on(line, payload.numel(), payload.device)
-        gathered = yield line.all_gather(filled(payload, length, note=sum(notes(received))))
+        largest, load = frames.noted(received)
+        own = frames.pack(total, call, line.world_size, frames.sums, note=largest)
+        length = 0 if room is not None else (yield from agree_on(line, own.bytes.numel(), own.bytes.device))
+        gathered = yield line.all_gather(filled(own.bytes, length, note=load))
 
         def finish(out: Tensor) -> Outcome:
             regions = [
@@ -123,9 +130,11 @@ class Split(Collective):
             finite = ops.scatter_mean(regions, out)  # a region for each worker: divided by their number, the mean
             indices = torch.cat([region.indices for region in regions])
             entered = sent & member_mask(sparse.indices, indices) if self.trim else sent
-            errors = _errors(given, owned, sent, entered, borders, line.rank, sparse)
-            loads = notes(gathered)
-            hint = _rebalanced(borders, [region.indices for region in regions], loads) if self.rebalance else None
+            errors = _errors(given, own.given, sent, entered, borders, line.rank, sparse)
+            hint = call.hint
+            if not frames.follow or bool(finite):  # what infinities and NaN took says nothing of the next step
+                moved = _rebalanced(borders, [region.indices for region in regions], notes(gathered))
+                hint = frames.hint(moved if self.rebalance else torch.tensor(borders), gathered)
             return Outcome(finite, rest_of(sparse, entered), errors, hint)
 
         return finish
@@ -134,8 +143,8 @@ class Split(Collective):
         return min(capacity, math.ceil(self.slack * capacity / max(1, world_size - 1)))
 
     def _borders(self, hint: Tensor | None, numel: int, world_size: int) -> list[int]:
-        if self.rebalance and hint is not None and hint.numel() == world_size + 1 and int(hint[-1]) == numel:
-            return [int(border) for border in hint]
+        if self.rebalance and hint is not None and hint.numel() > world_size and int(hint[world_size]) == numel:
+            return [int(border) for border in hint[: world_size + 1]]
         return [numel * region // world_size for region in range(world_size + 1)]
 
 

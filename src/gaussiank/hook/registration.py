@@ -54,8 +54,8 @@ def compress(
         collective: how workers agree on the mean: a name, ``name:field=value``, or a collective. ``allgather`` sends
             every selection to everyone; with many workers ``split`` sends less. ``auto`` leaves the model without hook
             while dense is faster: ``stands_by``.
-        wire: how entries travel: ``index+values`` or a ``codec.Wire``. The default is ``rice+bf16`` on a CPU, at
-            most 29 bits an entry at density 0.001, and ``chunks+bf16`` elsewhere, 32 bits and no wait for the device.
+        wire: how entries travel: ``index+values`` or a ``codec.Wire``. The default is ``rice+bf16-rice`` on a CPU,
+            14 to 18 bits an entry at density 0.001, and ``chunks+bf16`` elsewhere, 32 bits and no wait for the device.
             What rounding takes off stays in the residual; ``raw+fp32`` rounds nothing. ``randomk:shared=true`` sends
             no indices with ``allgather`` and ``leader``, whatever the index code.
         timeout_s: seconds after which an exchange fails that a worker did not answer, above 0; larger than any pause

@@ -109,7 +109,7 @@ def train(
         ),
     ] = None,
     wire: Annotated[
-        str | None, typer.Option(help="How entries travel, index+values (rice+bf16; raw+fp32 loses nothing).")
+        str | None, typer.Option(help="How entries travel, index+values (rice+bf16-rice; raw+fp32 loses nothing).")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of initialisation and data order.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,

@@ -40,7 +40,7 @@ def replay(
     ] = None,
     wire: Annotated[
         str | None,
-        typer.Option("--wire", "--codec", help="Wires, by comma: rice+bf16,chunks+8bit. Rounding counts as not sent."),
+        typer.Option("--wire", "--codec", help="Wires, by comma: rice+8bit,chunks+bf16. Rounding counts as not sent."),
     ] = None,
 ) -> None:
     """Put operators on the raw vectors of a recorded run: contraction, kept/k, bits and time.

@@ -64,8 +64,8 @@ class Load:
     overlap: Overlap = field(default_factory=Overlap)
 
     def row_bytes(self, entries: float, parts: float = 1) -> float:
-        """Return the size of a message of ``entries`` of a region, one of ``parts`` of the vector."""
-        return self.wire.payload_bytes(entries, self.numel / parts)
+        """Return the size of a message that has room for any ``entries`` of one of ``parts`` of the vector."""
+        return self.wire.fixed().payload_bytes(entries, self.numel / parts)
 
 
 def dense(cluster: Cluster, workers: int, vector_bytes: float) -> Cost:
@@ -94,7 +94,7 @@ def split_exact(cluster: Cluster, workers: int, load: Load) -> Cost:
     if workers == 1:
         return Cost(0.0, 0.0, 0.0, load.room)
     region = load.overlap.union(load.room, load.numel, workers) / workers
-    first, second = load.row_bytes(load.room / workers, workers), load.row_bytes(region, workers)
+    first, second = (load.wire.payload_bytes(sent, load.numel / workers) for sent in (load.room / workers, region))
     sizes_s = all_to_all_s(cluster, workers, 8) + all_reduce_s(cluster, workers, 8)
     network_s = sizes_s + all_to_all_s(cluster, workers, first) + all_gather_s(cluster, workers, second)
     sent = (workers - 1) * (first + second + 8 + 2 * NOTE_BYTES) + ring_bytes(workers, 8)
@@ -107,7 +107,7 @@ def leader(cluster: Cluster, workers: int, load: Load) -> Cost:
         return Cost(0.0, 0.0, 0.0, load.room)
     density = min(1.0, load.room / load.numel)
     indices = INDEX_HEAD_BYTES + load.room * load.wire.index_bits(density) / 8
-    share = math.ceil(load.room / workers) * load.wire.value_bits / 8 + FLAG_BYTES
+    share = math.ceil(load.room / workers) * load.wire.fixed().value_bits / 8 + FLAG_BYTES
     network_s = broadcast_s(cluster, workers, indices)
     network_s += all_to_all_s(cluster, workers, share) + all_gather_s(cluster, workers, share)
     sent = (workers - 1) / workers * indices + 2 * (workers - 1) * share

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from gaussiank.codec.values import VALUE_CODES, ValueCode
 
 CODES = list(VALUE_CODES)
 LOSSY = [name for name, code in VALUE_CODES.items() if not code.exact]
 ON_GRID = [name for name in LOSSY if name not in ("2bit", "sign")]
+FIXED = [name for name, code in VALUE_CODES.items() if not code.varies]
+VARYING = [name for name, code in VALUE_CODES.items() if code.varies]
 BITS = {"fp32": 32, "fp64": 64, "bf16": 16, "fp16": 16, "8bit": 8, "4bit": 4, "2bit": 2, "sign": 1}
 DENORMAL, TINY, HUGE = 1e-45, 1e-30, 3.4e38
 
@@ -44,7 +49,12 @@ def same(one: torch.Tensor, two: torch.Tensor) -> bool:
 def round_trip(code: ValueCode, rounded: torch.Tensor, room: int = 0) -> torch.Tensor:
     slots = rounded.numel() + room
     section = code.encode(rounded, slots)
-    assert section.shape == (code.bytes_for(slots),)
+    if code.varies:
+        assert section.numel() <= code.bytes_for(rounded.numel())
+    else:
+        assert section.shape == (code.bytes_for(slots),)
+    behind = torch.cat([section, torch.full((3,), 255, dtype=torch.uint8)])
+    assert code.size_of(behind, rounded.numel(), slots) == section.numel()
     return code.decode(section, rounded.numel(), slots).to(rounded.dtype)
 
 
@@ -111,7 +121,16 @@ def test_infinities_and_nan_stay_visible(name: str, bad: float, backend: str, rn
 
 
 @pytest.mark.parametrize(
-    ("name", "relative"), [("bf16", 2**-8), ("fp16", 2**-11), ("8bit", 2**-6), ("4bit", 0.25), ("2bit", 0.5)]
+    ("name", "relative"),
+    [
+        ("bf16", 2**-8),
+        ("bf16-rice", 2**-8),
+        ("e8m3-rice", 2**-4),
+        ("fp16", 2**-11),
+        ("8bit", 2**-6),
+        ("4bit", 0.25),
+        ("2bit", 0.5),
+    ],
 )
 def test_error_is_as_small_as_it_says(name: str, relative: float, backend: str, rng: torch.Generator) -> None:
     # magnitudes of one binade, so that none is below the levels of its block
@@ -124,6 +143,8 @@ def test_error_is_as_small_as_it_says(name: str, relative: float, backend: str, 
     ("name", "values", "want"),
     [
         ("bf16", [1.00390625, 1.01171875, 3.3961775e38], [1.0, 1.015625, 3.3895314e38]),
+        ("bf16-rice", [1.00390625, 1.01171875, 3.3961775e38], [1.0, 1.015625, 3.3895314e38]),
+        ("e8m3-rice", [1.0625, 1.1875, -1.19, 3.3e38, -0.0, 1e-45], [1.0, 1.25, -1.25, 1.875 * 2.0**127, -0.0, 0.0]),
         ("fp16", [65519.0, -7e4, 1e-9], [65504.0, -70016.0, 0.0]),
         ("8bit", [128.0, 1.5, 2.5, -0.5], [128.0, 2.0, 2.0, 0.0]),
         ("8bit", [127.0, 1.5, 2.5, -0.5], [127.0, 2.0, 2.0, 0.0]),
@@ -166,7 +187,7 @@ def test_stochastic_rounding_is_without_bias(name: str, backend: str, rng: torch
     assert bool((error <= 2.01 * (values - code.round(values)).abs().max() + 2**-6 * values.abs()).any())
 
 
-@pytest.mark.parametrize("name", CODES)
+@pytest.mark.parametrize("name", FIXED)
 def test_sizes_are_those_of_the_table(name: str) -> None:
     code = VALUE_CODES[name]
     assert code.bytes_for(0) == 0
@@ -176,7 +197,7 @@ def test_sizes_are_those_of_the_table(name: str) -> None:
     assert code.bytes_for(65) == math.ceil(65 * BITS[name] / 8) + 2 * per_block + constant
 
 
-@pytest.mark.parametrize("name", CODES)
+@pytest.mark.parametrize("name", FIXED)
 def test_both_backends_decode_any_bytes_alike(name: str, rng: torch.Generator) -> None:
     from gaussiank.ops.backend import use_backend
 
@@ -187,3 +208,73 @@ def test_both_backends_decode_any_bytes_alike(name: str, rng: torch.Generator) -
         with use_backend("reference"):
             want = code.decode(section, 140, 150)
         assert torch.equal(got.nan_to_num(nan=12345.0), want.nan_to_num(nan=12345.0))
+
+
+# ---------------------------------------------------------------------- magnitudes in Rice codes
+
+
+def section_of(base: int, parameters: list[int], low: list[int], unary: list[int], size: int | None = None) -> Tensor:
+    """Write a section of the codes whose size varies by hand; one parameter a nibble, the rest bytes."""
+    pairs = [*parameters, 0] if len(parameters) % 2 else parameters
+    head = [first | second << 4 for first, second in itertools.pairwise(pairs)][::2]
+    body = [*base.to_bytes(2, "little"), *head, *low, *unary]
+    return torch.tensor([*(len(body) + 4 if size is None else size).to_bytes(4, "little"), *body], dtype=torch.uint8)
+
+
+def test_a_section_is_what_the_page_says(backend: str) -> None:
+    code, floats = VALUE_CODES["bf16-rice"], torch.tensor([1.0, 1.0234375, -1.0078125])  # 3F80, 3F83, BF81
+    # over the least: 0, 3, 1; parameter 0, so that signs are all there is of low bits: 0, 0, 1; quotients 1, 0001, 01
+    want = section_of(0x3F80, [0], [0b100], [0b1010001])
+    assert code.encode(floats, 3).tolist() == want.tolist()
+    assert torch.equal(code.decode(want, 3, 3), floats)
+
+
+def test_a_block_of_unlike_values_is_written_as_it_is(backend: str) -> None:
+    code = VALUE_CODES["bf16-rice"]
+    values = torch.tensor([0.0, *[2.0**100] * 63])
+    section = code.encode(values, 64)
+    assert int(section[6]) == 15
+    assert section.numel() == 6 + 1 + 128
+    assert torch.equal(code.decode(section, 64, 64), values)
+
+
+@pytest.mark.parametrize("name", VARYING)
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (section_of(0x03F8, [0], [0], [], size=5), "fewer"),
+        (section_of(0x03F8, [0], [0], [0b111], size=99), "fewer"),
+        (section_of(0x03F8, [0], [0], [0b11]), "fewer"),
+        (section_of(0x03F8, [14], [0], [0b111]), "fewer"),
+        (section_of(0x03F8, [0], [0], [0b111, 0]), "more"),
+        (section_of(0x7FFF, [0], [0], [0b11001]), "values of its code, got another"),
+        (section_of(0xFFFF, [0], [0], [0b111]), "values of its code, got another"),
+    ],
+)
+def test_damaged_sections_are_refused(name: str, section: Tensor, message: str, backend: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        VALUE_CODES[name].decode(section, 3, 3)
+    with pytest.raises(ValueError, match="more bytes than its entries need"):
+        VALUE_CODES[name].decode(section, 0, 0)
+
+
+@pytest.mark.parametrize("name", VARYING)
+def test_both_backends_read_damaged_sections_alike(name: str, rng: torch.Generator) -> None:
+    from gaussiank.ops.backend import use_backend
+
+    code = VALUE_CODES[name]
+    intact, refused = code.encode(code.round(torch.randn(150, generator=rng)), 150), 0
+    for _ in range(300):
+        section = intact.clone()
+        at = torch.randint(4, section.numel(), (2,), generator=rng)
+        section[at] = torch.randint(256, (2,), dtype=torch.uint8, generator=rng)
+        read = []
+        for chosen in ("native", "reference"):
+            with use_backend(chosen) if chosen == "reference" else contextlib.nullcontext():
+                try:
+                    read.append(code.decode(section, 150, 150).nan_to_num(nan=12345.0).tolist())
+                except ValueError as error:
+                    read.append(str(error)[:12])
+        assert read[0] == read[1]
+        refused += isinstance(read[0], str)
+    assert 0 < refused < 300

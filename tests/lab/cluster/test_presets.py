@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from gaussiank.codec import Wire
 from gaussiank.lab.cluster.methods import all_methods
 from gaussiank.lab.cluster.presets import PRESETS
 from gaussiank.lab.cluster.setting import of_preset, resolve
@@ -81,6 +82,10 @@ def test_a_preset_becomes_another_cluster() -> None:
 def test_wire_sizes_are_the_codecs() -> None:
     assert WIRES["raw+fp32"].payload_bytes(1000, 10**6) == 8020
     assert WIRES["rice+bf16"].payload_bytes(1000, 10**6) == pytest.approx(3524, abs=30)
+    for name in ("rice+bf16", "rice+bf16-rice"):
+        usual = Wire.parse(name).usual_bytes(1000, 10**6)
+        assert WIRES[name].payload_bytes(1000, 10**6) == pytest.approx(usual, rel=0.01)
+        assert WIRES[name].fixed().payload_bytes(1000, 10**6) == pytest.approx(3524, abs=30)
     assert WIRES["rice+bf16"].payload_bytes(1000, 10**5) < WIRES["rice+bf16"].payload_bytes(1000, 10**6)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gaussiank.lab.cluster.methods import compact_wire
 from gaussiank.lab.cluster.probe_file import MEASURED_DENSITY, Probe, read_probe, write_probe
 from gaussiank.lab.cluster.setting import resolve
 from gaussiank.lab.cluster.wires import WIRES
@@ -52,7 +53,7 @@ def test_setting_repeats_what_was_measured(tmp_path: Path) -> None:
 def test_an_exchange_takes_what_it_was_measured_to_take(tmp_path: Path) -> None:
     write_probe(tmp_path / "probe.json", replace(PROBE, exchanges={"allgather": ((61_706.0, 0.025),)}))
     slow, quick = resolve(None, tmp_path / "probe.json", None), PROBE.setting("quick")
-    method = Method("m", "topk", MEASURED_DENSITY, WIRES["rice+bf16"])
+    method = Method("m", "topk", MEASURED_DENSITY, WIRES[compact_wire(accelerator=False)])
     taken = [
         method.journey(61_706, one.scenario.device, one.scenario.cluster, 4, one.scenario.overlap)
         for one in (slow, quick)

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from gaussiank.codec.bits import Bytes, bytes_of, pack, pack_ones, unpack, unpack_ones
 from gaussiank.codec.faults import Fault, error
+from gaussiank.codec.ricing import BLOCK, blocks_of, choose, spread
 
 from .index_code import IndexCode, Indices
 
-BLOCK = 64
 PARAMETER_BITS = 5
 
 
@@ -41,27 +41,27 @@ class Rice(IndexCode):
         rest = numel - count
         r = (rest // (2 * count)).bit_length() if count else 0  # the least: halving the rest saves less than count
         bits = count * (r + 1) + (rest >> r)
-        return bytes_of(_blocks(count) * PARAMETER_BITS) + bits // 8 + 2
+        return bytes_of(blocks_of(count) * PARAMETER_BITS) + bits // 8 + 2
 
     def least_bytes(self, count: int, numel: int) -> int:
         """Return parameters, and a bit for each index."""
-        return bytes_of(_blocks(count) * PARAMETER_BITS) + bytes_of(count)
+        return bytes_of(blocks_of(count) * PARAMETER_BITS) + bytes_of(count)
 
     def encode_reference(self, indices: Indices, numel: int) -> Bytes:
         """Choose parameters, then write the streams."""
         places = np.concatenate(([-1], indices)).astype(np.int64)
         gaps = places[1:] - places[:-1] - 1
-        parameters = _choose(gaps)
-        r = np.repeat(parameters, BLOCK)[: len(gaps)]
+        parameters, _ = choose(gaps)
+        r = spread(parameters, len(gaps))
         positions = np.cumsum((gaps >> r) + 1) - 1
         head = pack(parameters, np.full(len(parameters), PARAMETER_BITS))
         return np.concatenate([head, pack(gaps, r), pack_ones(positions, int(positions[-1]) + 1)])
 
     def decode_reference(self, section: Bytes, count: int, numel: int) -> NDArray[np.int64]:
         """Read parameters, then the low bits and quotients that they say."""
-        head = bytes_of(_blocks(count) * PARAMETER_BITS)
-        parameters = unpack(section[:head], np.full(_blocks(count), PARAMETER_BITS))
-        r = np.repeat(parameters, BLOCK)[:count]
+        head = bytes_of(blocks_of(count) * PARAMETER_BITS)
+        parameters = unpack(section[:head], np.full(blocks_of(count), PARAMETER_BITS))
+        r = spread(parameters, count)
         low = head + bytes_of(int(r.sum()))
         positions = unpack_ones(section[low:], count)
         if low > len(section) or len(positions) < count:
@@ -73,23 +73,3 @@ class Rice(IndexCode):
         if bytes_of(int(positions[-1]) + 1) != len(section) - low:
             raise error(Fault.SURPLUS)
         return np.cumsum((quotients << r) + unpack(section[head:low], r) + 1) - 1
-
-
-def _blocks(count: int) -> int:
-    return -(-count // BLOCK)
-
-
-def _choose(gaps: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Choose a parameter for each block: the logarithm of its mean gap, or one or two less when that is shorter."""
-    starts = np.arange(0, len(gaps), BLOCK)
-    sizes = np.minimum(BLOCK, len(gaps) - starts)
-    mean = np.add.reduceat(gaps, starts) // sizes
-    top = np.maximum(np.frexp(mean.astype(np.float64))[1].astype(np.int64) - 1, 0)
-    best, best_bits = top, np.full(len(starts), np.iinfo(np.int64).max)
-    for less in range(3):
-        parameters = np.maximum(top - less, 0)
-        quotients = gaps >> np.repeat(parameters, BLOCK)[: len(gaps)]
-        bits = sizes * parameters + np.add.reduceat(quotients, starts)
-        best = np.where(bits < best_bits, parameters, best)
-        best_bits = np.minimum(bits, best_bits)
-    return best

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 from .bf16 import BF16
+from .bf16_rice import BF16Rice
 from .bits2 import Bits2
 from .bits4 import Bits4
 from .bits8 import Bits8
+from .e8m3_rice import E8M3Rice
 from .fp16 import FP16
 from .full import FP32, FP64
 from .sign import Sign
 from .value_code import Rounding, ValueCode
 
 VALUE_CODES: dict[str, ValueCode] = {
-    code.name: code for code in (FP32(), FP64(), BF16(), FP16(), Bits8(), Bits4(), Bits2(), Sign())
+    code.name: code
+    for code in (FP32(), FP64(), BF16(), FP16(), BF16Rice(), E8M3Rice(), Bits8(), Bits4(), Bits2(), Sign())
 }
 """Name -> code."""
 
-__all__ = ["BF16", "FP16", "FP32", "FP64", "VALUE_CODES", "Bits2", "Bits4", "Bits8", "Rounding", "Sign", "ValueCode"]
+__all__ = [
+    "BF16",
+    "FP16",
+    "FP32",
+    "FP64",
+    "VALUE_CODES",
+    "BF16Rice",
+    "Bits2",
+    "Bits4",
+    "Bits8",
+    "E8M3Rice",
+    "Rounding",
+    "Sign",
+    "ValueCode",
+]

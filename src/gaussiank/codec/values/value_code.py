@@ -17,7 +17,8 @@ class ValueCode(ABC):
     """Round values to what the code can write, write them to bytes, and read them back. Frozen; one file each.
 
     ``decode(encode(round(x))) == round(x)`` bit for bit, and infinities and NaN stay what they are, or become NaN:
-    every worker must see them. All of it is plain torch on any device, without a host synchronisation.
+    every worker must see them. All of it is plain torch on any device, without a host synchronisation; codes whose
+    size varies are for the CPU alone.
 
     Attributes:
         name: its key in ``VALUE_CODES``, and its word in ``Wire.parse``.
@@ -26,6 +27,8 @@ class ValueCode(ABC):
         least_bits: bits that each value takes at least.
         exact: whether ``round`` changes nothing.
         stochastic: whether it can round at random.
+        varies: whether the values decide the size of a section, and not their count alone.
+        plain: name of the code that sends the same rounded values in sections of a fixed size; itself when None.
     """
 
     name: ClassVar[str]
@@ -34,10 +37,26 @@ class ValueCode(ABC):
     least_bits: ClassVar[int] = 1
     exact: ClassVar[bool] = False
     stochastic: ClassVar[bool] = True
+    varies: ClassVar[bool] = False
+    plain: ClassVar[str | None] = None
 
     @abstractmethod
     def bytes_for(self, slots: int) -> int:
-        """Return the size of a section of ``slots`` values."""
+        """Return the size of a section of ``slots`` values, the most that it can be if it varies."""
+
+    def usual_bytes(self, slots: int) -> int:
+        """Return the size of a section of ``slots`` values that were selected by magnitude, about."""
+        return self.bytes_for(slots)
+
+    def size_of(self, section: Tensor, count: int, slots: int) -> int:
+        """Return the size of the section of ``slots`` values, ``count`` of them used, that untrusted bytes begin with.
+
+        Example:
+            >>> from gaussiank.codec.values import VALUE_CODES
+            >>> VALUE_CODES["bf16"].size_of(torch.zeros(100, dtype=torch.uint8), 3, 5)
+            10
+        """
+        return self.bytes_for(slots)
 
     @abstractmethod
     def round(self, values: Tensor, rounding: Rounding = "nearest", generator: torch.Generator | None = None) -> Tensor:
@@ -45,11 +64,15 @@ class ValueCode(ABC):
 
     @abstractmethod
     def encode(self, values: Tensor, slots: int) -> Tensor:
-        """Encode rounded ``[kept]`` values to uint8 ``[bytes_for(slots)]``; unused slots are zero."""
+        """Encode rounded ``[kept]`` values to uint8 ``[bytes_for(slots)]``; unused slots are zero, or not there."""
 
     @abstractmethod
     def decode(self, section: Tensor, count: int, slots: int) -> Tensor:
-        """Decode the first ``count`` values of a section of ``slots``; any bytes give some values."""
+        """Decode the first ``count`` values of a section of ``slots``; any bytes give some values.
+
+        Raises:
+            ValueError: the section is damaged; only where the size varies.
+        """
 
 
 class LevelCode(ValueCode):

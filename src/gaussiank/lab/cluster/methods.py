@@ -16,7 +16,7 @@ DEFAULT_NAME = "topk"
 
 def compact_wire(*, accelerator: bool) -> str:
     """Return the name of the smallest wire that is packed where the gradients are."""
-    return "chunks+bf16" if accelerator else "rice+bf16"
+    return "chunks+bf16" if accelerator else "rice+bf16-rice"
 
 
 def default_method(density: float, *, accelerator: bool) -> Method:

@@ -6,6 +6,9 @@ from gaussiank.sim import RAW, Curve, Wire, fixed_bits
 
 DENSITIES = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0)
 COMPACT_HEADER_BYTES = 20
+MAGNITUDES_HEADER_BYTES = 6
+MAGNITUDE_BITS = 7.0
+"""Of a value in ``bf16-rice``: 6 to 7.4 in real selections at densities of 0.0001 to 0.01, 9 at 0.1 (docs/wire.md)."""
 
 
 def rice_bits(density: float) -> float:
@@ -21,11 +24,14 @@ def rice_bits(density: float) -> float:
     return min(r + 1 + gap / 2.0**r for r in range(32)) + 5 / 64
 
 
+RICE = Curve.of((rho, rice_bits(rho)) for rho in DENSITIES)
+
 WIRES: dict[str, Wire] = {
     wire.name: wire
     for wire in (
         RAW,
-        Wire("rice+bf16", 16, Curve.of((rho, rice_bits(rho)) for rho in DENSITIES), COMPACT_HEADER_BYTES),
+        Wire("rice+bf16", 16, RICE, COMPACT_HEADER_BYTES),
+        Wire("rice+bf16-rice", MAGNITUDE_BITS, RICE, COMPACT_HEADER_BYTES + MAGNITUDES_HEADER_BYTES, 16),
         Wire("chunks+bf16", 16, fixed_bits(16.2), COMPACT_HEADER_BYTES),
     )
 }

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from gaussiank.lab.bench.rows import Row
+from gaussiank.lab.cluster.methods import compact_wire
 from gaussiank.lab.cluster.setting import OVERLAP
 from gaussiank.lab.cluster.shapes import bucket_numels
 from gaussiank.lab.cluster.wires import WIRES
@@ -29,7 +30,6 @@ from gaussiank.sim import (
 from .methods import ALONE, DDP, parse_method
 from .rates import parse_rate
 
-_WIRE = "rice+bf16"
 _OPERATIONS = {"dense": 1, "allgather": 1, "split": 2, "leader": 2}
 """Collective -> operations that follow each other and in which all wait for all; a broadcast waits for one."""
 
@@ -167,9 +167,10 @@ def method_of(row: Row) -> Method | None:
     if row["method"] in (DDP, "ddp-bf16", "ddp-fp16"):
         return Method(row["method"], "dense", value_bytes=4 if row["method"] == DDP else 2)
     method = parse_method(row["method"])
-    if method.family != "ours" or method.collective not in _OPERATIONS or method.wire not in (None, _WIRE):
+    if method.family != "ours" or method.collective not in _OPERATIONS or method.wire not in (None, *WIRES):
         return None
-    return Method(method.name, method.compressor, row["density"], WIRES[_WIRE], method.collective)
+    wire = WIRES[method.wire or compact_wire(accelerator=False)]
+    return Method(method.name, method.compressor, row["density"], wire, method.collective)
 
 
 class _Predictor:
