@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gaussiank.collectives import COLLECTIVES, Collective, Hierarchical, parse_collective, require_agreement
+from gaussiank.collectives.collective import Outcome
 from gaussiank.collectives.line import STRAIGHT_BYTES, Line
 from gaussiank.collectives.link import measure
 from gaussiank.sparse import SparseGradient
@@ -68,6 +69,32 @@ def _part(case: str, rank: int, dtype: torch.dtype = torch.float32) -> SparseGra
     return SparseGradient(indices, torch.randn(len(indices), generator=generator, dtype=dtype), NUMEL)
 
 
+def repeated(
+    collective: Collective, part: SparseGradient, rank: int, steps: int, **settings: Any
+) -> tuple[Tensor, Outcome, Tensor]:
+    """Exchange the same entries step after step, with a residual of its own to draw from.
+
+    Returns:
+        Of the last step: the mean, the outcome, and what was given: entries and what was drawn.
+    """
+    hint = None
+    for step in range(steps):
+        residual = torch.randn(NUMEL, generator=torch.Generator().manual_seed(200 + rank)).to(part.values.dtype)
+        residual[part.indices] = 0
+        before = residual.clone()
+
+        def draw(indices: Tensor, residual: Tensor = residual) -> Tensor:
+            drawn = residual[indices]
+            residual[indices] = 0
+            return drawn
+
+        message = collective.start(part, step=step, part=1, hint=hint, draw=draw, **settings)
+        out = torch.full((NUMEL,), 7.0, dtype=part.values.dtype)
+        outcome = message.finish(out)
+        hint = outcome.hint
+    return out, outcome, before - residual + part.dense()
+
+
 def exchange(
     rank: int, world_size: int, spec: str, case: str, asks: bool, dtype: torch.dtype, steps: int
 ) -> tuple[Tensor, bool, Tensor, Tensor]:
@@ -81,27 +108,13 @@ def exchange(
     collective = joined(spec, world_size)
     part = _part(case, rank, dtype)
     capacity = None if asks else max(_counts(case, other) for other in range(world_size))
-    hint = None
-    for step in range(steps):
-        residual = torch.randn(NUMEL, generator=torch.Generator().manual_seed(200 + rank)).to(dtype)
-        residual[part.indices] = 0
-        before = residual.clone()
-
-        def draw(indices: Tensor, residual: Tensor = residual) -> Tensor:
-            drawn = residual[indices]
-            residual[indices] = 0
-            return drawn
-
-        message = collective.start(part, capacity=capacity, step=step, part=1, hint=hint, draw=draw)
-        out = torch.full((NUMEL,), 7.0, dtype=dtype)
-        outcome = message.finish(out)
-        hint = outcome.hint
+    out, outcome, given = repeated(collective, part, rank, steps, capacity=capacity)
     rejected = torch.zeros(NUMEL, dtype=dtype)
     if outcome.rejected is not None:
         rejected = outcome.rejected.check().dense()
         # what comes back is what was sent, to the bit, so that law 2 holds to the bit
         assert torch.equal(outcome.rejected.values, part.dense()[outcome.rejected.indices])
-    return out, bool(outcome.finite), before - residual + part.dense() - rejected, rejected
+    return out, bool(outcome.finite), given - rejected, rejected
 
 
 def exchange_all(rank: int, world_size: int, spec: str) -> list[Any]:

@@ -56,23 +56,9 @@ def exchange(
     """Exchange the same entries step after step; of the last, return mean, what entered, and what was rounded off."""
     collective, part = joined(spec, world_size), part_of(case, rank, dtype)
     capacity = max(contract._counts(case, other) for other in range(world_size)) if bounded else None
-    hint = None
-    for step in range(steps):
-        residual = torch.randn(NUMEL, generator=torch.Generator().manual_seed(200 + rank)).to(dtype)
-        residual[part.indices] = 0
-        before = residual.clone()
-
-        def draw(indices: Tensor, residual: Tensor = residual) -> Tensor:
-            drawn = residual[indices]
-            residual[indices] = 0
-            return drawn
-
-        message = collective.start(part, wire=wire, capacity=capacity, step=step, part=1, hint=hint, draw=draw)
-        out = torch.full((NUMEL,), 7.0, dtype=dtype)
-        outcome = message.finish(out)
-        assert bool(outcome.finite)
-        hint = outcome.hint
-    entered, off = before - residual + part.dense(), torch.zeros(NUMEL, dtype=dtype)
+    out, outcome, entered = contract.repeated(collective, part, rank, steps, capacity=capacity, wire=wire)
+    assert bool(outcome.finite)
+    off = torch.zeros(NUMEL, dtype=dtype)
     for error in outcome.rounded_off:
         off += error.check().dense()
     if outcome.rejected is not None:

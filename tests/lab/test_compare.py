@@ -71,5 +71,5 @@ def test_what_cannot_be_compared_is_refused(write_run: WriteRun, tmp_path: Path)
         read_runs([one, other])
     with pytest.raises(ValueError, match=r"^runs must differ, got .*a twice\."):
         read_runs([one, tmp_path / "x" / ".." / "a"])
-    with pytest.raises(FileNotFoundError, match="run_dir must hold records"):
+    with pytest.raises(FileNotFoundError, match="run directory must hold records"):
         read_runs([one, tmp_path / "none"])

@@ -39,8 +39,8 @@ def test_analyze(run_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (["analyze", "nowhere"], FileNotFoundError, "run_dir must hold gradients.jsonl"),
-        (["replay", "nowhere"], FileNotFoundError, "run_dir must hold gradients.jsonl"),
+        (["analyze", "nowhere"], FileNotFoundError, "run directory must hold gradients.jsonl"),
+        (["replay", "nowhere"], FileNotFoundError, "run directory must hold gradients.jsonl"),
         (["replay", "nowhere", "--density", "much"], ValueError, "density must be numbers by comma, got 'much'"),
         (["replay", "nowhere", "--operators", "tpk"], ValueError, "compressor must be one of"),
         (["replay", "nowhere", "--wire", "rice"], ValueError, "wire must be index+values"),

@@ -66,7 +66,7 @@ class RecordWriter:
             self._file = self.path.open("x", encoding="utf-8", newline="\n")
         except FileExistsError:
             raise FileExistsError(
-                f"run_dir must hold no records yet, got {self.path}. Choose another directory or delete this file."
+                f"run directory must hold no records yet, got {self.path}. Choose another directory or delete this file."
             ) from None
         return self
 
@@ -204,7 +204,7 @@ def read_records(run_dir: str | Path) -> Records:
         data = path.read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"run_dir must hold {RECORDS_NAME}, got {path}, which does not exist. "
+            f"run directory must hold {RECORDS_NAME}, got {path}, which does not exist. "
             "Pass a directory that gaussiank train has written."
         ) from None
     records, truncated = parse_lines(path, data)

@@ -17,7 +17,7 @@ def rewrite(study_dir: Path, change: Any) -> None:
 
 def test_missing(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(FileNotFoundError, match=r"run_dir must hold gradients\.jsonl, got .* without it"):
+        with pytest.raises(FileNotFoundError, match=r"run directory must hold gradients\.jsonl, got .* without it"):
             read_study(place)
 
 

@@ -57,7 +57,7 @@ def test_large_models_are_thinned_layer_by_layer(tmp_path: Path) -> None:
 
 
 def test_a_run_without_vectors(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="run_dir must hold raw vectors, got"):
+    with pytest.raises(FileNotFoundError, match="run directory must hold raw vectors, got"):
         snapshots(tmp_path)
 
 

@@ -120,7 +120,7 @@ def read_study(run_dir: str | Path) -> Study:
     except (FileNotFoundError, NotADirectoryError):
         below = ", ".join(str(found.parent) for found in sorted(Path(run_dir).glob(f"*/{STUDY_NAME}")))
         remedy = f"Give one of {below}" if below else "Record with gaussiank train --record 50 or gaussiank.Recorder"
-        raise FileNotFoundError(f"run_dir must hold {STUDY_NAME}, got {run_dir} without it. {remedy}.") from None
+        raise FileNotFoundError(f"run directory must hold {STUDY_NAME}, got {run_dir} without it. {remedy}.") from None
     records, truncated = parse_lines(path, data)
     if not records or records[0]["kind"] != "study" or not isinstance(records[0].get("layers"), dict):
         raise ValueError(f"{path} line 1 must be the opening of a study, got something else. Record the run again.")

@@ -143,7 +143,7 @@ def snapshots(run_dir: str | Path) -> list[Snapshot]:
     paths = sorted(folder.glob("step-*.npz"))
     if not paths:
         raise FileNotFoundError(
-            f"run_dir must hold raw vectors, got {folder} with none. Record with Recorder(..., vectors=8)."
+            f"run directory must hold raw vectors, got {folder} with none. Record with Recorder(..., vectors=8)."
         )
     return [_read(path) for path in paths]
 
