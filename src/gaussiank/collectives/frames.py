@@ -1,4 +1,4 @@
-"""Rows for an exchange of regions and of their sums: one length in each phase, known to every worker beforehand."""
+"""Rows for an exchange of regions and of their sums: all of one length, known to every worker beforehand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from gaussiank.sparse import SparseGradient
 
 from .collective import Call
-from .rows import NOTE_BYTES, Given, filled, frame_for, notes, pack_rounded, pack_within
+from .rows import Given, filled, frame_for, notes, pack_rounded, pack_within
 
 _SPREAD = 1.02
 _BITS = 32
@@ -36,45 +36,52 @@ class Frames:
 
     Args:
         room: entries that each row has room for; None: rows are as long as they have to be.
-        parts: bytes of a row of the first phase, without notes.
-        sums: the same of the second.
-        follow: whether these are what the last exchange took; otherwise they hold any entries, as many as ``room``.
+        length: bytes of a row without its note.
+        follow: whether that is what the last exchange took; otherwise it holds any entries, as many as ``room``.
     """
 
     room: int | None
-    parts: int = 0
-    sums: int = 0
+    length: int = 0
     follow: bool = False
 
     @classmethod
-    def after(cls, hint: Tensor | None, room: int, most: int, world_size: int) -> Frames:
-        """Return the frames that follow the hint of the last exchange; ``most`` where it tells nothing of such rows."""
-        if hint is None or hint.numel() != world_size + 4 or int(hint[world_size + 1]) != room:
-            return cls(room, most, most, follow=True)
-        parts, sums = (frame_for(int(size), _SPREAD, most) for size in hint[world_size + 2 :])
-        return cls(room, parts, sums, follow=True)
+    def after(cls, call: Call, room: int | None, most: int) -> Frames:
+        """Return frames of ``most`` bytes, or of what the hint of the last exchange tells of rows with such a room."""
+        if room is None or not call.wire.varies:
+            return cls(room, most)
+        hint, place = call.hint, call.line.world_size + 1
+        if hint is not None and hint.numel() == place + 2 and int(hint[place]) == room:
+            most = frame_for(int(hint[place + 1]), _SPREAD, most)
+        return cls(room, most, follow=True)
 
-    def pack(self, sparse: SparseGradient, call: Call, region: int, frame: int, note: int | None) -> Row:
-        """Round and pack; ``note``, below 2**31, goes behind the entries, and with it the size if that is followed."""
+    def pack(self, sparse: SparseGradient, call: Call, region: int, load: int, size: int = 0) -> Row:
+        """Round and pack, with a note behind the entries.
+
+        Args:
+            sparse: entries of one region.
+            call: of the exchange.
+            region: which one; the number of workers for sums.
+            load: entries that there were, or have come, of the region.
+            size: the largest payload seen so far, in bytes; the note has the larger of that and this one.
+        """
         seed = call.seed(call.line.rank, region)
         if not self.follow:
-            row, given = pack_rounded(sparse, call.wire, self.room, seed, note, frame)
+            row, given = pack_rounded(sparse, call.wire, self.room, seed, load, self.length)
             return Row(row, given, torch.ones_like(sparse.indices, dtype=torch.bool))
-        row, size, given, mask = pack_within(sparse, call.wire, frame, seed)
-        row = filled(row[:frame], note=min(note or 0, _MOST) | min(size, _MOST) << _BITS)
+        row, own, given, mask = pack_within(sparse, call.wire, self.length, seed)
+        note = min(load, _MOST) | min(max(own, size), _MOST) << _BITS
+        row = filled(row[: self.length], note=note)
         return Row(row, given, torch.ones_like(sparse.indices, dtype=torch.bool) if mask is None else mask)
 
-    def noted(self, rows: Sequence[Tensor] | Tensor) -> tuple[int | None, int]:
-        """Read rows of the first phase: the largest size, None where it is not followed, and the sum of their notes."""
+    def noted(self, rows: Sequence[Tensor] | Tensor) -> tuple[list[int], int]:
+        """Read the loads behind rows, and the largest size, 0 where it is not followed."""
         read = notes(rows)
         if not self.follow:
-            return None, sum(read)
-        return max(note >> _BITS for note in read), sum(note & _MOST for note in read)
+            return read, 0
+        return [note & _MOST for note in read], max(note >> _BITS for note in read)
 
-    def hint(self, borders: Tensor, rows: Sequence[Tensor] | Tensor) -> Tensor:
-        """Append to the borders what the rows of the second phase tell of both phases' sizes."""
+    def hint(self, borders: Tensor, size: int, finite: Tensor) -> Tensor | None:
+        """Append the size to the borders; None where what infinities and NaN took says nothing of the next exchange."""
         if not self.follow:
             return borders
-        read = notes([row[:-NOTE_BYTES] for row in rows])
-        parts, sums = max(note & _MOST for note in read), max(note >> _BITS for note in read)
-        return torch.cat([borders, torch.tensor([self.room, parts, sums])])
+        return torch.cat([borders, torch.tensor([self.room, size])]) if bool(finite) else None

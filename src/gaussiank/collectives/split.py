@@ -27,7 +27,6 @@ from .rows import (
     largest_mask,
     member_mask,
     merge,
-    notes,
     pick,
     rest_of,
     row_bytes,
@@ -44,8 +43,8 @@ class Split(Collective):
     who sent it, smallest magnitudes first; each worker sees in the result which of its entries entered, so nothing
     more has to be sent for that. Entries are rounded to the wire as they leave, and sums once more by their owner, who
     keeps what it rounded off: so both phases are compact, and nothing is lost over all workers. Borders move so that
-    every region holds the same load as at the last step. With a wire whose size varies, the trimmed form sends rows
-    of what the largest of the last step took and 2 % more; what outgrows them goes back too.
+    every region holds the same load as at the last step. With a wire whose size varies, rows of the trimmed form
+    take what the largest one of the last step took and 2 % more; what outgrows them goes back too.
 
     Args:
         trim: keep messages at that size. Otherwise nothing comes back: sizes are exchanged first, two more short
@@ -75,10 +74,9 @@ class Split(Collective):
         peers, width = world_size - 1, -(-numel // world_size)
         if self.trim:
             room = self._room(k, world_size)
-            first = wire.usual_bytes(room, width) + NOTE_BYTES
-            second = first + wire.varies * NOTE_BYTES
-            hops, straight = gather_steps(world_size, second)
-            return Traffic(hops, peers * (first + second), 2 * world_size * room, straight + bool(peers))
+            row = wire.usual_bytes(room, width) + NOTE_BYTES
+            hops, straight = gather_steps(world_size, row)
+            return Traffic(hops, 2 * peers * row, 2 * world_size * room, straight + bool(peers))
         sizes = peers * 8 + 2 * peers * 8 / world_size
         empty, first = row_bytes(0, width, wire), row_bytes(-(-k // world_size), width, wire, noted=True)
         second = row_bytes(min(k, width), width, wire, noted=True)
@@ -99,12 +97,9 @@ class Split(Collective):
             room = self._room(capacity, line.world_size)
         parts, wanted, sent = _cut(sparse, borders, room)
         most = 0 if room is None else wire.max_bytes(room, max(widths), dtype)
-        frames = Frames(room, most, most)
-        if room is not None and wire.varies:
-            frames = Frames.after(call.hint, room, most, line.world_size)
+        frames = Frames.after(call, room, most)
         packed = [
-            frames.pack(part, call, region, frames.parts, note=count)
-            for region, (part, count) in enumerate(zip(parts, wanted, strict=True))
+            frames.pack(part, call, region, load) for region, (part, load) in enumerate(zip(parts, wanted, strict=True))
         ]
         rows, given = [row.bytes for row in packed], [row.given for row in packed]
         sent[sent.clone()] = torch.cat([row.mask for row in packed])
@@ -117,10 +112,13 @@ class Split(Collective):
         total = merge(unpack(received, wire, [widths[line.rank]] * line.world_size, dtype, room))
         if room is not None:
             total = pick(total, largest_mask(total, room))
-        largest, load = frames.noted(received)
-        own = frames.pack(total, call, line.world_size, frames.sums, note=largest)
-        length = 0 if room is not None else (yield from agree_on(line, own.bytes.numel(), own.bytes.device))
-        gathered = yield line.all_gather(filled(own.bytes, length, note=load))
+        loads, size = frames.noted(received)
+        own = frames.pack(total, call, line.world_size, sum(loads), size)
+        row = own.bytes
+        if room is None:
+            length = yield from agree_on(line, row.numel() - NOTE_BYTES, row.device)
+            row = filled(row[:-NOTE_BYTES], length, note=sum(loads))
+        gathered = yield line.all_gather(row)
 
         def finish(out: Tensor) -> Outcome:
             regions = [
@@ -131,11 +129,10 @@ class Split(Collective):
             indices = torch.cat([region.indices for region in regions])
             entered = sent & member_mask(sparse.indices, indices) if self.trim else sent
             errors = _errors(given, own.given, sent, entered, borders, line.rank, sparse)
-            hint = call.hint
-            if not frames.follow or bool(finite):  # what infinities and NaN took says nothing of the next step
-                moved = _rebalanced(borders, [region.indices for region in regions], notes(gathered))
-                hint = frames.hint(moved if self.rebalance else torch.tensor(borders), gathered)
-            return Outcome(finite, rest_of(sparse, entered), errors, hint)
+            loads, size = frames.noted(gathered)
+            moved = _rebalanced(borders, [region.indices for region in regions], loads)
+            hint = frames.hint(moved if self.rebalance else torch.tensor(borders), size, finite)
+            return Outcome(finite, rest_of(sparse, entered), errors, call.hint if hint is None else hint)
 
         return finish
 
