@@ -19,14 +19,13 @@ from gaussiank.lab.records import Records, number, read_records
 from gaussiank.lab.summary import bytes_text
 
 EXACT = "raw+fp32"
-WIRES = (EXACT, "rice+8bit", "rice+4bit", "rice+bf16-rice", "rice+e8m3-rice")
+WIRES = (EXACT, "rice+8bit", "rice+4bit", "rice+bf16-rice")
 DENSITY = 0.001  # of the exact wire
 ENTRY_BITS = {
     EXACT: 64,
     "rice+8bit": 18,
     "rice+4bit": 13,
     "rice+bf16-rice": 16,
-    "rice+e8m3-rice": 12,
 }  # where the search starts
 SETTINGS = {
     "lenet5": "--batch-size 32 --lr 0.03 --momentum-correction --steps 400",

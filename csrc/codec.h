@@ -120,9 +120,6 @@ static inline float float_of(uint32_t bits)
     void gk_codec_##name##_round(const float *values, int64_t count, float *out);                                      \
     void gk_codec_##name##_encode(const float *values, int64_t count, int64_t slots, uint8_t *out);                    \
     void gk_codec_##name##_decode(const uint8_t *in, int64_t count, int64_t slots, float *out);
-#define RICE_CODE_OF(name)                                                                                             \
-    int64_t gk_codec_##name##_encode(const float *values, int64_t count, uint8_t *out, int64_t room);                  \
-    int64_t gk_codec_##name##_decode(const uint8_t *in, int64_t size, int64_t count, float *out);
 
 INDEX_CODE(rice)
 INDEX_CODE(eliasfano)
@@ -132,9 +129,8 @@ VALUE_CODE_OF(8bit)
 VALUE_CODE_OF(4bit)
 VALUE_CODE_OF(2bit)
 VALUE_CODE_OF(sign)
-RICE_CODE_OF(bf16_rice)
-RICE_CODE_OF(e8m3_rice)
-void gk_codec_e8m3_round(const float *values, int64_t count, float *out);
+int64_t gk_codec_bf16_rice_encode(const float *values, int64_t count, uint8_t *out, int64_t room);
+int64_t gk_codec_bf16_rice_decode(const uint8_t *in, int64_t size, int64_t count, float *out);
 uint32_t gk_codec_crc32(uint32_t crc, const uint8_t *bytes, int64_t size);
 
 #endif

@@ -9,7 +9,7 @@
 
 enum { HEADER = 20, VERSION = 2, UNCHECKED = 0x80, FOREIGN = -100 };
 enum { RAW, RICE, ELIASFANO, CHUNKS };                   /* numbers of index codes */
-enum { FP32, BF16 = 2, BITS8 = 4, BITS4, BITS2, SIGN, BF16_RICE, E8M3_RICE }; /* and of value codes */
+enum { FP32, BF16 = 2, BITS8 = 4, BITS4, BITS2, SIGN, BF16_RICE }; /* and of value codes */
 
 /* An empty tensor has no address, and memcpy wants one. */
 static inline void copy(void *to, const void *from, int64_t bytes)
@@ -44,7 +44,6 @@ static void round_values(int code, const float *values, int64_t count, float *ou
     case BITS4: gk_codec_4bit_round(values, count, out); break;
     case BITS2: gk_codec_2bit_round(values, count, out); break;
     case BF16_RICE: gk_codec_bf16_round(values, count, out); break;
-    case E8M3_RICE: gk_codec_e8m3_round(values, count, out); break;
     default: gk_codec_sign_round(values, count, out);
     }
 }
@@ -54,8 +53,6 @@ static int64_t encode_values(int code, const float *values, int64_t count, int64
 {
     if (code == BF16_RICE)
         return gk_codec_bf16_rice_encode(values, count, out, room);
-    if (code == E8M3_RICE)
-        return gk_codec_e8m3_rice_encode(values, count, out, room);
     int64_t size = value_bytes(code, out, 0, count, slots);
     if (size > room)
         return FAULT_ROOM;
@@ -80,7 +77,6 @@ static int64_t decode_values(int code, const uint8_t *in, int64_t size, int64_t 
     case FP32: copy(out, in, 4 * count); break;
     case BF16: gk_codec_bf16_decode(in, count, slots, out); break;
     case BF16_RICE: return gk_codec_bf16_rice_decode(in, size, count, out);
-    case E8M3_RICE: return gk_codec_e8m3_rice_decode(in, size, count, out);
     case BITS8: gk_codec_8bit_decode(in, count, slots, out); break;
     case BITS4: gk_codec_4bit_decode(in, count, slots, out); break;
     case BITS2: gk_codec_2bit_decode(in, count, slots, out); break;
@@ -134,7 +130,7 @@ static int64_t slots_of(int code, int64_t size, int64_t count, int64_t numel)
 
 static int known(int index, int values)
 {
-    return index >= RAW && index <= CHUNKS && (values == FP32 || values == BF16 || (values >= BITS8 && values <= E8M3_RICE));
+    return index >= RAW && index <= CHUNKS && (values == FP32 || values == BF16 || (values >= BITS8 && values <= BF16_RICE));
 }
 
 static uint32_t checksum_of(const uint8_t *payload, int64_t size)

@@ -156,7 +156,7 @@ def test_text_and_settings() -> None:
         ("golomb+bf16", "index must be one of raw, rice, eliasfano, chunks, seed, got 'golomb'"),
         (
             "rice+int8",
-            "values must be one of fp32, fp64, bf16, fp16, bf16-rice, e8m3-rice, 8bit, 4bit, 2bit, sign, got 'int8'",
+            "values must be one of fp32, fp64, bf16, fp16, bf16-rice, 8bit, 4bit, 2bit, sign, got 'int8'",
         ),
         ("rice+bf16+up", "rounding must be nearest or stochastic, got 'up'"),
         ("rice+sign+stochastic", "rounding must be nearest for sign values, got 'stochastic'"),

@@ -22,7 +22,7 @@ from gaussiank.collectives.rows import rounded
 from gaussiank.compressors import COMPRESSORS
 from gaussiank.sparse import SparseGradient
 
-ON_GRID = ["raw+fp32", "rice+bf16-rice", "chunks+bf16", "eliasfano+fp16", "chunks+8bit", "rice+4bit", "raw+e8m3-rice"]
+ON_GRID = ["raw+fp32", "rice+bf16-rice", "chunks+bf16", "eliasfano+fp16", "chunks+8bit", "rice+4bit"]
 WIRES = [*ON_GRID, "rice+2bit", "rice+sign"]
 STOCHASTIC = "rice+8bit+stochastic"
 COLLECTIVES_UNDER_TEST = [

@@ -105,7 +105,7 @@ def _c_name(name: str) -> str:
 
 PAYLOAD_CODES = (
     ("raw", "rice", "eliasfano", "chunks"),
-    ("fp32", "bf16", "bf16-rice", "e8m3-rice", "8bit", "4bit", "2bit", "sign"),
+    ("fp32", "bf16", "bf16-rice", "8bit", "4bit", "2bit", "sign"),
 )
 """Index codes and value codes that ``write_payload`` and ``read_payload`` know."""
 

@@ -26,7 +26,7 @@ class Wire:
         index: ``rice`` is the smallest on real selections; ``eliasfano`` has a size that count and numel decide;
             ``chunks`` and ``raw`` run on accelerators; ``seed`` sends none, for draws that all workers share.
         values: ``bf16-rice``: those of ``bf16`` in 6 to 7 bits each; ``fp32`` (for float64 gradients ``fp64``),
-            ``bf16``, ``fp16``, ``e8m3-rice``, ``8bit``, ``4bit``, ``2bit`` or ``sign``.
+            ``bf16``, ``fp16``, ``8bit``, ``4bit``, ``2bit`` or ``sign``.
         rounding: ``nearest``, or ``stochastic``: without bias, with up to twice the error. With error feedback
             nearest is better.
 
@@ -230,8 +230,8 @@ class Wire:
         """Return about what ``k`` entries take that were selected by magnitude and lie anywhere: ``max_bytes`` or less.
 
         Example:
-            >>> [Wire("rice", values).usual_bytes(1000, 10**6) for values in ("bf16", "bf16-rice", "e8m3-rice")]
-            [3525, 2406, 1956]
+            >>> [Wire("rice", values).usual_bytes(1000, 10**6) for values in ("bf16", "bf16-rice")]
+            [3525, 2406]
         """
         k, values = min(k, numel), self._codes(dtype).values
         return self.max_bytes(k, numel, dtype) - values.bytes_for(k) + values.usual_bytes(k)

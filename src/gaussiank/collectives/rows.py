@@ -17,7 +17,7 @@ from gaussiank.sparse import SparseGradient
 from .line import Line, Message
 
 _NOTE = torch.int64
-_SPREAD_BYTES = 16  # on top of the spread, so that small frames have some too
+_SPREAD_BYTES = 4  # on top of the spread, so that small frames have some too
 _NARROWER = 0.98  # of the room's share, so that a second cut is rarely needed
 NOTE_BYTES = _NOTE.itemsize
 """Size of a number behind the entries of a row."""

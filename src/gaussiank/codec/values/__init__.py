@@ -7,15 +7,13 @@ from .bf16_rice import BF16Rice
 from .bits2 import Bits2
 from .bits4 import Bits4
 from .bits8 import Bits8
-from .e8m3_rice import E8M3Rice
 from .fp16 import FP16
 from .full import FP32, FP64
 from .sign import Sign
 from .value_code import Rounding, ValueCode
 
 VALUE_CODES: dict[str, ValueCode] = {
-    code.name: code
-    for code in (FP32(), FP64(), BF16(), FP16(), BF16Rice(), E8M3Rice(), Bits8(), Bits4(), Bits2(), Sign())
+    code.name: code for code in (FP32(), FP64(), BF16(), FP16(), BF16Rice(), Bits8(), Bits4(), Bits2(), Sign())
 }
 """Name -> code."""
 
@@ -29,7 +27,6 @@ __all__ = [
     "Bits2",
     "Bits4",
     "Bits8",
-    "E8M3Rice",
     "Rounding",
     "Sign",
     "ValueCode",
