@@ -94,9 +94,10 @@ def test_timeout_names_rank_and_bucket(three_workers: Workers, spec: str, timeou
     results = three_workers.run(abandoned, spec, timeout_s)
     for rank, (message, took_s) in enumerate(results[:-1]):
         assert f"rank {rank} lost bucket 0 of step 0 (layers." in message
-        assert "Timed out" in message
         assert f"Set timeout_s above {timeout_s:g}" in message
         assert took_s < timeout_s + 10
+    # who gives up first may close another's connection before its own time is up
+    assert any("Timed out" in message for message, _ in results[:-1])
     assert any("Nothing was heard from rank 2." in message for message, _ in results[:-1])
 
 

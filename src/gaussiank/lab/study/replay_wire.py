@@ -36,7 +36,7 @@ def carry(sparse: SparseGradient, wire: Wire) -> Carried:
         >>> one = SparseGradient(torch.tensor([7]).int(), torch.tensor([0.1]), numel=1000)
         >>> carried = carry(one, Wire())
         >>> carried.bits, carried.values.tolist()
-        (200, [0.10009765625])
+        (256, [0.10009765625])
     """
 
     def pack() -> Tensor:
