@@ -146,6 +146,8 @@ def test_clipping_bounds_what_is_exchanged() -> None:
 
 
 def test_clipping_that_never_bites_changes_no_bit() -> None:
-    plain, _ = train("topk", model="fnn3", steps=4, batch_size=8)
-    clipped, _ = train("topk", model="fnn3", steps=4, batch_size=8, clip_grad=1e9)
+    # rows of one size: what a row that is outgrown leaves out depends on the order of parameters, which clipping changes
+    settings = {"model": "fnn3", "steps": 4, "batch_size": 8, "wire": "eliasfano+bf16"}
+    plain, _ = train("topk", **settings)
+    clipped, _ = train("topk", **settings, clip_grad=1e9)
     assert of_kind(plain, "method")[0]["digest"] == of_kind(clipped, "method")[0]["digest"]
