@@ -146,7 +146,7 @@ def test_clipping_bounds_what_is_exchanged() -> None:
 
 
 def test_clipping_that_never_bites_changes_no_bit() -> None:
-    # rows of one size: what a row that is outgrown leaves out depends on the order of parameters, which clipping changes
+    # rows of one size: what an outgrown row leaves out depends on the order of parameters, which clipping changes
     settings = {"model": "fnn3", "steps": 4, "batch_size": 8, "wire": "eliasfano+bf16"}
     plain, _ = train("topk", **settings)
     clipped, _ = train("topk", **settings, clip_grad=1e9)
