@@ -9,9 +9,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#ifndef GK_EXPORT
-#define GK_EXPORT __attribute__((visibility("default")))
-#endif
+#include "gaussiank.h"
 
 enum fault {
     FAULT_ROOM = -1,      /* the output buffer is too small: an error of ours */
@@ -98,18 +96,6 @@ static inline int64_t ones_next(struct ones *ones)
     int64_t position = ones->base + __builtin_ctzll(ones->word);
     ones->word &= ones->word - 1;
     return position;
-}
-
-static inline uint32_t bits_of(float value)
-{
-    union { float value; uint32_t bits; } both = {.value = value};
-    return both.bits;
-}
-
-static inline float float_of(uint32_t bits)
-{
-    union { uint32_t bits; float value; } both = {.bits = bits};
-    return both.value;
 }
 
 /* What codec_payload.c puts together. */

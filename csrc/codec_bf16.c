@@ -10,17 +10,17 @@ enum { BITS = 15, PLAIN = 15, HEAD = 6 }; /* of a magnitude; parameter of a bloc
 GK_EXPORT void gk_codec_bf16_round(const float *values, int64_t count, float *out)
 {
     for (int64_t i = 0; i < count; i++) { /* no branch, so that the loop becomes vector code */
-        uint32_t bits = bits_of(values[i]), sign = bits & 0x80000000u, magnitude = bits & 0x7FFFFFFFu;
+        uint32_t bits = (uint32_t)gk_bits(values[i]), sign = bits & 0x80000000u, magnitude = bits & 0x7FFFFFFFu;
         uint32_t near = (magnitude + 0x7FFF + (magnitude >> 16 & 1)) & 0xFFFF0000u;
         near = magnitude < 0x7F800000u && near > 0x7F7F0000u ? 0x7F7F0000u : near; /* finite stays finite */
         near = magnitude == 0x7F800000u ? magnitude : near;
-        out[i] = float_of(magnitude > 0x7F800000u ? 0x7FC00000u : near | sign);
+        out[i] = gk_float((int32_t)(magnitude > 0x7F800000u ? 0x7FC00000u : near | sign));
     }
 }
 
 static inline uint32_t half_of(float value)
 {
-    uint32_t bits = bits_of(value);
+    uint32_t bits = (uint32_t)gk_bits(value);
     return (bits & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FC0 : bits >> 16;
 }
 
@@ -35,7 +35,7 @@ GK_EXPORT void gk_codec_bf16_decode(const uint8_t *in, int64_t count, int64_t sl
 {
     (void)slots;
     for (int64_t i = 0; i < count; i++)
-        out[i] = float_of((uint32_t)load16(in + 2 * i) << 16);
+        out[i] = gk_float((int32_t)((uint32_t)load16(in + 2 * i) << 16));
 }
 
 /* ------------------------------------------------------------------ Rice codes */
@@ -169,7 +169,7 @@ GK_EXPORT int64_t gk_codec_bf16_rice_decode(const uint8_t *in, int64_t size, int
                 before = one;
             }
             seen |= magnitude;
-            out[start + i] = float_of((uint32_t)(magnitude << 16) | (uint32_t)(word >> width & 1) << 31);
+            out[start + i] = gk_float((int32_t)((uint32_t)(magnitude << 16) | (uint32_t)(word >> width & 1) << 31));
         }
     }
     if (seen >> BITS)

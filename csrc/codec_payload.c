@@ -177,7 +177,7 @@ GK_EXPORT int64_t gk_codec_write(int64_t index, int64_t code, int64_t rounding, 
         if (fault < 0)
             return fault;
         for (int64_t i = 0; i < count; i++)
-            same &= (bits_of(spare[i]) == bits_of(values[i])) | (isnan(spare[i]) & isnan(values[i]));
+            same &= (gk_bits(spare[i]) == gk_bits(values[i])) | (isnan(spare[i]) & isnan(values[i]));
         if (!same)
             return FAULT_VALUES;
     }

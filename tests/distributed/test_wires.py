@@ -257,7 +257,7 @@ def test_the_law_holds_to_the_bit_for_one_worker(worker_groups: Any) -> None:
 
 def misused(rank: int, world_size: int) -> list[str]:
     messages = []
-    for wire in ("rice", "rice+bf17", "gzip+bf16", "seed+bf16", "rice+bf16" if rank else EXACT):
+    for wire in ("rice", "rice+bf17", "gzip+bf16", "seed+bf16", "raw+fp64", "rice+bf16" if rank else EXACT):
         try:
             gaussiank.compress(DDP(Given()), wire=wire)
         except ValueError as error:
@@ -271,6 +271,7 @@ def test_misuse_gets_one_sentence(two_workers: Any) -> None:
         "values must be one of ",
         "index must be one of ",
         "wire must send the indices of TopK(), got seed+bf16.",
+        "wire must carry float32 gradients, got raw+fp64. Write raw+fp32: it sends float64 ones whole.",
         "wire must be the same on every worker, got 'raw+fp32' on rank 0 and 'rice+bf16' on rank 1.",
     ]
     for messages in two_workers.run(misused):

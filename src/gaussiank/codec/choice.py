@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gaussiank.sparse import MAX_NUMEL
 
-from .wire import Wire
+from .wire import WIDE, Wire
 
 
 def default_wire(parameters: Iterable[Tensor]) -> Wire:
@@ -29,13 +29,19 @@ def chosen_wire(wire: str | Wire | None, parameters: Iterable[Tensor]) -> Wire:
     """Make the wire that a user has given, by name or not at all.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or float64 values of gradients that are not.
 
     Example:
         >>> str(chosen_wire("chunks+8bit", [])), str(chosen_wire(None, []))
         ('chunks+8bit', 'rice+bf16-rice')
     """
-    return Wire.parse(wire) if isinstance(wire, str) else wire or default_wire(parameters)
+    held = list(parameters)
+    chosen = Wire.parse(wire) if isinstance(wire, str) else wire or default_wire(held)
+    if chosen.values == WIDE and any(parameter.dtype != torch.float64 for parameter in held):
+        raise ValueError(
+            f"wire must carry float32 gradients, got {chosen}. Write {chosen.index}+fp32: it sends float64 ones whole."
+        )
+    return chosen
 
 
 def entries_of_any_bucket(wire: Wire, max_bytes: int, parameters: Iterable[Tensor]) -> int:

@@ -213,6 +213,8 @@ def read(
         checksum = zlib.crc32(seen[HEADER_BYTES : HEADER_BYTES + end], zlib.crc32(seen[: HEADER_BYTES - 4]))
         if struct.pack("<I", checksum) != seen[HEADER_BYTES - 4 : HEADER_BYTES]:
             raise ValueError("payload must match its checksum, got another. It is damaged: drop it, or have it resent.")
+    elif bool(body[HEADER_BYTES - 4 : HEADER_BYTES].any()):
+        raise ValueError("payload must have no checksum where its header says so, got one. It is damaged: drop it.")
     sections = body[HEADER_BYTES : HEADER_BYTES + end]
     indices = codes.index.decode(sections[: header.index_bytes], header.count, header.numel)
     values = codes.values.decode(sections[header.index_bytes :], header.count, slots)

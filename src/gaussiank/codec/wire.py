@@ -25,7 +25,7 @@ class Wire:
     Args:
         index: ``rice`` is the smallest on real selections; ``eliasfano`` has a size that count and numel decide;
             ``chunks`` and ``raw`` run on accelerators; ``seed`` sends none, for draws that all workers share.
-        values: ``bf16-rice``: those of ``bf16`` in 6 to 7 bits each; ``fp32`` (for float64 gradients ``fp64``),
+        values: ``bf16-rice``: those of ``bf16`` in 4 to 9 bits each; ``fp32`` (for float64 gradients ``fp64``),
             ``bf16``, ``fp16``, ``8bit``, ``4bit``, ``2bit`` or ``sign``.
         rounding: ``nearest``, or ``stochastic``: without bias, with up to twice the error. With error feedback
             nearest is better.

@@ -20,11 +20,11 @@ _MOST = 2**31 - 1
 
 
 class Row(NamedTuple):
-    """A row, what it holds, and a bool ``[kept]`` mask of the entries that found room in it."""
+    """A row, what it holds, and a bool ``[kept]`` mask of the entries that found room in it, None when all did."""
 
     bytes: Tensor
     given: Given
-    mask: Tensor
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,21 @@ class Frames:
         seed = call.seed(call.line.rank, region)
         if not self.follow:
             row, given = pack_rounded(sparse, call.wire, self.room, seed, load, self.length)
-            return Row(row, given, torch.ones_like(sparse.indices, dtype=torch.bool))
+            return Row(row, given)
         row, own, given, mask = pack_within(sparse, call.wire, self.length, seed)
         note = min(load, _MOST) | min(max(own, size), _MOST) << _BITS
-        row = filled(row[: self.length], note=note)
-        return Row(row, given, torch.ones_like(sparse.indices, dtype=torch.bool) if mask is None else mask)
+        return Row(filled(row[: self.length], note=note), given, mask)
+
+    @staticmethod
+    def without_cut(sent: Tensor, rows: Sequence[Row], parts: Sequence[SparseGradient]) -> Tensor:
+        """Take what found no room out of a bool ``[kept]`` mask of all that the parts hold, in their order."""
+        if all(row.mask is None for row in rows):
+            return sent
+        masks = [torch.ones_like(part.indices, dtype=torch.bool) if row.mask is None else row.mask
+                 for row, part in zip(rows, parts, strict=True)]  # fmt: skip
+        left = sent.clone()
+        left[sent] = torch.cat(masks)
+        return left
 
     def noted(self, rows: Sequence[Tensor] | Tensor) -> tuple[list[int], int]:
         """Read the loads behind rows, and the largest size, 0 where it is not followed."""

@@ -102,7 +102,7 @@ class Split(Collective):
             frames.pack(part, call, region, load) for region, (part, load) in enumerate(zip(parts, wanted, strict=True))
         ]
         rows, given = [row.bytes for row in packed], [row.given for row in packed]
-        sent[sent.clone()] = torch.cat([row.mask for row in packed])
+        sent = frames.without_cut(sent, packed, parts)
         if self.trim:
             received: Sequence[Tensor] | Tensor = yield line.all_to_all(torch.stack(rows))
         else:
@@ -130,11 +130,17 @@ class Split(Collective):
             entered = sent & member_mask(sparse.indices, indices) if self.trim else sent
             errors = _errors(given, own.given, sent, entered, borders, line.rank, sparse)
             loads, size = frames.noted(gathered)
-            moved = _rebalanced(borders, [region.indices for region in regions], loads)
-            hint = frames.hint(moved if self.rebalance else torch.tensor(borders), size, finite)
+            hint = frames.hint(self._moved(borders, regions, loads), size, finite)
             return Outcome(finite, rest_of(sparse, entered), errors, call.hint if hint is None else hint)
 
         return finish
+
+    def _moved(self, borders: Sequence[int], regions: Sequence[SparseGradient], loads: Sequence[int]) -> Tensor:
+        return (
+            _rebalanced(borders, [region.indices for region in regions], loads)
+            if self.rebalance
+            else torch.tensor(borders)
+        )
 
     def _room(self, capacity: int, world_size: int) -> int:
         return min(capacity, math.ceil(self.slack * capacity / max(1, world_size - 1)))

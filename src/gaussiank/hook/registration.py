@@ -45,7 +45,8 @@ def compress(
         scope: where k is counted: on each DDP ``bucket``, on each parameter (``layer``), or on the whole ``model`` (the
             paper's setting; waits for the end of backward).
         momentum: DGC's momentum correction and local clipping; set the optimizer's momentum to 0 with it.
-        max_bytes: largest payload of a message in bytes; what is cut stays in the residual.
+        max_bytes: largest payload of a message in bytes, up to 8 of its row not counted; what is cut stays in the
+            residual.
         on_nonfinite: an infinite or NaN gradient is passed on to every worker's gradients and changes no residual
             (``propagate``, what a ``GradScaler`` needs), or ends backward on every worker with the parameter's name
             (``raise``).

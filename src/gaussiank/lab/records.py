@@ -66,7 +66,7 @@ class RecordWriter:
             self._file = self.path.open("x", encoding="utf-8", newline="\n")
         except FileExistsError:
             raise FileExistsError(
-                f"run directory must hold no records yet, got {self.path}. Choose another directory, or delete it."
+                f"run directory must hold no records yet, got {self.path}. Choose another, or delete this file."
             ) from None
         return self
 

@@ -84,7 +84,7 @@ def split(cluster: Cluster, workers: int, load: Load) -> Cost:
     if workers == 1:
         return Cost(0.0, 0.0, 0.0, load.room)
     room = min(load.room, math.ceil(load.room / (workers - 1)))
-    row = load.row_bytes(room, workers) + NOTE_BYTES
+    row = load.wire.payload_bytes(room, load.numel / workers) + NOTE_BYTES
     network_s = all_to_all_s(cluster, workers, row) + all_gather_s(cluster, workers, row)
     return Cost(network_s, 2 * (workers - 1) * row, workers * room, workers * room)
 

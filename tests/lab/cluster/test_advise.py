@@ -131,7 +131,7 @@ def test_text_says_what_why_and_how_sure() -> None:
 def test_an_interval_that_rounds_to_a_number_is_that_number() -> None:
     advice = advise(setting(), 4)
     assert gain_text(replace(advice, gain=2.301, low=2.296, high=2.304)).endswith(
-        ": 2.30x (to 0.01, with 80 % probability)."
+        ": 2.30x, within 0.01 with 80 % probability."
     )
     assert gain_text(replace(advice, gain=2.34, low=2.296, high=2.304)).endswith("2.34x, with 80 % probability 2.30x.")
     assert gain_text(replace(advice, gain=2.3, low=2.2, high=2.4)).endswith(", with 80 % probability 2.20x to 2.40x.")

@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 
 from gaussiank.codec import Wire
+from gaussiank.collectives import parse_collective
 from gaussiank.lab.cluster.methods import all_methods
 from gaussiank.lab.cluster.presets import PRESETS
 from gaussiank.lab.cluster.setting import of_preset, resolve
 from gaussiank.lab.cluster.shapes import BUCKET_NUMEL, SHAPES, find_shape
 from gaussiank.lab.cluster.wires import WIRES
-from gaussiank.sim import predict
+from gaussiank.sim import Cluster, Link, Tier, predict
+from gaussiank.sim.collectives import COLLECTIVES, Load
 
 NUMELS = {
     "alexnet": 61_100_840, "vgg16-imagenet": 138_357_544, "resnet50": 25_557_032, "inception-v4": 42_679_816,
@@ -87,6 +89,17 @@ def test_wire_sizes_are_the_codecs() -> None:
         assert WIRES[name].payload_bytes(1000, 10**6) == pytest.approx(usual, rel=0.01)
         assert WIRES[name].fixed().payload_bytes(1000, 10**6) == pytest.approx(3524, abs=30)
     assert WIRES["rice+bf16"].payload_bytes(1000, 10**5) < WIRES["rice+bf16"].payload_bytes(1000, 10**6)
+
+
+@pytest.mark.parametrize("name", ["allgather", "split", "leader", "tree"])
+@pytest.mark.parametrize("workers", [2, 4, 16])
+@pytest.mark.parametrize("wire", ["rice+bf16", "rice+bf16-rice", "chunks+bf16"])
+def test_bytes_of_compact_wires_are_those_of_the_real_collectives(name: str, workers: int, wire: str) -> None:
+    cluster = Cluster("c", (Tier("rack", Link("l", 1e9)),))
+    real = parse_collective(name).traffic(10**6, 1000, workers, Wire.parse(wire)).sent_bytes
+    assert COLLECTIVES[name](cluster, workers, Load(10**6, 1000, WIRES[wire])).sent_bytes == pytest.approx(
+        real, rel=0.02
+    )
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def gain_text(advice: Advice) -> str:
 def _surely(advice: Advice) -> str:
     gain, low, high = map(times_text, (advice.gain, advice.low, advice.high))
     if low == gain == high:
-        return " (to 0.01, with 80 % probability)"
+        return ", within 0.01 with 80 % probability"
     return f", with 80 % probability {low if low == high else f'{low} to {high}'}"
 
 
