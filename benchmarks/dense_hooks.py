@@ -62,8 +62,7 @@ def measure(model_name: str, rounds: int, batch_size: int, out: str) -> None:
             row[i] = ((time.perf_counter() - wall) / STEPS, (time.process_time() - cpu) / STEPS)
         times.append(row)
     if rank == 0:
-        state = "plain DDP" if compression.stands_by else "hook on"
-        found = f"{getattr(compression.collective, 'finding', '')}; {state}"
+        found = getattr(compression.collective, "finding", "")
         Path(out).write_text(json.dumps({"times": times[WARMUP_ROUNDS:], "auto": found}))
 
 

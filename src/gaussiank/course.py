@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 from gaussiank.codec import Wire
@@ -33,7 +32,6 @@ class Course:
         self._wire, self._world_size = wire, world_size
         self._asked: list[tuple[int, int]] = []  # numel and k of what is or could be sparse
         self._asked_before = self._asked  # in the last step that was no repetition
-        self._known: tuple[Collective, float, bool] | None = None  # whether all goes whole, by collective and density
 
     def begin(self) -> None:
         """Begin a step."""
@@ -55,22 +53,6 @@ class Course:
         k = self._selector.k(layout, density)
         self._asked.append((layout.numel, k))
         return k, self._way(layout.numel, k)
-
-    def sends_whole(self, layouts: Sequence[Layout], density: float) -> bool:
-        """Tell whether ``auto`` would rather send all of each of these vectors; the same ones every time."""
-        known = self._known
-        if known is None or known[0] is not self.collective or known[1] != density:
-            # asked once: between two backwards these formulas leave the cache, and take a small model's step 2 % longer
-            whole = not any(self._way(*asked) for asked in self._bill(layouts, density))
-            known = self._known = (self.collective, density, whole)
-        return known[2]
-
-    def pass_by(self, layouts: Sequence[Layout], density: float) -> None:
-        """Note a step that somebody else has taken, with these vectors."""
-        self._asked_before = self._bill(layouts, density)
-
-    def _bill(self, layouts: Sequence[Layout], density: float) -> list[tuple[int, int]]:
-        return [(layout.numel, self._selector.k(layout, density)) for layout in layouts]
 
     def _way(self, numel: int, k: int) -> Collective | None:
         choice = self.collective.choose(numel, k, self._world_size, self._wire)

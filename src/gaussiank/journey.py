@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -37,6 +38,7 @@ from gaussiank.sparse import SparseGradient
 from gaussiank.whole import Whole
 
 FORMAT = 1
+_DENSE_STEPS = 200  # in a row, by the choice of ``auto``, until the user is told
 
 
 class Journey:
@@ -102,6 +104,7 @@ class Journey:
         )
         self.step = 0
         self._scale = 1.0
+        self._dense_steps, self._told_of_dense = 0, False
         self.measured = Metrics(density=self.density)
 
     @property
@@ -155,37 +158,20 @@ class Journey:
             self._whole.seal(self._parts)
         self.step += 1
         self.measured.launched_at = time.perf_counter()
+        self._tell_of_dense()
 
-    def passes(self, layouts: Sequence[Layout]) -> bool:
-        """Tell whether the next step, of these vectors, would be DDP's own: all of them whole, and nothing kept."""
-        return self._whole.plain and self._sends_whole(layouts)
-
-    def _sends_whole(self, layouts: Sequence[Layout]) -> bool:
-        density = self.density
-        return self._compressor.sends_all or density == 1 or self._course.sends_whole(layouts, density)
-
-    def pass_by(self, layouts: Sequence[Layout], dense_bytes: int) -> bool:
-        """Count a step that DDP takes by itself, and tell whether the next one ``passes`` as well.
-
-        Args:
-            layouts: as for ``passes``, which said so of this step.
-            dense_bytes: what this worker sends in it.
-        """
-        density, numel = self.density, sum(layout.numel for layout in layouts)
-        if not self.collective.rests():
-            self._course.pass_by(layouts, density)
-            self._course.revise(self.step)
-        self.measured = Metrics(self.step, density, sent_bytes=dense_bytes, launched_at=time.perf_counter())
-        self.measured.note_taken(0.0, numel=numel, k=numel, kept=numel, dense_bytes=dense_bytes)
-        self.step += 1
-        return self.passes(layouts)
-
-    def let_go(self, layouts: Sequence[Layout]) -> bool:
-        """Give the next steps to DDP, if the last one could be repeated and no other way is on trial; tells whether."""
-        ends = self._whole.repeatable and self.collective.settled and self._sends_whole(layouts)
-        if ends := ends and self.feedback.drop_zeros():
-            self._whole.stop()
-        return ends
+    def _tell_of_dense(self) -> None:
+        """Warn, once, that ``auto`` has long sent everything: then the hook costs and brings nothing."""
+        measured = self.measured
+        chosen = not self.dense and measured.numel > 0 and measured.kept == measured.numel
+        self._dense_steps = self._dense_steps + 1 if chosen else 0
+        if self._dense_steps == _DENSE_STEPS and not self._told_of_dense and self._rank == 0:
+            self._told_of_dense = True
+            warnings.warn(
+                f"collective {self.collective} has sent whole gradients for {_DENSE_STEPS} steps: dense all-reduce is "
+                "faster on this link. Leave out gaussiank.compress to save the time of its hook.",
+                stacklevel=2,
+            )
 
     def repeat(self, layout_of: Callable[[], Layout], grad: Tensor) -> Done | None:
         """Start the mean of a whole gradient as in the last step; None where that does not say how it goes."""

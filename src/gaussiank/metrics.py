@@ -11,7 +11,7 @@ _COUNTING = threading.Lock()  # messages arrive on threads of the backend
 
 @dataclass
 class Metrics:
-    """Measurements of one training step on one worker; times are 0 while DDP reduces by itself (``stands_by``).
+    """Measurements of one training step on one worker.
 
     Attributes:
         step: number of the step, 0 the first.

@@ -54,11 +54,6 @@ class Whole:
         self._sent: list[int] = []  # numels of this step, as long as nothing was kept
 
     @property
-    def plain(self) -> bool:
-        """Whether a mean is DDP's own: nothing was ever kept, and nobody watches, judges or rounds what is sent."""
-        return self._untouched and self._feedback.empty
-
-    @property
     def repeatable(self) -> bool:
         """Whether the last step can be repeated."""
         return bool(self._numels)

@@ -88,7 +88,7 @@ def test_what_proves_faster_stays(look: list[Link]) -> None:
     assert not BILL.dense(start)
     ended, _ = drive(start, 120, lambda dense: 0.010 if dense else 0.012)
     assert ended.way == "dense"
-    assert ended.settled
+    assert not ended.pilot.tries
     assert ended.trial is None
     ended, _ = drive(auto(FAST), 120, lambda dense: 0.012 if dense else 0.010)
     assert not BILL.dense(ended)
@@ -114,7 +114,7 @@ def test_a_trial_ends_as_soon_as_it_is_decided(look: list[Link], percent: list[i
         trial.note(0.010 if trial.tries else sparse_s)
         if trial.judged:
             chosen = chosen.pilot._judge(trial, chosen, cast(Line, Twins()), BILL)
-    assert chosen.settled
+    assert not chosen.pilot.tries
     assert trial.taken == pairs * 2 * _BLOCK
     assert BILL.dense(chosen) is dense
 
@@ -194,7 +194,7 @@ def test_steps_that_become_shorter_are_a_reason_to_look_unless_dense(
     """Dense steps that become shorter leave nothing to gain; sparse ones say that the link may do for dense now."""
     link = look[0] = FAST if dense else SLOW
     chosen, _ = drive(auto(link), 100, lambda is_dense: 0.010 if is_dense == dense else 0.1)
-    assert chosen.settled
+    assert not chosen.pilot.tries
     assert BILL.dense(chosen) is dense
     looks = []
     monkeypatch.setattr(pilot, "look_again", lambda line, last: looks.append(last) or link)
@@ -221,7 +221,7 @@ def test_a_link_that_slows_down_in_the_middle_of_a_trial(look: list[Link], at: i
     ended, _ = drive(auto(FAST), at, lambda dense: 0.010 if dense else 0.011)
     assert ended.pilot is not None
     assert ended.pilot._trial is not None
-    assert not ended.settled
+    assert ended.pilot.tries
     look[0] = SLOW
     slow = []
 

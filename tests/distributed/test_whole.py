@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import gaussiank
-from gaussiank.collectives import ring_bytes
+from gaussiank.collectives import Link, pilot, ring_bytes
 
 SIZES = (300, 512, 64)
 ALWAYS_DENSE = "auto:mbit=1e6:message_us=1e9"
@@ -52,8 +54,7 @@ def small_buckets(**more: Any) -> DDP:
 
 
 def beside_ddp(rank: int, world_size: int, how: dict[str, Any]) -> None:
-    # of a static graph, because `auto` would else leave it to DDP (test_standby)
-    ours, theirs = small_buckets(static_graph="collective" in how), small_buckets()
+    ours, theirs = small_buckets(), small_buckets()
     theirs.register_comm_hook(None, default_hooks.allreduce_hook)
     compression = gaussiank.compress(ours, **how)
     for step in range(6):
@@ -117,7 +118,7 @@ def test_a_loaded_residual_goes_out_with_the_next_step(workers: Any) -> None:
 
 
 def of_auto_for_the_whole_model(rank: int, world_size: int) -> tuple[int, bool]:
-    model = small_buckets(static_graph=True)
+    model = small_buckets()
     compression = gaussiank.compress(model, density=0.05, collective=ALWAYS_DENSE, scope="model")
     for step in range(5):
         mean = step_of(model, rank, step)
@@ -128,3 +129,51 @@ def of_auto_for_the_whole_model(rank: int, world_size: int) -> tuple[int, bool]:
 
 def test_a_whole_models_choice_is_asked_once_a_step(workers: Any) -> None:
     assert workers.run(of_auto_for_the_whole_model) == [(1, True)] * workers.world_size
+
+
+def on_a_changing_link(rank: int, world_size: int, slow: list[int]) -> tuple[list[bool], Tensor, Tensor]:
+    """The link alone is made up, and so that one way takes seconds; what follows from it is exchanged and decided."""
+    fast, slower = Link(1e-5, 1e12, 1e-2, 1e-5), Link(1e-5, 1e2, 1e-9, 1e-5)
+    model = small_buckets()
+    compression = gaussiank.compress(model, density=0.05, collective=ALWAYS_DENSE)
+    course = compression._journey._course
+    course.collective = replace(course.collective, message_us=0, link=fast, pilot=pilot.Pilot(10))
+    look, pilot.look_again = pilot.look_again, lambda line, last: slower if compression.step in slow else fast
+    often, pilot._LOOKING = pilot._LOOKING, 1e3  # share of the time, so that it looks every ten steps
+    whole, rest = [], torch.zeros(sum(SIZES))
+    try:
+        for step in range(150):
+            rest += torch.cat(fed(rank, step)) - step_of(model, rank, step)
+            whole.append(compression.metrics.kept == sum(SIZES))
+    finally:
+        pilot.look_again, pilot._LOOKING = look, often
+    return whole, rest, compression.feedback.residuals([f"weights.{number}" for number in range(len(SIZES))])
+
+
+def test_workers_change_together_when_the_link_does_and_lose_nothing(workers: Any) -> None:
+    results = workers.run(on_a_changing_link, [*range(35, 75), *range(115, 150)])
+    first = results[0][0]
+    changes = [step for step in range(1, 150) if first[step] != first[step - 1]]
+    assert len(changes) == (3 if workers.world_size > 1 else 0)
+    assert all(36 + 40 * i <= change <= 60 + 40 * i for i, change in enumerate(changes))
+    assert all(whole == first for whole, _, _ in results)
+    rests, kept = (sum((result[part] for result in results), torch.zeros(sum(SIZES))) for part in (1, 2))
+    torch.testing.assert_close(rests, kept, rtol=0, atol=1e-4)
+
+
+def long_dense(rank: int, world_size: int) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for how in ({"collective": ALWAYS_DENSE}, {"compressor": "dense"}):
+            model = small_buckets()
+            gaussiank.compress(model, **how)
+            for step in range(410):
+                step_of(model, rank, step % 3)
+    return [str(one.message) for one in caught if "gaussiank" in str(one.message)]
+
+
+def test_a_user_for_whom_dense_is_faster_is_told_once(two_workers: Any) -> None:
+    told, silent = two_workers.run(long_dense)
+    assert len(told) == 1
+    assert "has sent whole gradients for 200 steps: dense all-reduce is faster on this link. Leave out" in told[0]
+    assert not silent

@@ -116,11 +116,6 @@ class Auto(Collective):
         """Tell whether the pilot has nothing to send or to try in the step that begins."""
         return self.pilot is None or self.pilot.rests()
 
-    @property
-    def settled(self) -> bool:
-        """Whether the pilot has no trial under way."""
-        return self.pilot is None or not self.pilot.tries
-
     def predicted_s(self, collective: Collective, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> float:
         """Predict the seconds from gradient to mean with one of the candidates."""
         assert self.link is not None  # joined

@@ -182,11 +182,6 @@ class Collective(ABC):
         """Tell whether the step that begins may go as the last one; if so it is counted, and ``at_step`` left out."""
         return True
 
-    @property
-    def settled(self) -> bool:
-        """Whether nothing else is on trial in these steps."""
-        return True
-
     def choose(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Collective:
         """Return what to use for ``k`` entries of ``[numel]``, the same on every worker: itself, except for Auto."""
         return self

@@ -113,13 +113,6 @@ class ErrorFeedback:
         """Whether nothing was ever taken from these residuals, so that all are zero, and no velocity is kept."""
         return self._momentum is None and not self._places
 
-    def drop_zeros(self) -> bool:
-        """Free the residuals if all are zero, between two steps; tells whether it is so."""
-        if self._momentum or self._step.parts or not all(part.clean for part in self._parts.values()):
-            return False
-        self._parts, self._places = {}, {}
-        return True
-
     def take_all(self, layout: Layout, grad: Tensor, *, held: Iterable[slice] = ()) -> bool:
         """Add the residual to ``grad`` in place and send all of it; the rounding to grad's dtype stays.
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gaussiank import __version__
 from gaussiank.codec import Wire
-from gaussiank.collectives import Auto, Collective, Done, Promise, require_agreement, ring_bytes
+from gaussiank.collectives import Collective, Done, Promise, require_agreement
 from gaussiank.compressors import Compressor
 from gaussiank.feedback import ErrorFeedback
 from gaussiank.journey import Journey
@@ -26,10 +26,7 @@ from gaussiank.ops import RESIDUAL_DTYPES
 from gaussiank.schedule import Schedule, describe
 from gaussiank.selector import Scope
 
-from .standby import Standby, expected_buckets, reduced_parameters
-
 OnNonfinite = Literal["propagate", "raise"]
-Hook = Callable[["Compression", GradBucket], torch.futures.Future[Tensor]]
 
 
 class Compression:
@@ -90,36 +87,14 @@ class Compression:
         self._names = {id(parameter): name for name, parameter in model.module.named_parameters()}
         self._layouts: dict[tuple[int, ...], Layout] = {}
         self._waiting: list[tuple[GradBucket, Promise]] = []
-        self._expected = expected_buckets(model, whole=self._whole_model)
-        self._standby: Standby | None = None
-
-    def register(self, model: DistributedDataParallel, hook: Hook) -> None:
-        """Register the hook, or stand by until it is needed, where that changes nothing.
-
-        Args:
-            model: that the compression was made for.
-            hook: leads to ``reduce``.
-        """
-        reference = weakref.ref(model)
-
-        def register() -> None:
-            if (model := reference()) is not None:
-                require_no_hook(model)
-                model.register_comm_hook(self, hook)
-
-        if isinstance(self.collective, Auto) and not self._unused_possible:
-            size = sum(parameter.nbytes for _, parameter in reduced_parameters(model))
-            dense_bytes = ring_bytes(torch.empty(size, dtype=torch.uint8, device="meta"), model.process_group.size())
-            passed = partial(self._journey.pass_by, self._expected, dense_bytes)
-            self._standby = Standby(model, passed, register)
-            if self._journey.passes(self._expected):
-                return self._standby.begin()
-        return register()
 
     @property
     def stands_by(self) -> bool:
-        """Whether DDP reduces by itself at present, because ``auto`` finds that faster."""
-        return self._standby is not None and self._standby.on
+        """False; deprecated: the hook stays registered while ``auto`` is dense."""
+        warnings.warn(
+            "stands_by is always False since the hook stays on: leave it out.", DeprecationWarning, stacklevel=2
+        )
+        return False
 
     @property
     def metrics(self) -> Metrics:
@@ -161,8 +136,6 @@ class Compression:
             ValueError: another format, another rank or number of workers, or another model.
         """
         self._journey.load_state_dict(state)
-        if self._standby and not self._journey.passes(self._expected):
-            self._standby.end()
 
     # ------------------------------------------------------------------ the buckets of one backward
 
@@ -176,8 +149,6 @@ class Compression:
             if self._waiting:
                 self._reduce_waiting()
             self._journey.seal()
-            if self._standby and self._standby.releasable and self._journey.let_go(self._expected):
-                self._standby.take_off()
         return future
 
     def _start(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:

@@ -53,15 +53,15 @@ def compress(
         scaler: the ``GradScaler`` of a float16 run: residuals are rescaled when its scale changes. Without it, a
             residual keeps the unit of the scale that it was computed with.
         collective: how workers agree on the mean: a name, ``name:field=value``, or a collective. ``allgather`` sends
-            every selection to everyone; with many workers ``split`` sends less. ``auto`` leaves the model without hook
-            while dense is faster: ``stands_by``.
+            every selection to everyone; with many workers ``split`` sends less. ``auto`` follows the
+            link, and sends whole gradients while that is faster.
         wire: how entries travel: ``index+values`` or a ``codec.Wire``. The default is ``rice+bf16-rice`` on a CPU,
             14 to 18 bits an entry at density 0.001, and ``chunks+bf16`` elsewhere, 32 bits and no wait for the device.
             What rounding takes off stays in the residual; ``raw+fp32`` rounds nothing. ``randomk:shared=true`` sends
             no indices with ``allgather`` and ``leader``, whatever the index code.
         timeout_s: seconds after which an exchange fails that a worker did not answer, above 0; larger than any pause
             that one worker takes alone between two backwards, for an evaluation or a checkpoint. The first two steps
-            also wait for DDP itself, which has the process group's own time-out; so do all steps while ``stands_by``.
+            also wait for DDP itself, which has the process group's own time-out.
         recorder: watches gradients, residuals and selections, ``Recorder("runs/mine")`` for example; changes nothing.
 
     Returns:
@@ -119,7 +119,7 @@ def compress(
         timeout_s=timeout_s,
         observer=recorder,
     )
-    compression.register(model, hook)
+    model.register_comm_hook(compression, hook)
     has_residual = compressor.keeps_rest and not compressor.sends_all
     look_at_companions(compression, model.parameters(), momentum, scaler, has_residual=has_residual)
     return compression
