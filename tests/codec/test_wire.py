@@ -181,6 +181,18 @@ def test_entries_within_is_the_most_that_fit(wire: Wire) -> None:
 
 
 @pytest.mark.parametrize("wire", WIRES, ids=str)
+def test_max_bytes_grows_with_the_entries_and_with_the_vector(wire: Wire) -> None:
+    lengths = [*range(1, 70), 127, 128, 129, 255, 256, 4095, 4096, 65536, 65537, 2**20, MAX_NUMEL]
+    for dtype in (torch.float32, torch.float64):
+        for k in (0, 1, 2, 3, 4, 5, 7, 8, 15, 16, 63, 64, 65, 1000):
+            sizes = [wire.max_bytes(k, numel, dtype) for numel in lengths]
+            assert sizes == sorted(sizes), k
+        for numel in (1, 2, 15, 16, 100, 2**20):
+            sizes = [wire.max_bytes(k, numel, dtype) for k in range(min(numel, 300) + 3)]
+            assert sizes == sorted(sizes), numel
+
+
+@pytest.mark.parametrize("wire", WIRES, ids=str)
 def test_max_bytes_holds_for_fewer_entries_too(wire: Wire) -> None:
     for numel in (1, 7, 300, 4097, 100_000):
         sizes = [wire.max_bytes(k, numel) for k in range(min(numel, 600) + 1)]

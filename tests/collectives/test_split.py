@@ -1,8 +1,15 @@
 from __future__ import annotations
 
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
+from gaussiank.codec import INDEX_CODES, VALUE_CODES, Wire
+from gaussiank.collectives.collective import Call
+from gaussiank.collectives.frames import Frames
 from gaussiank.collectives.split import Split, _cut, _rebalanced
 from gaussiank.sparse import SparseGradient
 
@@ -51,3 +58,23 @@ def test_borders_of_another_length_or_number_of_workers_are_not_used() -> None:
     assert split._borders(torch.tensor([0, 1, 11]), 10, 2) == [0, 5, 10]
     assert split._borders(torch.tensor([0, 1, 2, 10]), 10, 2) == [0, 5, 10]
     assert Split(rebalance=False)._borders(torch.tensor([0, 1, 10]), 10, 2) == [0, 5, 10]
+
+
+def test_room_for_the_widest_region_is_enough_for_every_other_one(rng: torch.Generator) -> None:
+    """Rows of one exchange must have one length, wherever the borders lie and whatever each region holds."""
+    line: Any = SimpleNamespace(rank=0, world_size=4)
+    for index, values in itertools.product([name for name in INDEX_CODES if name != "seed"], VALUE_CODES):
+        call = Call(line, Wire(index, values))
+        dtype = torch.float64 if values == "fp64" else torch.float32
+        for numel, kept, room in ((31, 12, 4), (31, 31, 4), (97, 20, 7), (97, 3, 1), (4096, 300, 100)):
+            for _ in range(4):
+                inner = torch.randint(numel + 1, (3,), generator=rng).sort().values.tolist()
+                borders = [0, *inner, numel]
+                entries = torch.randn(kept, generator=rng, dtype=dtype)
+                places = torch.randperm(numel, generator=rng)[:kept].sort().values.int()
+                parts, wanted, _ = _cut(SparseGradient(places, entries, numel), borders, room)
+                most = call.wire.max_bytes(room, max(part.numel for part in parts), dtype)
+                frames = Frames.after(call, room, most)
+                rows = [frames.pack(part, call, 0, load) for part, load in zip(parts, wanted, strict=True)]
+                assert {row.bytes.numel() for row in rows} == {most + 8}, (index, values, borders)
+                assert all(row.mask is None for row in rows), (index, values, borders)

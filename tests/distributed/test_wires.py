@@ -201,6 +201,34 @@ def test_rows_of_a_split_take_what_the_last_ones_took_and_lose_nothing(three_wor
     assert cut[3] > 1.2 * cut[4]
 
 
+def narrow(rank: int, world_size: int) -> list[tuple[Tensor, Tensor]]:
+    """Split short vectors into regions of unlike widths, one of them a power of two: mean, and what entered."""
+    found, generator = [], torch.Generator().manual_seed(rank)
+    for text in ("eliasfano+fp32", "eliasfano+bf16-rice"):
+        for numel in range(16 * world_size - 4, 16 * world_size + 5):
+            k = 4 * (world_size - 1)
+            indices = torch.randperm(numel, generator=generator)[:k].sort().values.int()
+            sparse = SparseGradient(indices, torch.randn(k, generator=generator), numel)
+            hint = None
+            for _ in range(3):  # borders move
+                message = joined("split", world_size).start(sparse, wire=Wire.parse(text), capacity=k, hint=hint)
+                out = torch.empty(numel)
+                outcome = message.finish(out)
+                hint, entered = outcome.hint, sparse.dense()
+                for part in (outcome.rejected, *outcome.rounded_off):
+                    entered -= 0 if part is None else part.dense()
+                found.append((out, entered))
+    return found
+
+
+def test_regions_of_any_width_send_rows_of_one_length(three_workers: Any, four_workers: Any) -> None:
+    for group in (three_workers, four_workers):
+        for step in zip(*group.run(narrow), strict=True):
+            mean = torch.stack([entered for _, entered in step]).double().mean(0)
+            for out, _ in step:
+                torch.testing.assert_close(out.double(), mean, rtol=1e-6, atol=1e-6)
+
+
 # ---------------------------------------------------------------------- in DDP
 
 TRAINED = [

@@ -210,7 +210,7 @@ class Wire:
         return SparseGradient(sparse.indices.to(payload.device), sparse.values.to(payload.device), sparse.numel)
 
     def max_bytes(self, k: int, numel: int, dtype: torch.dtype = torch.float32) -> int:
-        """Return the most bytes that a payload of ``k`` entries, or fewer, can take.
+        """Return the most bytes that a payload of ``k`` entries, or fewer, can take, also of a shorter vector.
 
         Args:
             k: entries; more than ``numel`` count as ``numel``.

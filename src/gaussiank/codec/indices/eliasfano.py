@@ -28,8 +28,12 @@ class EliasFano(IndexCode):
     number: ClassVar[int] = 2
 
     def max_bytes(self, count: int, numel: int) -> int:
-        """Return the size itself, and two bytes for counts below it that round up worse."""
-        return self.least_bytes(count, numel) + 2
+        """Return the size itself, and a byte where both streams round up at worst.
+
+        The bits of both together grow with ``count`` and with ``numel``, also where the width changes; their bytes,
+        each stream filled up for itself, do not.
+        """
+        return (count * _width(count, numel) + _high_bits(count, numel) + 14) // 8
 
     def least_bytes(self, count: int, numel: int) -> int:
         """Return the size itself."""

@@ -34,7 +34,10 @@ class IndexCode(ABC):
 
     @abstractmethod
     def max_bytes(self, count: int, numel: int) -> int:
-        """Return the most bytes that ``count`` indices, or fewer, can take; 1 <= count <= numel."""
+        """Return the most bytes that ``count`` indices, or fewer, can take; 1 <= count <= numel.
+
+        It grows with ``count`` and with ``numel``: room for the widest share is room for every other one.
+        """
 
     @abstractmethod
     def least_bytes(self, count: int, numel: int) -> int:
