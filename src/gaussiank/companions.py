@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 import weakref
 from collections.abc import Iterable
@@ -14,8 +13,6 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from gaussiank.momentum import MomentumCorrection
-
-_FRAMES = 8  # between an optimizer's step and the scaler that calls it; torch 2.13 has two, schedulers add one
 
 
 def look_at_companions(
@@ -34,23 +31,21 @@ def look_at_companions(
         owner: while it lives, optimizers are looked at.
         parameters: of the compressed model.
         momentum: a ``ValueError`` is raised in a step whose optimizer has momentum as well.
-        scaler: a warning is given in a step that another enabled ``GradScaler`` takes.
+        scaler: without one, a warning is given in a step that a ``GradScaler`` takes with a fused optimizer. Other
+            optimizers are not told of theirs.
         has_residual: without one, the scale does not matter.
     """
     velocity = momentum is not None and momentum.momentum > 0
-    check = _Check(parameters, velocity=velocity, scaler=scaler, scaled=has_residual)
+    check = _Check(parameters, velocity=velocity, scaled=has_residual and scaler is None)
     weakref.finalize(owner, register_optimizer_step_pre_hook(check).remove)
 
 
 class _Check:
     """What torch calls before a step of any optimizer."""
 
-    def __init__(
-        self, parameters: Iterable[Parameter], *, velocity: bool, scaler: torch.amp.GradScaler | None, scaled: bool
-    ) -> None:
+    def __init__(self, parameters: Iterable[Parameter], *, velocity: bool, scaled: bool) -> None:
         self._parameters = {id(parameter): weakref.ref(parameter) for parameter in parameters}
         self._velocity, self._scaled = velocity, scaled
-        self._scaler = None if scaler is None else weakref.ref(scaler)
         self._seen: weakref.WeakSet[Optimizer] = weakref.WeakSet()
 
     def __call__(self, optimizer: Optimizer, *_: Any) -> None:
@@ -61,22 +56,18 @@ class _Check:
                 if any(map(self._is_ours, group["params"])):
                     _require_no_momentum(optimizer, group)
         self._seen.add(optimizer)
-        if self._scaled and any(self._is_ours(one) for group in optimizer.param_groups for one in group["params"]):
-            self._warn_of_scaler()
+        if not self._scaled or not hasattr(optimizer, "found_inf"):  # what a scaler gives to a fused optimizer
+            return
+        if any(self._is_ours(one) for group in optimizer.param_groups for one in group["params"]):
+            warnings.warn(
+                "scaler must be the GradScaler that scales the loss, got none: when its scale changes, residuals keep "
+                "the old unit. Give it to gaussiank.compress(..., scaler=scaler).",
+                stacklevel=2,
+            )
 
     def _is_ours(self, parameter: Parameter) -> bool:
         known = self._parameters.get(id(parameter))
         return known is not None and known() is parameter  # an id may be used again
-
-    def _warn_of_scaler(self) -> None:
-        used = _calling_scaler()
-        if used is not None and used is not (self._scaler and self._scaler()):
-            which = "none" if self._scaler is None else "another one"
-            warnings.warn(
-                f"scaler must be the GradScaler that scales the loss, got {which}: when its scale changes, residuals "
-                "keep the old unit. Give it to gaussiank.compress(..., scaler=scaler).",
-                stacklevel=2,
-            )
 
 
 def _require_no_momentum(optimizer: Optimizer, group: dict[str, Any]) -> None:
@@ -92,16 +83,3 @@ def _require_no_momentum(optimizer: Optimizer, group: dict[str, Any]) -> None:
             f"betas of the optimizer must start with 0 beside a MomentumCorrection, got {betas} in {name}: momentum "
             "would count twice. Set the first to 0, or leave the correction out."
         )
-
-
-def _calling_scaler() -> torch.amp.GradScaler | None:
-    """Return the scaler whose ``step`` is under way; an optimizer is not told, so the calls are looked up."""
-    frame = sys._getframe(1)
-    for _ in range(_FRAMES + 2):  # two are ours
-        if frame.f_back is None:
-            return None
-        frame = frame.f_back
-        caller = frame.f_locals.get("self")
-        if isinstance(caller, torch.amp.GradScaler):
-            return caller if caller.is_enabled() else None
-    return None

@@ -73,7 +73,7 @@ def compress(
         RuntimeError: the model has a communication hook already.
 
     An optimizer with momentum beside a ``MomentumCorrection`` is refused when it takes its first step, and a
-    ``GradScaler`` that is in use but not given is warned of.
+    ``GradScaler`` that steps a fused optimizer but is not given is warned of (other optimizers are not told of theirs).
 
     Source: Shi et al. 2019, "Understanding Top-k Sparsification in Distributed Deep Learning", equation 2 (TopK-SGD
     with error compensation). Differs: k is counted on each bucket by default, on the whole model in the paper.
