@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import warnings
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,11 +11,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from gaussiank.dcp_metadata import entries, load_plain
 from gaussiank.reshard import reshard, sources
 
 _SMALL = 1024  # entries; smaller tensors travel together with the values around them
 _REST = "rest"
 _WORKER = "gaussiank/worker-{:05d}"
+_RANK = re.compile(r"gaussiank/worker-(\d{5,9})/")
 
 
 class HasState(Protocol):
@@ -58,8 +60,11 @@ def unpack(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
     key = f"{prefix}/{_REST}"
     if key not in tensors:
         raise ValueError(f"tensors must hold {key!r}, got {len(tensors)} others. Load the whole checkpoint.")
-    rest = torch.load(io.BytesIO(tensors[key].numpy().tobytes()), weights_only=True)
-    restored: dict[str, Any] = _with_tensors(rest, tensors)
+    rest = load_plain(io.BytesIO(tensors[key].numpy().tobytes()), key, "a state")
+    try:
+        restored: dict[str, Any] = _with_tensors(rest, tensors)
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{key} must name tensors beside it, got others. Load the whole checkpoint.") from None
     return restored
 
 
@@ -89,7 +94,8 @@ def shards(compression: HasState, rank: int) -> dict[str, Tensor]:
 def load_shards(checkpoint: str | Path, rank: int, world_size: int) -> dict[str, Any]:
     """Read what ``shards`` gave to ``torch.distributed.checkpoint.save``, for this worker.
 
-    Saved by another number of workers, the residuals are shared out anew by ``gaussiank.reshard``.
+    Saved by another number of workers, the residuals are shared out anew by ``gaussiank.reshard``. Nothing in the files
+    is run, whoever wrote them: torch's own reader would.
 
     Args:
         checkpoint: folder that was saved to.
@@ -100,10 +106,11 @@ def load_shards(checkpoint: str | Path, rank: int, world_size: int) -> dict[str,
         State for ``Compression.load_state_dict``.
 
     Raises:
-        ValueError: the checkpoint holds no such state, or not every worker's.
+        FileNotFoundError: the folder is no such checkpoint.
+        ValueError: the checkpoint holds no such state, or not every worker's, or a file is damaged or hostile.
     """
-    names = names_in(checkpoint, "gaussiank/")
-    saved = sorted({int(name.split("/")[1].removeprefix("worker-")) for name in names})
+    names = (_RANK.match(name) for name in names_in(checkpoint, "gaussiank/"))
+    saved = sorted({int(found[1]) for found in names if found})
     if not saved:
         raise ValueError(f"checkpoint must hold a compression state, got {checkpoint} without one. Save shards() too.")
     if saved != list(range(len(saved))):
@@ -115,29 +122,19 @@ def load_shards(checkpoint: str | Path, rank: int, world_size: int) -> dict[str,
     return states[0] if len(saved) == world_size else reshard(states, rank, world_size)
 
 
-def names_in(checkpoint: str | Path, prefix: str) -> dict[str, Tensor]:
-    """Return the tensors of a distributed checkpoint whose names start with ``prefix``, not yet filled."""
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-
-    known = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
-    return {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in known.items()
-        if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
-    }
+def names_in(checkpoint: str | Path, prefix: str) -> tuple[str, ...]:
+    """Name the tensors of a distributed checkpoint whose names start with ``prefix``."""
+    return tuple(entries(checkpoint, prefix))
 
 
 def read(checkpoint: str | Path, prefix: str) -> dict[str, Tensor]:
-    """Read all tensors below ``prefix`` of a distributed checkpoint, on this worker alone."""
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
-    from torch.distributed.checkpoint.state_dict_loader import load
+    """Read all tensors below ``prefix`` of a distributed checkpoint, on this worker alone; nothing in it is run.
 
-    tensors = names_in(checkpoint, f"{prefix}/")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # it is meant
-        load(tensors, storage_reader=FileSystemReader(checkpoint), no_dist=True)
-    return tensors
+    Raises:
+        FileNotFoundError: the folder is no such checkpoint.
+        ValueError: a file is damaged, or not as torch writes it; names it.
+    """
+    return {name: entry.read() for name, entry in entries(checkpoint, f"{prefix}/").items()}
 
 
 def _without_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from gaussiank import checkpoint as tensors_of
+from gaussiank.dcp_metadata import load_plain
 from gaussiank.lab.checkpoint.manifest import Part
 from gaussiank.lab.durable import HashingFile, sha256_of, sync_file
 
@@ -124,5 +125,5 @@ def _worker_name(rank: int) -> str:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    state: dict[str, Any] = load_plain(path, path, "a state")
     return state
