@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import warnings
 import weakref
@@ -29,7 +30,7 @@ def _world_of_one(tmp_path: Path) -> Iterator[None]:
 def train(optimizer: Any, used: Any = None, steps: int = 2, **settings: Any) -> torch.Tensor:
     """Take steps with the optimizer that a function makes of parameters; returns the parameters."""
     model = DistributedDataParallel(nn.Linear(30, 10))
-    compression = gaussiank.compress(model, 0.1, **settings)
+    compression = gaussiank.compress(model, **{"density": 0.1, **settings})
     made = optimizer(model.parameters())
     for _ in range(steps):
         made.zero_grad()
@@ -68,7 +69,11 @@ def test_momentum_that_would_count_twice_is_refused(optimizer: Any, sentence: st
         train(optimizer, momentum=gaussiank.MomentumCorrection())
 
 
-@pytest.mark.parametrize("optimizer", [heavy_sgd, adam])
+def plain_adam(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=0.1, betas=(0.0, 0.999))
+
+
+@pytest.mark.parametrize("optimizer", [heavy_sgd, plain_adam])
 @pytest.mark.parametrize("momentum", [None, gaussiank.MomentumCorrection(0.0, clip_norm=1.0)])
 def test_momentum_in_one_place_is_not(optimizer: Any, momentum: Any) -> None:
     assert train(optimizer, momentum=momentum).isfinite().all()
@@ -120,6 +125,92 @@ def test_a_steps_tensors_end_when_their_names_do() -> None:
     alive = [weakref.ref(inputs), weakref.ref(loss)]
     del inputs, loss
     assert [one() for one in alive] == [None, None]
+
+
+def test_momentum_of_adam_beside_feedback_is_warned_of_once() -> None:
+    kinds = [torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax]
+    for kind in kinds:
+        sentence = f"^betas of {kind.__name__} start above 0: .* Clip each worker's gradient before the exchange, set "
+        with pytest.warns(gaussiank.AdamWarning, match=sentence) as said:
+            train(kind, steps=3)
+        assert len(said) == 1
+    with pytest.warns(gaussiank.AdamWarning) as said:  # at the first step that compresses
+        train(adam, steps=4, density=gaussiank.DenseStart(0.1, steps=2))
+    assert len(said) == 1
+    train(adam, density=1.0)
+    train(adam, compressor="dense")
+    train(adam, compressor="randomk:feedback=false")
+
+
+def backward(model: nn.Module) -> None:
+    model(torch.ones(2, 30)).square().mean().backward()
+
+
+def test_a_hook_that_is_not_called_is_warned_of_once() -> None:
+    for wrapped_again in (False, True):
+        model = DistributedDataParallel(nn.Linear(30, 10))
+        compression = gaussiank.compress(model, 0.1)
+        called = DistributedDataParallel(model.module) if wrapped_again else model.module
+        optimizer = sgd(model.parameters())
+        backward(called)
+        optimizer.step()
+        backward(called)
+        with pytest.warns(UserWarning, match=r"^compression is not at work: SGD takes its second step in a row on "):
+            optimizer.step()
+        for _ in range(3):
+            backward(called)
+            optimizer.step()
+        assert compression.step == 0
+
+
+def test_loops_that_call_the_hook_seldom_or_in_steps_are_not() -> None:
+    model = DistributedDataParallel(nn.Linear(30, 10))
+    compression = gaussiank.compress(model, 0.1)
+    weight, bias = model.parameters()
+    whole, first, second = (torch.optim.SGD(some, lr=0.01) for some in (model.parameters(), [weight], [bias]))
+    other = nn.Linear(30, 10)
+    for optimizer in (torch.optim.SGD([*other.parameters()], lr=0.1), torch.optim.SGD(
+        [*other.parameters(), *model.parameters()], lr=0.1
+    )):  # fmt: skip
+        for _ in range(3):  # the model is not trained yet: it has no gradients
+            backward(other)
+            optimizer.step()
+    for _ in range(3):
+        with model.no_sync():  # steps of this worker alone
+            for _ in range(2):
+                backward(model)
+                whole.step()
+        backward(model)
+        first.step()  # two optimizers on one backward
+        second.step()
+        with torch.no_grad():
+            model.eval()(torch.ones(2, 30))
+        whole.zero_grad()
+    assert compression.step == 3
+    lbfgs = torch.optim.LBFGS(model.parameters(), max_iter=3)
+    for _ in range(3):
+        lbfgs.step(lambda: (lbfgs.zero_grad(), loss := model(torch.ones(2, 30)).square().mean(), loss.backward())[1])
+    for fused in (False, True):  # a step that is skipped
+        scaler = torch.amp.GradScaler("cpu", init_scale=1e38)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=fused)
+        hidden = contextlib.nullcontext() if not fused else pytest.warns(UserWarning, match="^scaler must be ")
+        with hidden:
+            for _ in range(3):
+                optimizer.zero_grad()
+                scaler.scale(model(torch.ones(2, 30)).square().sum() * 1e3).backward()
+                scaler.step(optimizer)
+                scaler.update()
+
+
+def test_another_compression_of_the_same_parameters_takes_over() -> None:
+    module = nn.Linear(30, 10)
+    models = [DistributedDataParallel(module) for _ in range(2)]
+    compressions = [gaussiank.compress(model, 0.1) for model in models]
+    optimizer = sgd(module.parameters())
+    for _ in range(3):
+        backward(models[1])
+        optimizer.step()
+    assert [compression.step for compression in compressions] == [0, 3]
 
 
 def test_nothing_is_left_behind() -> None:

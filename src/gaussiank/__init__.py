@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .companions import AdamWarning
     from .compressors import (
         DGC,
         Capped,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ROOMS = {
+    "AdamWarning": "companions",
     "Capped": "compressors",
     "ChunkTopK": "compressors",
     "Compression": "hook",
@@ -62,6 +64,7 @@ _ROOMS = {
 
 __all__ = [
     "DGC",
+    "AdamWarning",
     "Capped",
     "ChunkTopK",
     "Compression",

@@ -1,71 +1,180 @@
-"""Looks, once, at the optimizer and the ``GradScaler`` that a compressed model is trained with: do they go with it?"""
+"""Looks at the steps of optimizers: do they and a ``GradScaler`` go with the compression, and is its hook called?"""
 
 from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from gaussiank.metrics import Metrics
 from gaussiank.momentum import MomentumCorrection
+
+_STEPS = 2  # without a call of the hook, until that is said; before the first, an ``L-BFGS`` has taken no backward yet
+
+
+class AdamWarning(UserWarning):
+    """An Adam-like optimizer with momentum beside error feedback; ``warnings.filterwarnings`` can leave it out.
+
+    Example:
+        >>> import warnings
+        >>> warnings.filterwarnings("ignore", category=AdamWarning)
+    """
+
+
+class Owner(Protocol):
+    """What is looked at of a compression."""
+
+    @property
+    def metrics(self) -> Metrics:
+        """Measurements of the last step, another object in each."""
+
+
+_SCALER = (
+    "scaler must be the GradScaler that scales the loss, got none: when its scale changes, residuals keep the old "
+    "unit. Give it to gaussiank.compress(..., scaler=scaler)."
+)
+_ADAM = (
+    "betas of {name} start above 0: momentum delays entries that error feedback has delayed already, and training may "
+    "end well behind dense training. Clip each worker's gradient before the exchange, set betas=(0.0, 0.999), and tune "
+    "the learning rate again; figures in docs/training.md, 'Adam'. Filter gaussiank.AdamWarning to be told no more."
+)
+_UNCALLED = (
+    "compression is not at work: {name} takes its second step in a row on gradients that were not exchanged by it. "
+    "Call the model that was given to gaussiank.compress, not the bare module in it; where a framework wraps the model "
+    "again, give compress the DistributedDataParallel that the framework has made."
+)
 
 
 def look_at_companions(
-    owner: object,
+    owner: Owner,
     parameters: Iterable[Parameter],
     momentum: MomentumCorrection | None,
     scaler: torch.amp.GradScaler | None,
     *,
     has_residual: bool,
+    exchanges: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Check each optimizer of these parameters when it is about to take its first step.
+    """Check the optimizers of these parameters when they are about to take a step.
 
-    torch tells of the steps of all optimizers; later ones cost a look into a set, and nothing once ``owner`` is gone.
+    torch tells of the steps of all optimizers, until ``owner`` is gone. What is found is said once.
 
     Args:
-        owner: while it lives, optimizers are looked at.
+        owner: the compression. A warning is given before the second step in a row of an optimizer that has gradients
+            of these parameters, and before which its hook was not called.
         parameters: of the compressed model.
         momentum: a ``ValueError`` is raised in a step whose optimizer has momentum as well.
         scaler: without one, a warning is given in a step that a ``GradScaler`` takes with a fused optimizer. Other
             optimizers are not told of theirs.
-        has_residual: without one, the scale does not matter.
+        has_residual: with one, an ``AdamWarning`` is given in the first step of an optimizer with ``betas[0]`` above 0
+            that follows a sparse exchange. Without one, neither that nor the scale matters.
+        exchanges: tells whether the model's last forward was one whose backward calls the hook.
     """
     velocity = momentum is not None and momentum.momentum > 0
-    check = _Check(parameters, velocity=velocity, scaled=has_residual and scaler is None)
+    check = _Check(
+        owner, parameters, velocity=velocity, scaled=has_residual and scaler is None, feedback=has_residual,
+        exchanges=exchanges,
+    )  # fmt: skip
+    for other in _CHECKS:
+        if other.shares(check):
+            other.replaced = True
+    _CHECKS.add(check)
     weakref.finalize(owner, register_optimizer_step_pre_hook(check).remove)
 
 
-class _Check:
-    """What torch calls before a step of any optimizer."""
+@dataclass
+class _Seen:
+    """What is known of an optimizer.
 
-    def __init__(self, parameters: Iterable[Parameter], *, velocity: bool, scaled: bool) -> None:
+    Attributes:
+        groups: number of its groups.
+        ours: places of those that have our parameters.
+        metrics: of the last step before its last one.
+        idle: steps in a row before which the hook was not called.
+        looked_at: its settings are right.
+        exchanged: a sparse exchange was seen before one of its steps.
+    """
+
+    groups: int
+    ours: list[int]
+    metrics: Metrics
+    idle: int = 0
+    looked_at: bool = False
+    exchanged: bool = False
+
+
+_CHECKS: weakref.WeakSet[_Check] = weakref.WeakSet()
+
+
+class _Check:
+    """What torch calls before a step of any optimizer.
+
+    Attributes:
+        replaced: another compression was made of the same parameters, so that this one is called no more.
+    """
+
+    def __init__(
+        self,
+        owner: Owner,
+        parameters: Iterable[Parameter],
+        *,
+        velocity: bool,
+        scaled: bool,
+        feedback: bool,
+        exchanges: Callable[[], bool],
+    ) -> None:
+        self._owner, self._first = weakref.ref(owner), owner.metrics
         self._parameters = {id(parameter): weakref.ref(parameter) for parameter in parameters}
-        self._velocity, self._scaled = velocity, scaled
-        self._seen: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._velocity, self._scaled, self._feedback, self._exchanges = velocity, scaled, feedback, exchanges
+        self._seen: weakref.WeakKeyDictionary[Optimizer, _Seen] = weakref.WeakKeyDictionary()
+        self.replaced = False
 
     def __call__(self, optimizer: Optimizer, *_: Any) -> None:
-        if optimizer in self._seen:
+        owner = self._owner()
+        seen = self._seen.get(optimizer)
+        if seen is None or seen.groups != len(optimizer.param_groups):
+            groups = optimizer.param_groups
+            ours = [place for place, group in enumerate(groups) if any(map(self._is_ours, group["params"]))]
+            seen = self._seen[optimizer] = _Seen(len(groups), ours, self._first)
+        if owner is None or not seen.ours:
             return
-        if self._velocity:
-            for group in optimizer.param_groups:
-                if any(map(self._is_ours, group["params"])):
+        groups = [optimizer.param_groups[place] for place in seen.ours]
+        if not seen.looked_at:
+            if self._velocity:
+                for group in groups:
                     _require_no_momentum(optimizer, group)
-        self._seen.add(optimizer)
-        if not self._scaled or not hasattr(optimizer, "found_inf"):  # what a scaler gives to a fused optimizer
-            return
-        if any(self._is_ours(one) for group in optimizer.param_groups for one in group["params"]):
-            warnings.warn(
-                "scaler must be the GradScaler that scales the loss, got none: when its scale changes, residuals keep "
-                "the old unit. Give it to gaussiank.compress(..., scaler=scaler).",
-                stacklevel=2,
-            )
+            seen.looked_at = True
+            if self._scaled and hasattr(optimizer, "found_inf"):  # what a scaler gives to a fused optimizer
+                self._scaled = False
+                warnings.warn(_SCALER, stacklevel=3)
+        if self._feedback and not seen.exchanged and owner.metrics.kept < owner.metrics.numel:
+            seen.exchanged = True
+            if any(group.get("betas") and group["betas"][0] > 0 for group in groups):
+                self._feedback = False
+                warnings.warn(_ADAM.format(name=type(optimizer).__name__), AdamWarning, stacklevel=3)
+        if not self.replaced and self._is_uncalled(seen, groups, owner.metrics):
+            self.replaced = True
+            warnings.warn(_UNCALLED.format(name=type(optimizer).__name__), stacklevel=3)
 
-    def _is_ours(self, parameter: Parameter) -> bool:
+    def _is_uncalled(self, seen: _Seen, groups: list[dict[str, Any]], metrics: Metrics) -> bool:
+        called, seen.metrics = metrics is not seen.metrics, metrics
+        if called or not self._exchanges():
+            seen.idle = 0
+        elif any(one.grad is not None for group in groups for one in group["params"] if self._is_ours(one)):
+            seen.idle += 1
+        return seen.idle == _STEPS
+
+    def shares(self, other: _Check) -> bool:
+        """Tell whether they look at a parameter both."""
+        return any(map(self._is_ours, (known() for known in other._parameters.values())))
+
+    def _is_ours(self, parameter: Parameter | None) -> bool:
         known = self._parameters.get(id(parameter))
         return known is not None and known() is parameter  # an id may be used again
 

@@ -1,6 +1,9 @@
 """``compress``: checks what it is given, and registers the hook with DDP."""
 # No `from __future__ import annotations` here: DDP reads the annotations of the hook as types.
 
+import weakref
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch._C._distributed_c10d import GradBucket  # torch.distributed shows it at run time only, not to type checkers
@@ -72,7 +75,8 @@ def compress(
             configured differently.
         RuntimeError: the model has a communication hook already.
 
-    An optimizer with momentum beside a ``MomentumCorrection`` is refused when it takes its first step, and a
+    An optimizer with momentum beside a ``MomentumCorrection`` is refused when it takes its first step, one with
+    ``betas[0]`` above 0 beside feedback gets an ``AdamWarning``, two steps without a call of the hook a warning, and a
     ``GradScaler`` that steps a fused optimizer but is not given is warned of (other optimizers are not told of theirs).
 
     Source: Shi et al. 2019, "Understanding Top-k Sparsification in Distributed Deep Learning", equation 2 (TopK-SGD
@@ -121,8 +125,16 @@ def compress(
     )
     model.register_comm_hook(compression, hook)
     has_residual = compressor.keeps_rest and not compressor.sends_all
-    look_at_companions(compression, model.parameters(), momentum, scaler, has_residual=has_residual)
+    exchanges = partial(_exchanges, weakref.ref(model))
+    parameters = model.parameters()
+    look_at_companions(compression, parameters, momentum, scaler, has_residual=has_residual, exchanges=exchanges)
     return compression
+
+
+def _exchanges(model: weakref.ReferenceType[DistributedDataParallel]) -> bool:
+    """Tell whether the model's last forward was one whose backward exchanges gradients, not one in ``no_sync``."""
+    alive = model()
+    return alive is not None and bool(alive.require_forward_param_sync)
 
 
 def hook(state: Compression, bucket: GradBucket) -> torch.futures.Future[Tensor]:

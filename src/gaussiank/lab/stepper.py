@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gaussiank.collectives import Auto
+from gaussiank.companions import AdamWarning
 from gaussiank.compressors import parse_compressor
 from gaussiank.hook import Compression, compress
 from gaussiank.lab.clipping import GradientCarrier, clip_local
@@ -82,6 +84,8 @@ class Stepper:
             timeout_s=config.timeout_s,
             recorder=recorder,
         )
+        if dist.get_rank() > 0:
+            warnings.filterwarnings("ignore", category=AdamWarning)  # rank 0 says it for all
         self._optimizer = self._make_optimizer(momentum=0.0 if correction else config.momentum)
         self.average = None if config.ema is None else WeightAverage(self.model, config.ema)
         self.skipped = 0
