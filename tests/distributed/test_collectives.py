@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from gaussiank.collectives import COLLECTIVES, Collective, Hierarchical, parse_collective, require_agreement
+import gaussiank
+from gaussiank.collectives import (
+    COLLECTIVES,
+    Collective,
+    Hierarchical,
+    await_all,
+    group_timeout_s,
+    parse_collective,
+    require_agreement,
+)
 from gaussiank.collectives.collective import Outcome
 from gaussiank.collectives.line import STRAIGHT_BYTES, Line
 from gaussiank.collectives.link import measure
@@ -334,3 +346,56 @@ def test_disagreement_names_field_and_rank(workers: Any) -> None:
         "Start all workers with the same settings."
     )
     assert workers.run(disagree) == [expected] * workers.world_size
+
+
+def compressing_alone(rank: int, world_size: int) -> tuple[float, str]:
+    """The last worker does not call; who does gives up after the time-out of DDP's own group."""
+    group = dist.new_group(timeout=datetime.timedelta(seconds=0.5))
+    model = DistributedDataParallel(nn.Linear(3, 1), process_group=group)
+    message = ""
+    if rank < world_size - 1:
+        try:
+            gaussiank.compress(model, timeout_s=7.0)
+        except RuntimeError as error:
+            message = str(error)
+    dist.barrier()
+    gaussiank.compress(DistributedDataParallel(nn.Linear(3, 1)))  # what was given up does not count
+    return group_timeout_s(group), message
+
+
+def test_a_worker_that_does_not_compress_is_named(three_workers: Any) -> None:
+    expected = (
+        "gaussiank.compress must be called on every worker of the group, got no call from rank 2 in 0.5 s. Call it on "
+        "each, as often and in the same order, and look for an error there."
+    )
+    assert three_workers.run(compressing_alone) == [(0.5, expected), (0.5, expected), (0.5, "")]
+
+
+def late(rank: int, world_size: int) -> list[str]:
+    """The last worker calls once the first has warned of it."""
+    store = dist.distributed_c10d._get_default_store()
+    if rank == world_size - 1:
+        store.get("the first has warned")
+        await_all()
+        return []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        said: list[str] = []
+
+        def say(message: Warning | str, *_: Any) -> None:
+            said.append(str(message))
+            if rank == 0:
+                store.set("the first has warned", "")
+
+        warnings.showwarning = say  # type: ignore[assignment]
+        await_all(patience_s=0.01 if rank == 0 else 60.0)
+        return said
+
+
+def test_a_late_worker_is_waited_for_and_named_once(three_workers: Any) -> None:
+    said, *others = three_workers.run(late)
+    assert others == [[], []]
+    assert said == [
+        "gaussiank.compress waits for rank 2, which has not called it after 0.01 s. Every worker of the group must. "
+        "The wait ends after 60 s, the process group's time-out."
+    ]

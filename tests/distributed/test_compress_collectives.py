@@ -152,6 +152,7 @@ def misused(rank: int, world_size: int) -> list[str]:
         {"collective": "hierarchical:ranks_per_node=-1"},
         {"collective": "split", "compressor": "randomk:feedback=false"},
         {"timeout_s": 0},
+        {"timeout_s": float("inf")},
         {"collective": "split" if rank else "tree"},
         {"timeout_s": 10.0 + rank},
     ]
@@ -177,7 +178,8 @@ def test_misuse_gets_one_sentence(two_workers: Any) -> None:
         "inside must be sparse or dense, got 'both'.",
         "ranks_per_node must be at least 1, or 0 to ask torchrun, got -1.",
         "collective must send nothing back to a compressor without feedback, got Split(",
-        "timeout_s must be above 0, got 0.",
+        "timeout_s must be above 0 and at most 31536000, a year, got 0. 300 waits for five minutes.",
+        "timeout_s must be above 0 and at most 31536000, a year, got inf. 300 waits for five minutes.",
         "collective must be the same on every worker, got 'Tree()' on rank 0 and 'Split(",
         "timeout_s must be the same on every worker, got '10.0' on rank 0 and '11.0' on rank 1.",
     ]

@@ -6,6 +6,7 @@ from gaussiank.spec import parse_spec
 
 from .agreement import require_agreement
 from .all_gather import AllGather
+from .attendance import await_all, group_timeout_s
 from .auto import CANDIDATES, Auto
 from .collective import Call, Collective, Exchange, Outcome, Traffic
 from .dense import DenseAllReduce
@@ -41,9 +42,11 @@ __all__ = [
     "Split",
     "Traffic",
     "Tree",
+    "await_all",
     "collective_names",
     "engine_of",
     "fitting_wire",
+    "group_timeout_s",
     "parse_collective",
     "require_agreement",
     "require_feedback",

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gaussiank import __version__
 from gaussiank.codec import Wire
-from gaussiank.collectives import Collective, Done, Promise, require_agreement
+from gaussiank.collectives import Collective, Done, Promise, await_all, group_timeout_s, require_agreement
 from gaussiank.compressors import Compressor
 from gaussiank.feedback import ErrorFeedback
 from gaussiank.journey import Journey
@@ -48,7 +48,7 @@ class Compression:
         scaler: torch.amp.GradScaler | None = None,
         collective: Collective,
         wire: Wire,
-        timeout_s: float,
+        timeout_s: float | None,
         observer: Observer | None = None,
     ) -> None:
         numels = _checked_numels(model)
@@ -65,6 +65,7 @@ class Compression:
             "recorder": observer and observer.settings,  # it may communicate: every worker needs it
             "model parameters": numels,
         }
+        await_all(model.process_group)
         require_agreement(self.config, model.process_group)
         self._journey = Journey(
             numels,
@@ -75,7 +76,7 @@ class Compression:
             raise_nonfinite=on_nonfinite == "raise",
             collective=collective,
             wire=wire,
-            timeout_s=timeout_s,
+            timeout_s=group_timeout_s(model.process_group) if timeout_s is None else timeout_s,
             group=model.process_group,
             observer=observer,
         )

@@ -20,6 +20,8 @@ from gaussiank.selector import Scope, require_scope
 
 from .compression import Compression, OnNonfinite, require_no_hook
 
+_YEAR_S = 365 * 86400.0
+
 
 def compress(
     model: DistributedDataParallel,
@@ -33,7 +35,7 @@ def compress(
     scaler: torch.amp.GradScaler | None = None,
     collective: str | Collective = "allgather",
     wire: str | Wire | None = None,
-    timeout_s: float = 300.0,
+    timeout_s: float | None = None,
     recorder: Observer | None = None,
 ) -> Compression:
     """Make a DDP model exchange sparse gradients with error feedback instead of dense ones.
@@ -63,8 +65,8 @@ def compress(
             What rounding takes off stays in the residual; ``raw+fp32`` rounds nothing. ``randomk:shared=true`` sends
             no indices with ``allgather`` and ``leader``, whatever the index code.
         timeout_s: seconds after which an exchange fails that a worker did not answer, above 0; larger than any pause
-            that one worker takes alone between two backwards, for an evaluation or a checkpoint. The first two steps
-            also wait for DDP itself, which has the process group's own time-out.
+            that one worker takes alone between two backwards, for an evaluation or a checkpoint. The default is the
+            process group's own, for which DDP itself waits (in the first two steps whatever is set here).
         recorder: watches gradients, residuals and selections, ``Recorder("runs/mine")`` for example; changes nothing.
 
     Returns:
@@ -108,8 +110,10 @@ def compress(
     wire = chosen_wire(wire, model.parameters())
     if max_bytes is not None:
         compressor = Capped(compressor, entries_of_any_bucket(wire, max_bytes, model.parameters()))
-    if not timeout_s > 0:
-        raise ValueError(f"timeout_s must be above 0, got {timeout_s}. 300 waits for five minutes.")
+    if timeout_s is not None and not 0 < timeout_s <= _YEAR_S:
+        raise ValueError(
+            f"timeout_s must be above 0 and at most {_YEAR_S:.0f}, a year, got {timeout_s}. 300 waits for five minutes."
+        )
     compression = Compression(
         model,
         schedule=density if callable(density) else Constant(require_density(density)),
