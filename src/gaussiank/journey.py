@@ -45,7 +45,7 @@ class Journey:
     """Carry the gradients of one model from local to mean, step after step, on this worker.
 
     Args:
-        numels: name -> numel of every parameter.
+        parameters: name -> shape of every parameter, or its numel.
         schedule: density over steps.
         compressor: which entries to send.
         per_layer: count k for each parameter by itself.
@@ -65,7 +65,7 @@ class Journey:
 
     def __init__(
         self,
-        numels: Mapping[str, int],
+        parameters: Mapping[str, int | Sequence[int]],
         *,
         schedule: Schedule,
         compressor: Compressor,
@@ -93,7 +93,7 @@ class Journey:
         self._course = Course(joined, self._engine, self._selector, wire=self._wire, world_size=self._world_size)
         self._routes: dict[str, Tensor] = {}  # what the collective wants to know at the next step, by layout
         self._parts = 0  # exchanges begun in this step
-        self.feedback = ErrorFeedback(numels, momentum=momentum, world_size=self._world_size)
+        self.feedback = ErrorFeedback(parameters, momentum=momentum, world_size=self._world_size)
         self._whole = Whole(
             self._engine,
             self.feedback,

@@ -15,8 +15,8 @@ from gaussiank.sparse import SparseGradient
 class Residuals(Protocol):
     """What an observer may ask of the error feedback."""
 
-    def residuals(self, names: Sequence[str]) -> Tensor:
-        """Return a copy of the committed residuals of some parameters, end to end: ``[sum of numels]``."""
+    def residuals(self, wanted: Layout, /) -> Tensor:
+        """Return a copy of the committed residuals of a layout's parameters, as it lays them out: ``[numel]``."""
         ...
 
     def settle(self) -> bool:

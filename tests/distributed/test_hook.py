@@ -52,7 +52,7 @@ Totals = dict[str, tuple[Tensor, Tensor, Tensor]]
 
 def totals(compression: gaussiank.Compression, means: dict[str, Tensor], grads: dict[str, Tensor]) -> Totals:
     return {
-        name: (compression.feedback.residual(name), means[name].flatten().double(), grads[name].flatten().double())
+        name: tuple(held.flatten() for held in (compression.feedback.residual(name), means[name], grads[name].double()))
         for name in SHAPES
     }
 

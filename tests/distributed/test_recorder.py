@@ -172,7 +172,7 @@ def collect(rank: int, world_size: int, run_dir: str, collective: str, wire: str
             own = torch.randn(1, 50, generator=torch.Generator().manual_seed(10 * step + rank))
             model.zero_grad()
             compression.feedback.settle()
-            before = compression.feedback.residual("weight").double()
+            before = compression.feedback.residual("weight").flatten().double()
             model(own).sum().backward()
             energies.append(float((own[0].repeat(10).double() + before).square().sum()))
     return energies

@@ -7,6 +7,7 @@ that raised, or a dead peer leaves each residual as it was. The price is a secon
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gaussiank import ops
-from gaussiank.layout import Layout
+from gaussiank.layout import Layout, Piece
 from gaussiank.momentum import MomentumCorrection
 from gaussiank.ops import RESIDUAL_DTYPES
 from gaussiank.sparse import SparseGradient
@@ -46,7 +47,7 @@ class ErrorFeedback:
     the order changes.
 
     Args:
-        parameters: name -> numel of every parameter that may come.
+        parameters: name -> shape of every parameter that may come, or its numel.
         momentum: momentum correction, or None.
         world_size: number of workers; scales the clipping norm.
 
@@ -62,13 +63,20 @@ class ErrorFeedback:
     """
 
     def __init__(
-        self, parameters: Mapping[str, int], *, momentum: MomentumCorrection | None = None, world_size: int = 1
+        self,
+        parameters: Mapping[str, int | Sequence[int]],
+        *,
+        momentum: MomentumCorrection | None = None,
+        world_size: int = 1,
     ) -> None:
-        self._parameters = dict(parameters)
+        self._shapes = {
+            name: (given,) if isinstance(given, int) else tuple(given) for name, given in parameters.items()
+        }
+        self._parameters = {name: math.prod(shape) for name, shape in self._shapes.items()}
         self._momentum = momentum
         self._world_size = world_size
         self._parts: dict[Layout, Part] = {}
-        self._places: dict[str, tuple[Part, slice]] = {}
+        self._places: dict[str, tuple[Part, Piece]] = {}
         self._step = _Step()
 
     # ------------------------------------------------------------------ one step: take, keep, judge, seal, settle
@@ -195,7 +203,7 @@ class ErrorFeedback:
     # ------------------------------------------------------------------ reading and saving
 
     def residual(self, name: str) -> Tensor:
-        """Return a copy of a parameter's committed residual, ``[numel]``; zeros when nothing was kept yet.
+        """Return a copy of a parameter's committed residual, in the parameter's shape; zeros when nothing was kept yet.
 
         Raises:
             ValueError: no such parameter.
@@ -203,30 +211,45 @@ class ErrorFeedback:
         if name not in self._parameters:
             raise ValueError(f"name must be a parameter of the model, got {name!r}. See model.named_parameters().")
         if name not in self._places:
-            return torch.zeros(self._parameters[name])
-        part, place = self._places[name]
-        return part.residual[place].clone()
+            return torch.zeros(self._shapes[name], dtype=torch.float32)
+        part, piece = self._places[name]
+        return piece.of(part.residual, self._shapes[name]).clone(memory_format=torch.contiguous_format)
 
-    def residuals(self, names: Sequence[str]) -> Tensor:
+    def residuals(self, wanted: Layout | Sequence[str]) -> Tensor:
         """Return a copy of the committed residuals of some parameters, end to end: ``[sum of numels]``.
+
+        Args:
+            wanted: a layout, for the order that it says, or names, for that of the parameters' indices.
 
         Example:
             >>> ErrorFeedback({"w": 2, "b": 1}).residuals(["b", "w"]).tolist()
             [0.0, 0.0, 0.0]
         """
-        held = ((name, self._places.get(name)) for name in names)
-        return torch.cat([self.residual(name) if at is None else at[0].residual[at[1]] for name, at in held])
+        if not isinstance(wanted, Layout):
+            return torch.cat([self.residual(name).flatten() for name in wanted])
+        held = [self.residual(name) for name in wanted.names]
+        copy = torch.empty(wanted.numel, dtype=held[0].dtype, device=held[0].device)
+        for residual, (_, piece) in zip(held, wanted.pieces(), strict=True):
+            piece.of(copy, residual.shape).copy_(residual)
+        return copy
 
     def state_dict(self) -> dict[str, Any]:
-        """Return copies of all residuals and velocities, by parameter; an unfinished step is not in them."""
+        """Return copies of all residuals and velocities, by parameter; an unfinished step is not in them.
+
+        Each is flat, in the order of the parameter's indices, however the parameter lies in memory.
+        """
         places = {name: self._places[name] for name in self._parameters if name in self._places}
+
+        def copy(name: str, vector: Tensor, piece: Piece) -> Tensor:
+            return piece.of(vector, self._shapes[name]).clone(memory_format=torch.contiguous_format).flatten()
+
         return {
             "format": FORMAT,
             "parameters": dict(self._parameters),
-            "residual": {name: part.residual[place].clone() for name, (part, place) in places.items()},
+            "residual": {name: copy(name, part.residual, piece) for name, (part, piece) in places.items()},
             "velocity": {
-                name: part.velocity[place].clone()
-                for name, (part, place) in places.items()
+                name: copy(name, part.velocity, piece)
+                for name, (part, piece) in places.items()
                 if part.velocity is not None
             },
         }
@@ -274,7 +297,7 @@ class ErrorFeedback:
     def _new_part(self, layout: Layout, like: Tensor) -> Part:
         part = Part.of_zeros(layout, RESIDUAL_DTYPES[like.dtype], like.device, moving=self._momentum is not None)
         self._parts[layout] = part
-        self._places.update({name: (part, place) for name, place in layout.slices()})
+        self._places.update({name: (part, piece) for name, piece in layout.pieces()})
         return part
 
     def _move_in(self, layout: Layout, grad: Tensor) -> Part:
@@ -286,10 +309,10 @@ class ErrorFeedback:
         for old, _ in brought.values():
             self._parts.pop(old.layout, None)
         part = self._new_part(layout, grad)
-        for name, (old, place) in brought.items():
-            here = self._places[name][1]
-            part.residual[here] = old.residual[place]
+        for name, (old, piece) in brought.items():
+            here, shape = self._places[name][1], self._shapes[name]
+            here.of(part.residual, shape).copy_(piece.of(old.residual, shape))
             if part.velocity is not None and old.velocity is not None:
-                part.velocity[here] = old.velocity[place]
+                here.of(part.velocity, shape).copy_(piece.of(old.velocity, shape))
             part.clean = part.clean and old.clean
         return part

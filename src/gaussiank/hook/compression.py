@@ -18,7 +18,7 @@ from gaussiank.collectives import Collective, Done, Promise, await_all, group_ti
 from gaussiank.compressors import Compressor
 from gaussiank.feedback import ErrorFeedback
 from gaussiank.journey import Journey
-from gaussiank.layout import Layout
+from gaussiank.layout import Layout, Strides, strides_in_memory
 from gaussiank.metrics import Metrics
 from gaussiank.momentum import MomentumCorrection
 from gaussiank.observer import Observer
@@ -67,8 +67,9 @@ class Compression:
         }
         await_all(model.process_group)
         require_agreement(self.config, model.process_group)
+        named = dict(model.module.named_parameters())
         self._journey = Journey(
-            numels,
+            {name: parameter.shape for name, parameter in named.items()},
             schedule=schedule,
             compressor=compressor,
             per_layer=scope == "layer",
@@ -85,8 +86,12 @@ class Compression:
         self._whole_model = scope == "model"
         self._scaler = scaler
         self._unused_possible = bool(model.find_unused_parameters or model.static_graph)
-        self._names = {id(parameter): name for name, parameter in model.module.named_parameters()}
+        self._names = {id(parameter): name for name, parameter in named.items()}
         self._layouts: dict[tuple[int, ...], Layout] = {}
+        # DDP decides when it is made how gradients lie in its buckets, and once more before the second backward
+        self._strides: dict[str, Strides] | None = {name: strides_in_memory(one) for name, one in named.items()}
+        self._rebuilds = model.static_graph or not model.find_unused_parameters
+        self._backwards = 0
         self._waiting: list[tuple[GradBucket, Promise]] = []
 
     @property
@@ -144,6 +149,9 @@ class Compression:
         """Start the exchange of one bucket; the future holds its buffer with the mean."""
         if bucket.index() == 0:  # DDP starts buckets in order
             self._waiting = []
+            self._backwards += 1
+            if self._backwards == 2 and self._rebuilds:
+                self._strides, self._layouts = None, {}
             self._journey.begin(scale=self._scaler.get_scale() if self._scaler else 1.0)
         future = self._start(bucket)
         if bucket.is_last():
@@ -190,8 +198,13 @@ class Compression:
         layout = self._layouts.get(key)
         if layout is None:
             names, numels = [self._names[one] for one in key], [parameter.numel() for parameter in parameters]
-            layout = self._layouts[key] = Layout(tuple(names), tuple(numels))
+            strides = [self._strides_of(parameter) for parameter in parameters]
+            layout = Layout(tuple(names), tuple(numels), tuple(strides) if any(strides) else ())
+            self._layouts[key] = layout
         return layout
+
+    def _strides_of(self, parameter: Tensor) -> Strides:
+        return self._strides[self._names[id(parameter)]] if self._strides else strides_in_memory(parameter)
 
     def _without_gradient(self, buckets: list[GradBucket], grads: list[Tensor]) -> list[slice]:
         """Find the parameters without gradient: DDP drops what comes back for one that no worker used."""

@@ -38,7 +38,7 @@ class Spy:
         self.step = step
 
     def taking(self, layout: Any, grads: Any) -> None:
-        residual = torch.cat([self.residuals.residual(name) for name in layout.names])
+        residual = self.residuals.residuals(layout)
         row = {"grad": torch.cat(list(grads)).clone(), "residual": residual}
         self.rows.setdefault(self.step, []).append(row)
         self.inner.taking(layout, grads)

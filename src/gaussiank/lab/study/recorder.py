@@ -300,7 +300,7 @@ class Recorder:
 
     def _read_residual(self, layout: Layout, grad: Tensor) -> Tensor:
         assert self._residuals is not None
-        return self._residuals.residuals(layout.names).to(grad.device)
+        return self._residuals.residuals(layout).to(grad.device)
 
     @torch.no_grad()
     def _finish(self) -> None:
