@@ -27,7 +27,8 @@ def saved(world_size: int, step: int = 5) -> list[dict[str, Any]]:
         feedback.seal()
         assert feedback.settle()
         states.append({"format": 1, "rank": rank, "world_size": world_size, "step": step,
-                       "feedback": feedback.state_dict(), "hints": {"a..b": torch.tensor(0.5)}})  # fmt: skip
+                       "feedback": feedback.state_dict(), "hints": {"a..b": torch.tensor(0.5)},
+                       "routes": {"a..b/43": torch.tensor([world_size])}})  # fmt: skip
     return states
 
 
@@ -85,6 +86,15 @@ def test_saved_states_are_not_modified() -> None:
 def test_hints_stay_only_where_the_residual_does() -> None:
     assert resharded(saved(2), 4)[3]["hints"] == {"a..b": torch.tensor(0.5)}
     assert resharded(saved(4), 2)[1]["hints"] == {}
+
+
+def test_what_a_collective_has_learnt_stays_with_as_many_workers_alone() -> None:
+    assert resharded(saved(2), 2)[1]["routes"] == {"a..b/43": torch.tensor([2])}
+    assert resharded(saved(2), 4)[3]["routes"] == resharded(saved(4), 2)[1]["routes"] == {}
+    states = saved(4)
+    for state in states:
+        del state["routes"]  # as older states are
+    assert resharded(states, 2)[0]["routes"] == {}
 
 
 def test_a_part_that_never_saw_a_parameter_counts_as_zeros() -> None:

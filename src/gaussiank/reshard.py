@@ -81,8 +81,12 @@ def reshard(states: Sequence[State], rank: int, world_size: int) -> dict[str, An
         kind: _scaled_sums([state["feedback"][kind] for state in states], feedback["parameters"], factor)
         for kind in ("residual", "velocity")
     }
+    # thresholds hold for residuals of this size alone, and what a collective has learnt for as many workers alone
     hints = {key: hint.clone() for key, hint in first["hints"].items()} if factor == 1 else {}
-    return {**first, "rank": rank, "world_size": world_size, "feedback": {**feedback, **moved}, "hints": hints}
+    same = world_size == saved_world_size
+    routes = {key: hint.clone() for key, hint in first.get("routes", {}).items()} if same else {}
+    moved_state = {"feedback": {**feedback, **moved}, "hints": hints, "routes": routes}
+    return {**first, "rank": rank, "world_size": world_size, **moved_state}
 
 
 def _require_alike(states: Sequence[State], wanted: tuple[int, ...]) -> None:
