@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
@@ -26,11 +27,16 @@ from gaussiank.ops import RESIDUAL_DTYPES
 from gaussiank.schedule import Schedule, describe
 from gaussiank.selector import Scope
 
+from .copies import CopiedCompression, copy_of, text_of
+
 OnNonfinite = Literal["propagate", "raise"]
 
 
 class Compression:
     """The state of one compressed model: residuals, hints, step, measurements. Made by ``compress``.
+
+    A copy or a pickle of it, alone or with its model, holds settings only, and the model's copy is a plain DDP model:
+    call ``compress`` on that to compress it, and save residuals with ``state_dict``.
 
     Attributes:
         config: the settings, which all workers share.
@@ -83,6 +89,7 @@ class Compression:
         )
         if observer:
             observer.attach(self.config, numels, self._journey.feedback, model.process_group)
+        self._model = weakref.ref(model)
         self._whole_model = scope == "model"
         self._scaler = scaler
         self._unused_possible = bool(model.find_unused_parameters or model.static_graph)
@@ -93,6 +100,12 @@ class Compression:
         self._rebuilds = model.static_graph or not model.find_unused_parameters
         self._backwards = 0
         self._waiting: list[tuple[GradBucket, Promise]] = []
+
+    def __repr__(self) -> str:
+        return text_of(self.config, self.step)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return copy_of(self.config, self.step, self._model())  # process groups cannot be copied
 
     @property
     def stands_by(self) -> bool:
@@ -220,7 +233,7 @@ def require_no_hook(model: DistributedDataParallel) -> None:
     Raises:
         RuntimeError: so it is.
     """
-    if getattr(model, "_comm_hooks", ()):
+    if not all(isinstance(state, CopiedCompression) for _, state in getattr(model, "_comm_hooks", ())):
         raise RuntimeError(
             "model must have no communication hook yet, got one that has a hook. Call compress once for each "
             "DistributedDataParallel, and register no other hook on it."

@@ -19,6 +19,7 @@ from gaussiank.schedule import Constant, Schedule, require_density
 from gaussiank.selector import Scope, require_scope
 
 from .compression import Compression, OnNonfinite, require_no_hook
+from .copies import drop_copies
 
 _YEAR_S = 365 * 86400.0
 
@@ -127,6 +128,7 @@ def compress(
         timeout_s=timeout_s,
         observer=recorder,
     )
+    drop_copies(model)
     model.register_comm_hook(compression, hook)
     has_residual = compressor.keeps_rest and not compressor.sends_all
     exchanges = partial(_exchanges, weakref.ref(model))
