@@ -25,7 +25,7 @@ from gaussiank.collectives import (
 )
 from gaussiank.compressors import Compressor
 from gaussiank.course import Course
-from gaussiank.feedback import ErrorFeedback, require_same_worker
+from gaussiank.feedback import ErrorFeedback, OptimizerUse, require_same_worker
 from gaussiank.layout import Layout
 from gaussiank.mean import require_finite, write_back
 from gaussiank.metrics import Metrics
@@ -56,9 +56,11 @@ class Journey:
         timeout_s: seconds after which a message fails that a worker did not answer.
         group: process group, or None for the default one; messages go over groups of their own with its workers.
         observer: told of every vector on its way, or None.
+        use: tells whether optimizers have used the means; without it every mean counts as used.
 
     Attributes:
-        step: steps begun and sealed so far.
+        step: steps begun and sealed so far; the last one counts until it is found that no optimizer has used it.
+        exchanges: backwards begun and sealed so far, used or not: what random draws and turns go by.
         measured: measurements of the step under way or, after it, of the last one.
         feedback: the residuals.
     """
@@ -77,6 +79,7 @@ class Journey:
         timeout_s: float = 300.0,
         group: dist.ProcessGroup | None = None,
         observer: Observer | None = None,
+        use: OptimizerUse | None = None,
     ) -> None:
         if momentum is not None and not compressor.keeps_rest:
             raise ValueError(f"momentum must be None for a compressor without feedback, got {momentum}. Leave it out.")
@@ -93,7 +96,8 @@ class Journey:
         self._course = Course(joined, self._engine, self._selector, wire=self._wire, world_size=self._world_size)
         self._routes: dict[str, Tensor] = {}  # what the collective wants to know at the next step, by layout
         self._parts = 0  # exchanges begun in this step
-        self.feedback = ErrorFeedback(parameters, momentum=momentum, world_size=self._world_size)
+        self._use = use
+        self.feedback = ErrorFeedback(parameters, momentum=momentum, world_size=self._world_size, use=use)
         self._whole = Whole(
             self._engine,
             self.feedback,
@@ -102,7 +106,10 @@ class Journey:
             raise_nonfinite=raise_nonfinite,
             world_size=self._world_size,
         )
-        self.step = 0
+        self.step = self.exchanges = 0
+        self._used_before: int | None = (
+            None  # steps of optimizers when the last backward began; None: nothing to take back
+        )
         self._scale = 1.0
         self._dense_steps, self._told_of_dense = 0, False
         self.measured = Metrics(density=self.density)
@@ -125,11 +132,12 @@ class Journey:
     # ------------------------------------------------------------------ one step: begin, reduce, seal
 
     def begin(self, scale: float = 1.0) -> None:
-        """Begin a step: commit the last one's residuals, or forget them when it was not whole and finite.
+        """Begin a step: commit the last one's residuals, or forget them when it was not whole, finite and used.
 
         Args:
             scale: what a ``GradScaler`` multiplies this step's loss by; residuals follow when it changes.
         """
+        self._count_back()
         density = self.density
         same = self._whole.repeatable and scale == self._scale and density == self.measured.density
         if not same or not self.collective.rests():
@@ -139,6 +147,37 @@ class Journey:
         self.measured = Metrics(step=self.step, density=density)
         self._whole.begin(self.measured, same=same)
         self._observer.begin(self.step, density)
+
+    def _count_back(self) -> None:
+        """Take back the number of the last step if no optimizer has used it: this one is that step."""
+        if self._use is not None:
+            self.step -= self._unused
+            self._used_before = self._use.steps if self._use.begin() else None
+
+    @property
+    def _unused(self) -> bool:
+        """Whether no optimizer has stepped since the last backward, though torch shows such steps."""
+        use = self._use
+        return use is not None and self._used_before == use.steps and not use.unknown
+
+    def discard(self) -> None:
+        """Forget the last backward: residuals and step are as before it.
+
+        Raises:
+            RuntimeError: an optimizer has used its mean.
+        """
+        if self._use is not None:
+            if self._used_before is not None and self._use.steps > self._used_before:
+                raise RuntimeError(
+                    "discard must come before the optimizer's step, got a backward whose mean was used. "
+                    "Call it in place of the step."
+                )
+            if self._used_before is None:
+                return
+            self._used_before = None
+        self.feedback.discard()
+        self._whole.stop()
+        self.step -= 1
 
     def _prepare(self, scale: float) -> bool:
         """Settle the last step and ask the collective; tells whether that stays as it was."""
@@ -157,6 +196,9 @@ class Journey:
             self._course.seal()
             self._whole.seal(self._parts)
         self.step += 1
+        self.exchanges += 1
+        if self._use is not None:
+            self._use.seal()
         self.measured.launched_at = time.perf_counter()
         self._tell_of_dense()
 
@@ -216,7 +258,8 @@ class Journey:
         self._observer.taken(layout, k, sparse)
         capacity = self._selector.capacity(layout, density)
         route, part = f"{layout.names[0]}..{layout.names[-1]}/{layout.numel}", self._parts
-        drawn = self._selector.shared(layout, density, measured.step, part, grad.device)
+        turn = self.exchanges
+        drawn = self._selector.shared(layout, density, turn, part, grad.device)
 
         def start(group: dist.ProcessGroup) -> Exchange:
             return collective.start(
@@ -224,7 +267,7 @@ class Journey:
                 wire=self._wire,
                 capacity=capacity,
                 group=group,
-                step=measured.step,
+                step=turn,
                 part=part,
                 hint=self._routes.get(route),
                 draw=(lambda indices: self.feedback.draw(layout, indices)) if self._compressor.keeps_rest else None,
@@ -263,10 +306,10 @@ class Journey:
 
     def _take(self, layout: Layout, grad: Tensor, held: Sequence[slice]) -> SparseGradient:
         def select(accumulated: Tensor) -> SparseGradient:
-            return self._selector.select(layout, accumulated, self.measured.density, self.measured.step)
+            return self._selector.select(layout, accumulated, self.measured.density, self.exchanges)
 
         def fused(addend: Tensor, residual: Tensor, out: Tensor) -> SparseGradient:
-            return self._selector.take(layout, addend, residual, out, self.measured.density, self.measured.step)
+            return self._selector.take(layout, addend, residual, out, self.measured.density, self.exchanges)
 
         if self._compressor.keeps_rest:
             return self.feedback.take(layout, grad, select, held=held, fused=fused)
@@ -284,7 +327,8 @@ class Journey:
             "format": FORMAT,
             "rank": self._rank,
             "world_size": self._world_size,
-            "step": self.step,
+            "step": self.step - self._unused,
+            "exchanges": self.exchanges - self._unused,
             "scale": self._scale,
             "feedback": self.feedback.state_dict(),
             "hints": {key: hint.clone() for key, hint in self._selector.hints.items()},
@@ -301,6 +345,7 @@ class Journey:
         self.feedback.load_state_dict(state["feedback"])
         self._selector.load_hints(state["hints"])
         self._routes = {key: hint.clone() for key, hint in state.get("routes", {}).items()}
-        self.step = state["step"]
+        self.step, self._used_before = state["step"], None
+        self.exchanges = state.get("exchanges", self.step)
         self._whole.stop()
         self._scale = state.get("scale", 1.0)

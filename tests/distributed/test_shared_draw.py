@@ -136,7 +136,7 @@ def test_refused_in_one_sentence_elsewhere(two_workers: Any) -> None:
 def disagreeing(rank: int, world_size: int) -> str:
     model = DDP(Given())
     compression = gaussiank.compress(model, density=0.05, **SHARED)
-    compression.load_state_dict({**compression.state_dict(), "step": rank})
+    compression.load_state_dict({**compression.state_dict(), "exchanges": rank})
     try:
         model(feed(rank, 0)).backward()
     except RuntimeError as error:

@@ -2,5 +2,6 @@
 
 from .error_feedback import ErrorFeedback, Fused, Select
 from .saved import require_same_worker
+from .usage import OptimizerUse
 
-__all__ = ["ErrorFeedback", "Fused", "Select", "require_same_worker"]
+__all__ = ["ErrorFeedback", "Fused", "OptimizerUse", "Select", "require_same_worker"]

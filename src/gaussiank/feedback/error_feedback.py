@@ -1,8 +1,10 @@
 """What was not sent stays here: one residual for each parameter, taken from, kept, committed, saved.
 
 A step is a transaction. ``take`` writes the new residuals beside the old ones; ``settle`` makes them the real ones when
-every mean of the step arrived and was finite, and forgets them otherwise. So an overflow under mixed precision, a step
-that raised, or a dead peer leaves each residual as it was. The price is a second buffer of the residual's size.
+every mean of the step arrived, was finite, and was used by an optimizer, as far as torch shows that (``usage``), and
+forgets them otherwise. So an overflow under mixed precision, a step that raised or that the loop skipped, or a dead
+peer leaves each residual as it was. A mean that no optimizer has used yet and that still lies in ``grad`` stays open:
+the next backward, which adds to it, goes on from there. The price is a second buffer of the residual's size.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from gaussiank.sparse import SparseGradient
 
 from .part import Part
 from .saved import FORMAT, require_fitting
+from .usage import OptimizerUse
 
 Select = Callable[[Tensor], SparseGradient]
 """Chooses from an accumulated vector."""
@@ -32,11 +35,24 @@ Fused = Callable[[Tensor, Tensor, Tensor], SparseGradient]
 
 @dataclass
 class _Step:
-    """A transaction: which parts it touches, and whether each mean that came back was finite."""
+    """A backward: which parts it touches, and whether each mean that came back was finite.
+
+    Args:
+        parts: in the order in which they were taken from.
+        verdicts: 0-d bool tensors, one for each mean.
+        sealed: whether all of it is under way.
+        going_on: parts open from an earlier backward whose mean was still in ``grad`` when this one added to it.
+    """
 
     parts: list[Part] = field(default_factory=list)
     verdicts: list[Tensor] = field(default_factory=list)
     sealed: bool = False
+    going_on: list[Part] = field(default_factory=list)
+
+    @property
+    def whole(self) -> bool:
+        """Whether every mean has arrived and is finite."""
+        return self.sealed and len(self.verdicts) == len(self.parts) and all(map(bool, self.verdicts))
 
 
 class ErrorFeedback:
@@ -50,6 +66,7 @@ class ErrorFeedback:
         parameters: name -> shape of every parameter that may come, or its numel.
         momentum: momentum correction, or None.
         world_size: number of workers; scales the clipping norm.
+        use: tells whether optimizers have used the means; without it every mean counts as used.
 
     Example:
         >>> feedback = ErrorFeedback({"w": 4})
@@ -68,6 +85,7 @@ class ErrorFeedback:
         *,
         momentum: MomentumCorrection | None = None,
         world_size: int = 1,
+        use: OptimizerUse | None = None,
     ) -> None:
         self._shapes = {
             name: (given,) if isinstance(given, int) else tuple(given) for name, given in parameters.items()
@@ -75,6 +93,8 @@ class ErrorFeedback:
         self._parameters = {name: math.prod(shape) for name, shape in self._shapes.items()}
         self._momentum = momentum
         self._world_size = world_size
+        self._use = use
+        self._open_parts: list[Part] = []
         self._parts: dict[Layout, Part] = {}
         self._places: dict[str, tuple[Part, Piece]] = {}
         self._step = _Step()
@@ -100,19 +120,20 @@ class ErrorFeedback:
         Raises:
             ValueError: ``grad`` is no flat vector or does not fit the layout, or the layout names an unknown parameter.
         """
-        part, held = self._open(layout, grad), tuple(held)
-        addend = self._addend(part, grad)
+        part, (residual, velocity) = self._open(layout, grad)
+        held = tuple(held)
+        addend = self._addend(part, velocity, grad)
         if fused and not held:
-            sparse = fused(addend, part.residual, part.next_residual)
+            sparse = fused(addend, residual, part.next_residual)
         else:
-            accumulated = ops.accumulate(part.residual, addend, out=part.next_residual)
+            accumulated = ops.accumulate(residual, addend, out=part.next_residual)
             for place in held:
                 accumulated[place] = 0
             sparse = select(accumulated)
             accumulated[sparse.indices] = 0
         if part.next_velocity is not None and self._momentum is not None and self._momentum.masking:
             part.next_velocity[sparse.indices] = 0
-        self._hold(part, held)
+        self._hold(part, residual, velocity, held)
         part.clean = False
         return sparse
 
@@ -131,17 +152,20 @@ class ErrorFeedback:
             ValueError: as ``take``.
         """
         known = self._parts.get(layout)
+        if known is not None:
+            self._go_on_or_forget(known)
         if self._momentum is None and (
             known.clean if known else not any(name in self._places for name in layout.names)
         ):
             return False
-        part, held = self._open(layout, grad), tuple(held)
-        accumulated = ops.accumulate(part.residual, self._addend(part, grad), out=part.next_residual)
+        part, (residual, velocity) = self._open(layout, grad)
+        held = tuple(held)
+        accumulated = ops.accumulate(residual, self._addend(part, velocity, grad), out=part.next_residual)
         for place in held:
             accumulated[place] = grad[place]
         grad.copy_(accumulated)
         accumulated.sub_(grad)
-        self._hold(part, held)
+        self._hold(part, residual, velocity, held)
         part.clean = not held and grad.dtype == accumulated.dtype
         return True
 
@@ -171,24 +195,30 @@ class ErrorFeedback:
         self._step.sealed = True
 
     def settle(self) -> bool:
-        """End the step: commit its residuals if it is whole and finite, forget them otherwise.
+        """End the step: commit what is whole, finite and used, forget what is not, leave open what may be used yet.
 
         Returns:
-            Whether it was committed.
+            Whether all of it was committed.
         """
-        if not self._step.parts and not self._step.verdicts:  # a dense step without residuals
-            whole, self._step.sealed = self._step.sealed, False
-            return whole
         step, self._step = self._step, _Step()
-        whole = step.sealed and len(step.verdicts) == len(step.parts)
-        committed = whole and all(bool(verdict) for verdict in step.verdicts)
-        if committed:
+        whole = step.whole
+        if not whole:
             for part in step.parts:
-                part.swap()
-        else:
-            for part in step.parts:
-                part.clean = False
-        return committed
+                part.forget()
+        for part in self._open_parts:
+            used = not part.open or self._use is None or self._use.of(part.layout.names)
+            if used is not None and part.open:
+                part.commit() if used else part.forget()
+                whole = whole and used
+        self._open_parts = [part for part in self._open_parts if part.open]
+        return whole and not self._open_parts
+
+    def discard(self) -> None:
+        """Forget the last backward, and those that it went on from: all that is not committed."""
+        self._step = _Step()
+        for part in self._open_parts:
+            part.forget()
+        self._open_parts = []
 
     def rescale(self, factor: float) -> None:
         """Multiply every residual and velocity by ``factor``, between two steps: their unit has changed.
@@ -196,9 +226,13 @@ class ErrorFeedback:
         Exact when ``factor`` is a power of two, as a ``GradScaler`` has by default, within float32's range.
         """
         for part in {id(part): part for part, _ in self._places.values()}.values():
-            part.residual.mul_(factor)
-            if part.velocity is not None:
-                part.velocity.mul_(factor)
+            for vector in (
+                part.residual,
+                part.velocity,
+                *((part.next_residual, part.next_velocity) if part.open else ()),
+            ):
+                if vector is not None:
+                    vector.mul_(factor)
 
     # ------------------------------------------------------------------ reading and saving
 
@@ -262,7 +296,7 @@ class ErrorFeedback:
         """
         require_fitting(state, self._parameters, moving=self._momentum is not None)
         residual, velocity = state["residual"], state["velocity"]
-        self._parts, self._places, self._step = {}, {}, _Step()
+        self._parts, self._places, self._step, self._open_parts = {}, {}, _Step(), []
         for name, saved in residual.items():
             part = self._new_part(Layout((name,), (saved.numel(),)), saved)
             part.residual.copy_(saved)
@@ -272,27 +306,43 @@ class ErrorFeedback:
 
     # ------------------------------------------------------------------ inside
 
-    def _open(self, layout: Layout, grad: Tensor) -> Part:
+    def _open(self, layout: Layout, grad: Tensor) -> tuple[Part, tuple[Tensor, Tensor | None]]:
+        """Open the part of a gradient; returns it, and the residual and velocity that the step starts from."""
         ops.require_vector(grad, "grad")
         if grad.numel() != layout.numel:
             raise ValueError(f"grad must fit its layout of {layout.numel} entries, got {grad.numel()}. Pass all of it.")
         part = self._parts.get(layout)
         if part is None or not part.fits(grad):
             part = self._move_in(layout, grad)
+        else:
+            self._go_on_or_forget(part)
+        if self._use is not None:
+            self._use.exchanged(layout.names)
+        if not part.open:
+            self._open_parts.append(part)
         self._step.parts.append(part)
-        return part
+        return part, part.begin()
 
-    def _addend(self, part: Part, grad: Tensor) -> Tensor:
+    def _go_on_or_forget(self, part: Part) -> None:
+        """Decide on a part that no optimizer has used: keep it open only if its mean was still in ``grad``."""
+        if part.open and part not in self._step.going_on and self._use is not None:
+            if self._use.kept(part.layout.names):
+                self._step.going_on.append(part)
+            else:
+                part.forget()
+                self._open_parts.remove(part)
+
+    def _addend(self, part: Part, velocity: Tensor | None, grad: Tensor) -> Tensor:
         """Return what the residual grows by: the gradient, or the velocity that it is added to."""
-        if self._momentum is None or part.velocity is None or part.next_velocity is None:
+        if self._momentum is None or velocity is None or part.next_velocity is None:
             return grad
-        return self._momentum.advance(part.velocity, grad, part.next_velocity, part.layout, self._world_size)
+        return self._momentum.advance(velocity, grad, part.next_velocity, part.layout, self._world_size)
 
-    def _hold(self, part: Part, held: Iterable[slice]) -> None:
+    def _hold(self, part: Part, residual: Tensor, velocity: Tensor | None, held: Iterable[slice]) -> None:
         for place in held:
-            part.next_residual[place] = part.residual[place]
-            if part.next_velocity is not None and part.velocity is not None:
-                part.next_velocity[place] = part.velocity[place]
+            part.next_residual[place] = residual[place]
+            if part.next_velocity is not None and velocity is not None:
+                part.next_velocity[place] = velocity[place]
 
     def _new_part(self, layout: Layout, like: Tensor) -> Part:
         part = Part.of_zeros(layout, RESIDUAL_DTYPES[like.dtype], like.device, moving=self._momentum is not None)
@@ -308,11 +358,21 @@ class ErrorFeedback:
         brought = {name: self._places[name] for name in layout.names if name in self._places}
         for old, _ in brought.values():
             self._parts.pop(old.layout, None)
+            self._go_on_or_forget(old)
         part = self._new_part(layout, grad)
+        if any(old.open for old, _ in brought.values()):
+            part.open = True
+            self._open_parts.append(part)
         for name, (old, piece) in brought.items():
             here, shape = self._places[name][1], self._shapes[name]
-            here.of(part.residual, shape).copy_(piece.of(old.residual, shape))
-            if part.velocity is not None and old.velocity is not None:
-                here.of(part.velocity, shape).copy_(piece.of(old.velocity, shape))
+            newest = (old.next_residual, old.next_velocity) if old.open else (old.residual, old.velocity)
+            for new, saved in (
+                (part.residual, old.residual),
+                (part.velocity, old.velocity),
+                (part.next_residual, newest[0]),
+                (part.next_velocity, newest[1]),
+            ):
+                if new is not None and saved is not None:
+                    here.of(new, shape).copy_(piece.of(saved, shape))
             part.clean = part.clean and old.clean
         return part

@@ -14,7 +14,7 @@ from gaussiank.ops import RESIDUAL_DTYPES
 
 @dataclass(eq=False)
 class Part:
-    """Residual and velocity of one layout, each with the buffer of the step that is under way.
+    """Residual and velocity of one layout, each with the buffer that an uncommitted step writes.
 
     Args:
         layout: which parameters.
@@ -23,6 +23,7 @@ class Part:
         next_residual: ``[numel]`` what a step writes.
         next_velocity: ``[numel]`` likewise.
         clean: whether the residual is known to be all zeros.
+        open: whether ``next_residual`` holds a step that is neither committed nor forgotten.
     """
 
     layout: Layout
@@ -31,6 +32,8 @@ class Part:
     next_residual: Tensor
     next_velocity: Tensor | None
     clean: bool = True
+    open: bool = False
+    _spare: tuple[Tensor, Tensor | None] | None = None
 
     @classmethod
     def of_zeros(cls, layout: Layout, dtype: torch.dtype, device: torch.device, *, moving: bool) -> Part:
@@ -42,10 +45,30 @@ class Part:
         return cls(layout, zeros(), zeros() if moving else None, zeros(), zeros() if moving else None)
 
     def fits(self, grad: Tensor) -> bool:
-        """Tell whether the residual has the gradient's device and dtype; a loaded one need not."""
+        """Return whether the residual has the gradient's device and dtype; a loaded one need not."""
         return self.residual.device == grad.device and self.residual.dtype == RESIDUAL_DTYPES[grad.dtype]
 
-    def swap(self) -> None:
-        """Commit the step: what it wrote becomes the residual and the velocity."""
+    def begin(self) -> tuple[Tensor, Tensor | None]:
+        """Open a step; returns the residual and velocity that it starts from: an open step's, or the committed ones."""
+        if not self.open:
+            self.open = True
+            return self.residual, self.velocity
+        before = self.next_residual, self.next_velocity
+        if self._spare is None:
+            self._spare = _like(before[0]), None if before[1] is None else _like(before[1])
+        (self.next_residual, self.next_velocity), self._spare = self._spare, before
+        return before
+
+    def commit(self) -> None:
+        """End the open step: what it wrote becomes the residual and the velocity."""
         self.residual, self.next_residual = self.next_residual, self.residual
         self.velocity, self.next_velocity = self.next_velocity, self.velocity
+        self.open = False
+
+    def forget(self) -> None:
+        """End the open step: residual and velocity stay as they were before it."""
+        self.open = self.clean = False
+
+
+def _like(vector: Tensor) -> Tensor:
+    return ops.residual_buffer(vector.numel(), vector.dtype, vector.device)

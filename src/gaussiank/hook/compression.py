@@ -17,7 +17,7 @@ from gaussiank import __version__
 from gaussiank.codec import Wire
 from gaussiank.collectives import Collective, Done, Promise, await_all, group_timeout_s, require_agreement
 from gaussiank.compressors import Compressor
-from gaussiank.feedback import ErrorFeedback
+from gaussiank.feedback import ErrorFeedback, OptimizerUse
 from gaussiank.journey import Journey
 from gaussiank.layout import Layout, Strides, strides_in_memory
 from gaussiank.metrics import Metrics
@@ -86,6 +86,7 @@ class Compression:
             timeout_s=group_timeout_s(model.process_group) if timeout_s is None else timeout_s,
             group=model.process_group,
             observer=observer,
+            use=OptimizerUse(dict(model.module.named_parameters())),
         )
         if observer:
             observer.attach(self.config, numels, self._journey.feedback, model.process_group)
@@ -141,8 +142,22 @@ class Compression:
         self._journey.feedback.settle()
         return self._journey.feedback
 
+    def discard(self) -> None:
+        """Forget the last backward, in place of an optimizer's step: residuals and ``step`` are as before it.
+
+        Call it on every worker. A mean that is zeroed or set to None before any optimizer of torch has stepped is
+        forgotten without it; an optimizer that uses a mean only to find another point, as SAM does, needs it.
+
+        Raises:
+            RuntimeError: an optimizer has used the mean.
+        """
+        self._journey.discard()
+
     def state_dict(self) -> dict[str, Any]:
         """Return this worker's residuals, velocities, hints and step. Each worker must save its own.
+
+        Between a backward and the optimizer's step it holds what was before that backward, as the weights do; where no
+        optimizer of torch was ever seen to step, the backward counts as used.
 
         Tensors are copies; ``torch.load(..., weights_only=True)`` reads what ``torch.save`` makes of it.
         """

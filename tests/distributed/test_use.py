@@ -1,0 +1,288 @@
+"""Residuals follow what the optimizer used: a mean that it never took is not committed, in loops that people write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tests.distributed.test_whole import SIZES, Given, fed, small_buckets
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel as DDP
+from torch.optim import LBFGS, SGD, Optimizer
+
+import gaussiank
+
+NAMES = [f"weights.{number}" for number in range(len(SIZES))]
+NUMEL = sum(SIZES)
+EXACT: dict[str, Any] = {"wire": "raw+fp32", "density": 0.05}
+WAYS: list[dict[str, Any]] = [
+    {},
+    {"scope": "model"},
+    {"scope": "layer", "collective": "split"},
+    {"density": 1.0},
+    {"density": lambda step: 1.0 if step % 2 else 0.05},
+    {"momentum": gaussiank.MomentumCorrection(0.0, masking=False)},
+]
+
+
+class Loop:
+    """A training loop on one worker, and the account of what its optimizer used."""
+
+    def __init__(self, rank: int, how: dict[str, Any], *, view: bool = False, to_none: bool = True, **ddp: Any) -> None:
+        self.rank, self.to_none = rank, to_none
+        self.model = small_buckets(gradient_as_bucket_view=view, **ddp)
+        self.compression = gaussiank.compress(self.model, **{**EXACT, **how})
+        self.optimizer: Optimizer = SGD(self.model.parameters(), lr=1.0)
+        self.given, self.used = torch.zeros(NUMEL), torch.zeros(NUMEL)
+        self.turn = 0
+
+    def zero(self) -> None:
+        self.optimizer.zero_grad(set_to_none=self.to_none)
+
+    def backward(self, *, counts: bool = True, factor: float = 1.0) -> None:
+        """One synchronized backward; ``counts``: its gradient goes into a step of the optimizer."""
+        grads = [grad * factor for grad in fed(self.rank, self.turn)]
+        self.turn += 1
+        self.model(grads).backward()
+        if counts:
+            self.given += torch.cat(grads)
+
+    def step(self) -> None:
+        self.used += self.model.module.grads()
+        self.optimizer.step()
+
+    def account(self) -> tuple[Tensor, Tensor, Tensor, int]:
+        """What was given, what was used, what is kept, and the steps counted."""
+        return self.given, self.used, self.compression.feedback.residuals(NAMES), self.compression.step
+
+
+def ordinary(loop: Loop) -> int:
+    for _ in range(3):
+        loop.zero()
+        loop.backward()
+        loop.step()
+    return 3
+
+
+def skipped(loop: Loop) -> int:
+    """A loop that leaves out the steps whose gradient spikes, whenever it zeroes."""
+    steps = ordinary(loop)
+    for _ in range(3):
+        loop.zero()
+        loop.backward(counts=False, factor=1e6)
+    loop.zero()
+    loop.backward()
+    loop.step()
+    return steps + 1
+
+
+def skipped_before_no_sync(loop: Loop) -> int:
+    steps = ordinary(loop)
+    loop.zero()
+    loop.backward(counts=False, factor=1e6)
+    loop.zero()
+    with loop.model.no_sync():
+        loop.backward()
+    loop.backward()
+    loop.step()
+    return steps + 1
+
+
+def accumulated(loop: Loop) -> int:
+    """Several synchronized backwards into one step, and one such step left out."""
+    steps = ordinary(loop)
+    for counts in (True, False, True):
+        loop.zero()
+        for _ in range(3):
+            loop.backward(counts=counts)
+        if counts:
+            loop.step()
+    return steps + 2
+
+
+def of_a_gan(loop: Loop) -> int:
+    """The discriminator's side: the generator's backward runs through it, and is zeroed."""
+    steps = ordinary(loop)
+    for _ in range(4):
+        loop.zero()
+        loop.backward()
+        loop.backward()
+        loop.step()
+        loop.backward(counts=False, factor=100.0)
+    loop.zero()
+    loop.backward()
+    loop.step()
+    return steps + 5
+
+
+def sharpness_aware(loop: Loop) -> int:
+    """SAM: the first mean only says where to look."""
+    steps = ordinary(loop)
+    for by_hand in (True, False):
+        loop.zero()
+        loop.backward(counts=False)
+        if by_hand:
+            loop.compression.discard()
+        loop.zero()
+        loop.backward()
+        loop.step()
+    return steps + 2
+
+
+def before_the_buckets_are_built(loop: Loop) -> int:
+    """DDP makes its buckets anew at the second backward: parts of both mean different parameters."""
+    loop.optimizer.step()  # over nothing; but torch shows it
+    loop.zero()
+    loop.backward(counts=False, factor=1e6)
+    loop.zero()
+    loop.backward()
+    loop.backward()
+    loop.step()
+    return 1
+
+
+def kept_while_the_buckets_are_built(loop: Loop) -> int:
+    loop.optimizer.step()
+    loop.backward()
+    loop.backward()
+    loop.step()
+    return 1
+
+
+def by_two_optimizers(loop: Loop) -> int:
+    """A vector that holds parameters of two commits when either has stepped."""
+    one, other = SGD([loop.model.module.weights[0]], lr=1.0), SGD(list(loop.model.module.weights)[1:], lr=1.0)
+    one.step()
+    other.step()
+    for optimizer in (one, other, one):
+        loop.zero()
+        loop.backward()
+        loop.used += loop.model.module.grads()
+        optimizer.step()
+    return 3
+
+
+LOOPS: list[Callable[[Loop], int]] = [
+    ordinary, skipped, skipped_before_no_sync, accumulated, of_a_gan, sharpness_aware, before_the_buckets_are_built,
+    kept_while_the_buckets_are_built,
+]  # fmt: skip
+
+
+def of_every_kind(rank: int, world_size: int, body: Callable[[Loop], int]) -> list[tuple[Any, ...]]:
+    results: list[tuple[Any, ...]] = []
+    for how in WAYS:
+        for view in (False, True):
+            for to_none in (True, False):
+                loop = Loop(rank, how, view=view, to_none=to_none)
+                steps = body(loop)
+                results.append((f"{body.__name__} {how} view={view} to_none={to_none}", steps, *loop.account()))
+    return results
+
+
+def assert_only_what_was_used_is_gone(results: list[list[tuple[Any, ...]]]) -> None:
+    """``sum over workers of residual + P used == sum of given``, where only what the optimizer used was given."""
+    for rows in zip(*results, strict=True):
+        which, steps = rows[0][:2]
+        given, kept = (sum((row[part] for row in rows), torch.zeros(NUMEL)) for part in (2, 4))
+        assert torch.allclose(kept + len(rows) * rows[0][3], given, rtol=0, atol=1e-3), which
+        assert [row[5] for row in rows] == [steps] * len(rows), which
+
+
+@pytest.mark.parametrize("body", LOOPS, ids=lambda body: body.__name__)
+def test_what_no_optimizer_used_leaves_no_trace(two_workers: Any, body: Callable[[Loop], int]) -> None:
+    assert_only_what_was_used_is_gone(two_workers.run(of_every_kind, body))
+
+
+def with_two_optimizers(rank: int, world_size: int) -> list[tuple[Any, ...]]:
+    loop = Loop(rank, {"scope": "model"})
+    return [("two optimizers", by_two_optimizers(loop), *loop.account())]
+
+
+def test_a_vector_of_two_optimizers_commits_with_either(two_workers: Any) -> None:
+    assert_only_what_was_used_is_gone(two_workers.run(with_two_optimizers))
+
+
+def in_a_closure(rank: int, world_size: int) -> list[tuple[Any, ...]]:
+    """L-BFGS takes several backwards in a step, and uses each."""
+    loop = Loop(rank, {})
+    optimizer = LBFGS(loop.model.parameters(), lr=0.1, max_iter=4)
+    backwards = 0
+
+    def closure() -> float:
+        nonlocal backwards
+        backwards += 1
+        optimizer.zero_grad()
+        loop.backward()
+        loop.used += loop.model.module.grads()
+        return float(backwards)
+
+    for _ in range(3):
+        optimizer.step(closure)
+    assert backwards > 6
+    return [("closure", backwards, *loop.account())]
+
+
+def test_every_backward_in_a_closure_counts(two_workers: Any) -> None:
+    assert_only_what_was_used_is_gone(two_workers.run(in_a_closure))
+
+
+def of_a_loop_of_its_own(rank: int, world_size: int) -> list[tuple[Any, ...]]:
+    """Torch shows no optimizer: every backward counts, as it always did."""
+    loop = Loop(rank, {})
+    for _ in range(4):
+        loop.zero()
+        loop.backward()
+        loop.used += loop.model.module.grads()
+    return [("own loop", 4, *loop.account())]
+
+
+def test_without_an_optimizer_every_backward_counts(two_workers: Any) -> None:
+    assert_only_what_was_used_is_gone(two_workers.run(of_a_loop_of_its_own))
+
+
+def between(rank: int, world_size: int) -> dict[str, Any]:
+    loop = Loop(rank, {})
+    ordinary(loop)
+    before, kept = loop.compression.state_dict(), loop.compression.feedback.residuals(NAMES)
+    loop.zero()
+    loop.backward()
+    between = loop.compression.state_dict()
+    assert torch.equal(loop.compression.feedback.residuals(NAMES), kept)
+    loop.step()
+    after = loop.compression.state_dict()
+    for name in NAMES:
+        assert torch.equal(between["feedback"]["residual"][name], before["feedback"]["residual"][name])
+        assert not torch.equal(after["feedback"]["residual"][name], before["feedback"]["residual"][name])
+    loop.zero()
+    loop.backward()
+    loop.step()
+    with pytest.raises(RuntimeError, match="discard must come before the optimizer's step, got a backward whose mean"):
+        loop.compression.discard()
+    return {"steps": [state["step"] for state in (before, between, after)]}
+
+
+def test_a_state_between_backward_and_step_is_that_before_both(two_workers: Any) -> None:
+    assert two_workers.run(between) == [{"steps": [3, 3, 4]}] * 2
+
+
+def spiking(rank: int, world_size: int) -> int:
+    """The loop of the trouble report: steps are left out where the mean's norm spikes."""
+    torch.manual_seed(0)
+    model = DDP(Given())
+    gaussiank.compress(model, density=0.01)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    skipped = 0
+    for step in range(60):
+        optimizer.zero_grad()
+        model([grad * (1e6 if step == 20 else 1.0) for grad in fed(rank, step)]).backward()
+        if model.module.grads().norm() > 1e4:
+            skipped += 1
+            continue
+        optimizer.step()
+    return skipped
+
+
+def test_one_spike_skips_one_step(two_workers: Any) -> None:
+    assert two_workers.run(spiking) == [1, 1]

@@ -1,0 +1,55 @@
+"""What torch tells of an optimizer's steps, where one process suffices to see it."""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+from torch.nn import Parameter
+
+from gaussiank.feedback import OptimizerUse
+from gaussiank.feedback.usage import _WATCHING
+
+
+def test_a_fused_step_that_a_scaler_makes_a_no_op_was_none() -> None:
+    weight = Parameter(torch.ones(4))
+    use = OptimizerUse({"w": weight})
+    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for spoiled in (False, True, False):
+        before = weight.detach().clone()
+        weight.grad = torch.full((4,), float("inf") if spoiled else 1.0)
+        scaler.scale(torch.ones(()))
+        use.exchanged(("w",))
+        scaler.step(optimizer)
+        scaler.update()
+        assert torch.equal(weight.detach(), before) is spoiled
+        assert use.of(("w",)) is not spoiled
+    assert use.steps == 3
+
+
+def test_parameters_that_join_an_optimizer_later_are_seen() -> None:
+    first, second = Parameter(torch.ones(2)), Parameter(torch.ones(2))
+    use = OptimizerUse({"first": first, "second": second})
+    optimizer = torch.optim.SGD([first], lr=0.1)
+    first.grad = second.grad = torch.ones(2)
+    optimizer.step()
+    assert use.of(("second",)) is True  # no optimizer was ever seen to step over it
+    optimizer.add_param_group({"params": [second]})
+    use.exchanged(("second",))
+    optimizer.step()
+    use.exchanged(("second",))
+    assert use.of(("second",)) is None
+    optimizer.step()
+    assert use.of(("second",)) is True
+
+
+def test_a_model_that_is_gone_is_watched_no_more() -> None:
+    weight = Parameter(torch.ones(2))
+    use = OptimizerUse({"w": weight})
+    assert use in _WATCHING
+    assert len(weight._backward_hooks or {}) == 1
+    del use
+    gc.collect()
+    assert not any("w" in one._parameters and one._parameters["w"]() is weight for one in _WATCHING)
+    assert not weight._backward_hooks
