@@ -8,7 +8,7 @@
 #include <math.h>
 
 enum { HEADER = 20, VERSION = 2, UNCHECKED = 0x80, FOREIGN = -100 };
-enum { RAW, RICE, ELIASFANO, CHUNKS };                   /* numbers of index codes */
+enum { RAW, ELIASFANO = 2, CHUNKS, RICE = 5 };           /* numbers of index codes */
 enum { FP32, BF16 = 2, BITS8 = 4, BITS4, BITS2, SIGN, BF16_RICE }; /* and of value codes */
 
 /* An empty tensor has no address, and memcpy wants one. */
@@ -130,7 +130,8 @@ static int64_t slots_of(int code, int64_t size, int64_t count, int64_t numel)
 
 static int known(int index, int values)
 {
-    return index >= RAW && index <= CHUNKS && (values == FP32 || values == BF16 || (values >= BITS8 && values <= BF16_RICE));
+    return (index == RAW || index == RICE || index == ELIASFANO || index == CHUNKS) &&
+           (values == FP32 || values == BF16 || (values >= BITS8 && values <= BF16_RICE));
 }
 
 static uint32_t checksum_of(const uint8_t *payload, int64_t size)

@@ -46,22 +46,27 @@ struct low {
     unsigned fill;
 };
 
-/* Append the lowest `width` bits of each number; up to 8 bytes past the stream are scribbled on. */
-static inline void write_low(struct low *low, const uint32_t *numbers, int n, unsigned width)
+static inline void append(struct low *low, uint64_t bits, unsigned width)
 {
-    uint32_t mask = (1u << width) - 1;
-    uint8_t *to = low->to;
-    uint64_t word = low->word;
-    unsigned fill = low->fill;
-    for (int i = 0; width && i < n; i++) {
-        word |= (uint64_t)(numbers[i] & mask) << fill;
-        fill += width;
-        store64(to, word);
-        to += fill >> 3;
-        word >>= fill & ~7u;
-        fill &= 7;
-    }
-    *low = (struct low){to, word, fill};
+    low->word |= bits << low->fill;
+    low->fill += width;
+    store64(low->to, low->word);
+    low->to += low->fill >> 3;
+    low->word >>= low->fill & ~7u;
+    low->fill &= 7;
+}
+
+/* Append the lowest `width` bits of each number; up to 8 bytes past the stream are scribbled on. */
+static inline void write_low(struct low *stream, const uint32_t *numbers, int n, unsigned width)
+{
+    struct low low = *stream;
+    uint64_t mask = (1u << width) - 1;
+    int i = 0;
+    for (; width <= 28 && i + 1 < n; i += 2) /* two at a time fit a word */
+        append(&low, (numbers[i] & mask) | (numbers[i + 1] & mask) << width, 2 * width);
+    for (; i < n; i++)
+        append(&low, numbers[i] & mask, width);
+    *stream = low;
 }
 
 #endif

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from gaussiank import codec
 from gaussiank.codec import INDEX_CODES, VALUE_CODES, SharedDraw, Wire
-from gaussiank.codec.payload import HEADER_BYTES
+from gaussiank.codec.indices import RETIRED_CODES
+from gaussiank.codec.payload import HEADER_BYTES, Codes, write
 from gaussiank.ops.backend import use_backend
 from gaussiank.sparse import MAX_NUMEL, SparseGradient
 
@@ -29,10 +30,11 @@ def thirds(numel: int, count: int) -> torch.Tensor:
 SHARED = SharedDraw(seed=5, step=6, part=7, draw=thirds)
 
 
-def example(wire: Wire, count: int = 70, numel: int = 70_000) -> SparseGradient:
-    """Make what ``payload_v2_*.hex`` hold: no generator, so that it never changes."""
+def example(wire: Wire, count: int = 70, numel: int = 70_000, far: int = 1) -> SparseGradient:
+    """Make what ``payload_v2_*.hex`` hold: no generator, so that it never changes; ``far``: factor of some gaps."""
     numbers = torch.arange(count)
     gaps = (numbers * numbers * 7919) % 97 if wire.index != "seed" else torch.full((count,), 2)
+    gaps[3:40:9] *= far
     indices = ((gaps + 1).cumsum(0) - (3 if wire.index == "seed" else 1)).int()
     values = torch.where(numbers % 3 == 0, -1.0, 1.0) * (1 + (numbers * 37 % 101) / 64)
     values = values.double() if wire.values == "fp64" else values
@@ -46,7 +48,7 @@ def with_checksum(payload: torch.Tensor) -> torch.Tensor:
         return payload
     codes, _, count, index_bytes = struct.unpack("<BIII", data[3:16])
     value = {code.number: code for code in VALUE_CODES.values()}.get(codes >> 3 & 15)
-    index = {code.number: code for code in INDEX_CODES.values()}.get(codes & 7)
+    index = {code.number: code for code in (*INDEX_CODES.values(), *RETIRED_CODES)}.get(codes & 7)
     slots = count
     if index is not None and index.name == "raw":
         slots = index_bytes // 4
@@ -83,16 +85,41 @@ def both(payload: torch.Tensor) -> tuple[list[int], list[float], int] | str:
 # ---------------------------------------------------------------------- formats that must decode for ever
 
 
+def stored(name: str, values: str) -> torch.Tensor:
+    lines = (FIXTURES / f"payload_v2_{name}.hex").read_text(encoding="utf-8").splitlines()
+    payload = bytes.fromhex(dict(line.split() for line in lines)[values])
+    return torch.tensor(bytearray(payload), dtype=torch.uint8)
+
+
 @pytest.mark.parametrize("wire", WIRES, ids=str)
 def test_bytes_of_released_formats_decode_for_ever(wire: Wire, backend: str) -> None:
-    path = FIXTURES / f"payload_v2_{wire.index}.hex"
-    stored = dict(line.split() for line in path.read_text(encoding="utf-8").splitlines())
-    payload = torch.tensor(bytearray(bytes.fromhex(stored[wire.values])), dtype=torch.uint8)
-    want = example(wire)
+    both_kinds = wire.index == "rice"  # the first block in gamma, the second in unary
+    payload = stored("rice_gamma" if both_kinds else wire.index, wire.values)
+    want = example(wire, far=40 if both_kinds else 1)
     got = codec.decode(payload, 70_000, shared=SHARED)
     assert torch.equal(got.indices, want.indices)
     assert torch.equal(got.values, want.values)
     assert torch.equal(wire.encode(want, shared=SHARED), payload)
+    if both_kinds:
+        heads = int(payload[HEADER_BYTES]) | int(payload[HEADER_BYTES + 1]) << 8
+        assert (heads >> 5 & 1, heads >> 11 & 1) == (1, 0)
+
+
+def retired(values: str, count: int = 70) -> torch.Tensor:
+    """Write what earlier releases did for the wire ``rice``."""
+    return write(example(Wire("rice", values), count), Codes(RETIRED_CODES[0], VALUE_CODES[values]), count)
+
+
+def test_what_earlier_releases_wrote_decodes_for_ever(backend: str) -> None:
+    for values in VALUE_CODES:
+        wire, payload = Wire("rice", values), stored("rice", values)
+        want = example(wire)
+        for got in (codec.decode(payload), wire.decode(payload), wire.decode(payload, 70_000, dtype=want.values.dtype)):
+            assert torch.equal(got.indices, want.indices)
+            assert torch.equal(got.values, want.values)
+        assert int(payload[3]) & 7 == 1
+        assert torch.equal(retired(values), payload)
+        assert int(wire.encode(want)[3]) & 7 == 5  # a number that they refuse
 
 
 def test_format_1_decodes_for_ever() -> None:
@@ -121,7 +148,7 @@ def test_format_1_decodes_for_ever() -> None:
         (15, 1, "payload must hold the entries that its header counts, got fewer"),
         (4, 0x71, "payload must match its checksum, got another"),
         (16, 0, "payload must match its checksum, got another"),
-        (3, 1 | 8 << 3 | 0x80, "payload must have no checksum where its header says so, got one."),
+        (3, 5 | 8 << 3 | 0x80, "payload must have no checksum where its header says so, got one."),
         (30, 0, "payload must match its checksum, got another"),
     ],
 )
@@ -215,10 +242,15 @@ def mutated(payload: torch.Tensor, data: st.DataObject) -> torch.Tensor:
 
 @settings(max_examples=300)
 @given(st.data())
-@pytest.mark.parametrize("index", INDEX_CODES)
+@pytest.mark.parametrize("index", [*INDEX_CODES, "retired"])
 def test_no_mutation_crashes_or_passes_unordered(index: str, data: st.DataObject) -> None:
-    wire = Wire(index, data.draw(st.sampled_from(sorted(VALUE_CODES))))
-    payload = wire.encode(example(wire, data.draw(st.sampled_from([0, 1, 3, 64, 70]))), shared=SHARED)
+    values, count = data.draw(st.sampled_from(sorted(VALUE_CODES))), data.draw(st.sampled_from([0, 1, 3, 64, 70]))
+    if index == "retired":
+        payload = retired(values, count)
+    else:
+        wire = Wire(index, values)
+        far = data.draw(st.sampled_from([1, 40])) if index != "seed" else 1
+        payload = wire.encode(example(wire, count, far=far), shared=SHARED)
     for _ in range(data.draw(st.integers(1, 4))):
         payload = mutated(payload, data)
     both(with_checksum(payload))

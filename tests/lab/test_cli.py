@@ -49,8 +49,8 @@ def test_train_compares_methods(trained: tuple[Path, str]) -> None:
     assert [len([step for step in records.steps if step["method"] == name]) for name in records.names] == [12] * 4
     dense, topk, _, randomk = records.methods
     assert dense["sent_bytes"] == dense["dense_bytes"] == 4 * 199_210  # 2 (P - 1) / P of the gradient, P = 2
-    # one peer: 1 % of the entries at 2 bytes a value and, after the first step, what their indices take
-    assert 20 + 2 * 1_992 < topk["sent_bytes"] <= Wire("rice", "bf16").max_bytes(1_992, 199_210) + 8
+    # one peer: 1 % of the entries, at one byte and a half to four
+    assert 1.5 * 1_992 < topk["sent_bytes"] <= Wire("rice", "bf16").max_bytes(1_992, 199_210) + 8
     assert topk["kept_over_k"] == randomk["kept_over_k"] == 1.0
     assert topk["loss"] < randomk["loss"]
     assert (out / "report.html").read_text().startswith("<!doctype html>")

@@ -17,7 +17,7 @@ from gaussiank.sparse import MAX_NUMEL, SparseGradient
 
 from . import native
 from .faults import Fault, error
-from .indices import INDEX_CODES, DeviceCode, IndexCode, Seed, SharedDraw
+from .indices import INDEX_CODES, RETIRED_CODES, DeviceCode, IndexCode, Seed, SharedDraw
 from .values import VALUE_CODES, ValueCode
 
 VERSION = 2
@@ -26,7 +26,7 @@ MAX_INDEX_BYTES = 2**32 - 1
 _MAGIC = b"KG"
 _FIELDS = struct.Struct("<B2sBIII")  # version, magic, codes, numel, count, index bytes; the checksum follows
 _UNCHECKED = 0x80  # in codes: written on an accelerator, without a checksum
-_INDEX_NUMBERS = {code.number: code for code in INDEX_CODES.values()}
+_INDEX_NUMBERS = {code.number: code for code in (*INDEX_CODES.values(), *RETIRED_CODES)}
 _VALUE_NUMBERS = {code.number: code for code in VALUE_CODES.values()}
 
 
@@ -45,7 +45,8 @@ class Codes:
     @property
     def native(self) -> bool:
         """Whether the C code writes and reads such a payload as a whole."""
-        return self.index.name in native.PAYLOAD_CODES[0] and self.values.name in native.PAYLOAD_CODES[1]
+        names = native.PAYLOAD_CODES
+        return self.index.compiled and self.index.name in names[0] and self.values.name in names[1]
 
     @property
     def numbers(self) -> tuple[int, int]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
+from numpy.typing import NDArray
 
 from .bits import Ints
+
+Each = TypeVar("Each", bound=np.generic)
 
 BLOCK = 64
 
@@ -19,9 +24,24 @@ def blocks_of(count: int) -> int:
     return -(-count // BLOCK)
 
 
-def spread(parameters: Ints, count: int) -> Ints:
-    """Repeat each block's parameter for its numbers."""
+def spread(parameters: NDArray[Each], count: int) -> NDArray[Each]:
+    """Repeat what each block has for its numbers."""
     return np.repeat(parameters, BLOCK)[:count]
+
+
+def most_bits(count: int, numel: int) -> int:
+    """Return the most bits that the gaps of ``count`` indices take, without the parameters.
+
+    Each block's size is at most the minimum over r of ``n (r + 1) + sum(gaps) / 2**r``, which is concave in the sum: so
+    no distribution of gaps over blocks is worse than the even one.
+
+    Example:
+        >>> most_bits(1000, 10**6)
+        11951
+    """
+    rest = numel - count
+    r = (rest // (2 * count)).bit_length() if count else 0  # the least: halving the rest saves less than count
+    return count * (r + 1) + (rest >> r)
 
 
 def choose(numbers: Ints) -> tuple[Ints, Ints]:

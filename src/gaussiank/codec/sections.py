@@ -25,7 +25,7 @@ def indices_bytes(wire: Wire, k: int, numel: int) -> int:
 
     Example:
         >>> indices_bytes(Wire.parse("raw+fp32"), 1000, 10**6), indices_bytes(Wire.parse("rice+bf16"), 1000, 10**6)
-        (4012, 1517)
+        (4012, 1519)
     """
     k = min(k, numel)
     code = INDEX_CODES[wire.index]

@@ -219,7 +219,7 @@ class Wire:
 
         Example:
             >>> Wire.parse("rice+bf16").max_bytes(1000, 10**6), Wire.parse("raw+fp32").max_bytes(1000, 10**6)
-            (3525, 8020)
+            (3527, 8020)
         """
         codes = self._codes(dtype)
         k = min(k, numel)
@@ -231,7 +231,7 @@ class Wire:
 
         Example:
             >>> [Wire("rice", values).usual_bytes(1000, 10**6) for values in ("bf16", "bf16-rice")]
-            [3525, 2406]
+            [3527, 2408]
         """
         k, values = min(k, numel), self._codes(dtype).values
         return self.max_bytes(k, numel, dtype) - values.bytes_for(k) + values.usual_bytes(k)
@@ -243,7 +243,7 @@ class Wire:
             ValueError: not even one fits.
 
         Example:
-            >>> Wire.parse("rice+bf16").entries_within(3525, 10**6)
+            >>> Wire.parse("rice+bf16").entries_within(3527, 10**6)
             1000
         """
         least = self.max_bytes(1, numel, dtype)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch  # noqa: F401  first, so that the OpenMP runtime whose threads the kernels share is in the process
 
-ABI = 6
+ABI = 7
 LIBRARY = "GAUSSIANK_NATIVE_LIBRARY"
 """Environment variable with the path of another build of the kernels, one with a sanitizer say; empty for none."""
 

@@ -36,6 +36,8 @@ PATTERNS = {
     "last of the longest": (torch.tensor([MAX_NUMEL - 1], dtype=torch.int32), MAX_NUMEL),
     "both ends of the longest": (torch.tensor([0, MAX_NUMEL - 1], dtype=torch.int32), MAX_NUMEL),
     "the first block far behind": (ramp(range(MAX_NUMEL - 70, MAX_NUMEL)), MAX_NUMEL),
+    "far ones of all lengths": ((2 ** torch.arange(31)).int() - 1, MAX_NUMEL),
+    "runs far apart": (torch.cat([ramp(range(at, at + 20)) for at in (0, 5000, 10**6, 10**9)]), MAX_NUMEL),
     "a long gap in a block": (ramp(range(40), range(2**30, 2**30 + 40)), MAX_NUMEL),
     "edges of chunks": (EDGES, 2 * CHUNK + 1),
     "exactly one chunk": (ramp(range(7, CHUNK, 1000)), CHUNK),

@@ -8,12 +8,17 @@ from .index_code import DeviceCode, IndexCode
 from .raw import Raw
 from .rice import Rice
 from .seed import Seed, SharedDraw
+from .unary_rice import UnaryRice
 
 INDEX_CODES: dict[str, IndexCode] = {code.name: code for code in (Raw(), Rice(), EliasFano(), Chunks(), Seed())}
 """Name -> code."""
 
+RETIRED_CODES: tuple[IndexCode, ...] = (UnaryRice(),)
+"""Codes of earlier releases: what they wrote is read for ever, and nothing is written in them."""
+
 __all__ = [
     "INDEX_CODES",
+    "RETIRED_CODES",
     "Chunks",
     "DeviceCode",
     "EliasFano",
@@ -22,4 +27,5 @@ __all__ = [
     "Rice",
     "Seed",
     "SharedDraw",
+    "UnaryRice",
 ]

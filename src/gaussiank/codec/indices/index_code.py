@@ -26,11 +26,13 @@ class IndexCode(ABC):
         name: its key in ``INDEX_CODES``, and its word in ``Wire.parse``.
         number: its number on the wire, for ever.
         varies: whether the size depends on where the indices lie, not on count and numel alone.
+        compiled: whether the C code has it, where that is built.
     """
 
     name: ClassVar[str]
     number: ClassVar[int]
     varies: ClassVar[bool] = False
+    compiled: ClassVar[bool] = True
 
     @abstractmethod
     def max_bytes(self, count: int, numel: int) -> int:
@@ -56,7 +58,7 @@ class IndexCode(ABC):
         """
         del slots
         array = indices.numpy()
-        if native.runs_on(indices):
+        if self.compiled and native.runs_on(indices):
             return native.encode_indices(self.name, indices, numel, self.max_bytes(max(len(array), 1), numel))
         check_indices(array, numel)
         return torch.from_numpy(self.encode_reference(array, numel)) if len(array) else _NOTHING.clone()
@@ -67,7 +69,7 @@ class IndexCode(ABC):
         Raises:
             ValueError: it is damaged.
         """
-        if native.runs_on(section):
+        if self.compiled and native.runs_on(section):
             return native.decode_indices(self.name, section, count, numel)
         if not count:
             if section.numel():

@@ -12,16 +12,16 @@ MAGNITUDE_BITS = 7.0
 
 
 def rice_bits(density: float) -> float:
-    """Return the most bits that a Rice code with a parameter for each 64 indices takes for an index.
+    """Return the most bits that the code `rice` takes for an index.
 
-    The bound, not the mean: messages have room for it. ``min_r (r + 1) + gap / 2**r``, and 5 bits a block.
+    The bound, not the mean: messages have room for it. ``min_r (r + 1) + gap / 2**r``, and 6 bits a block.
 
     Example:
         >>> [round(rice_bits(density), 1) for density in (0.01, 0.001, 0.0001)]
         [8.6, 12.0, 15.3]
     """
     gap = 1 / density - 1
-    return min(r + 1 + gap / 2.0**r for r in range(32)) + 5 / 64
+    return min(r + 1 + gap / 2.0**r for r in range(32)) + 6 / 64
 
 
 RICE = Curve.of((rho, rice_bits(rho)) for rho in DENSITIES)
