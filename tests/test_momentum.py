@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gaussiank.layout import Layout
-from gaussiank.momentum import MomentumCorrection
+from gaussiank.momentum import LocalClip, MomentumCorrection
 
 LAYOUT = Layout(("weight", "empty", "bias"), (30, 0, 10))
 
@@ -96,3 +96,32 @@ def test_refuses_norm_that_clips_all(clip_norm: float) -> None:
 def test_frozen() -> None:
     with pytest.raises(AttributeError, match="cannot assign to field 'momentum'"):
         MomentumCorrection().momentum = 0.5  # type: ignore[misc]
+
+
+def test_local_clipping_gives_each_vector_its_share_and_leaves_what_is_not_finite() -> None:
+    torch.manual_seed(0)
+    layout = Layout(("a", "b", "c"), (30, 5, 0))
+    for scale in (1.0, 1024.0):
+        for size in (1e-3, 1.0, 1e25):
+            grad = size * scale * torch.randn(35)
+            whole, layers, halves = grad.clone(), grad.clone(), list(grad.clone().split([20, 15]))
+            LocalClip(0.5, parameters=3).apply(layout, [whole], scale)
+            LocalClip(0.5, parameters=3, per_layer=True).apply(layout, [layers], scale)
+            LocalClip(0.5, parameters=3).apply(layout, halves, scale)
+            assert whole.norm() <= 0.5 * scale * 1.0001
+            assert torch.allclose(torch.cat(halves), whole)
+            for _, place in layout.slices():
+                assert layers[place].norm() <= 0.5 * scale / 3**0.5 * 1.0001
+            if size < 1:
+                assert torch.equal(whole, grad)
+                assert torch.equal(layers, grad)
+            else:
+                torch.testing.assert_close(whole / whole[0], grad / grad[0])
+                assert whole.double().norm().item() == pytest.approx(0.5 * scale)
+    for spoiled in (float("inf"), float("nan")):
+        grad = torch.tensor([spoiled, 3.0])
+        LocalClip(0.5, parameters=1).apply(Layout(("a",), (2,)), [grad])
+        assert grad[1] == 3.0
+        assert not torch.isfinite(grad[0])
+    with pytest.raises(ValueError, match="clip_norm must be above 0 and finite, got 0"):
+        LocalClip(0.0, parameters=1)

@@ -286,3 +286,25 @@ def spiking(rank: int, world_size: int) -> int:
 
 def test_one_spike_skips_one_step(two_workers: Any) -> None:
     assert two_workers.run(spiking) == [1, 1]
+
+
+def clipped(rank: int, world_size: int, scope: str) -> list[tuple[Any, ...]]:
+    """A clipped exchange is the exchange of clipped gradients."""
+    loop = Loop(rank, {"scope": scope, "clip_norm": 3.0})
+    total = torch.zeros(NUMEL)
+    for _ in range(3):
+        grads = fed(rank, loop.turn)
+        share = {"model": 3.0 / torch.cat(grads).norm(), "layer": None}[scope]
+        total += torch.cat([grad * (3.0 / 3**0.5 / grad.norm() if share is None else share) for grad in grads])
+        loop.zero()
+        loop.backward(counts=False)
+        loop.step()
+    with pytest.raises(ValueError, match=r"clip_norm must be given once, got 1\.0 and 2\.0 in momentum"):
+        gaussiank.compress(small_buckets(), clip_norm=1.0, momentum=gaussiank.MomentumCorrection(0.9, clip_norm=2.0))
+    loop.given = total
+    return [(scope, 3, *loop.account())]
+
+
+def test_each_workers_gradient_is_clipped_before_the_selection(two_workers: Any) -> None:
+    for scope in ("model", "layer"):
+        assert_only_what_was_used_is_gone(two_workers.run(clipped, scope))

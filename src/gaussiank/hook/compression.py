@@ -21,7 +21,7 @@ from gaussiank.feedback import ErrorFeedback, OptimizerUse
 from gaussiank.journey import Journey
 from gaussiank.layout import Layout, Strides, strides_in_memory
 from gaussiank.metrics import Metrics
-from gaussiank.momentum import MomentumCorrection
+from gaussiank.momentum import LocalClip, MomentumCorrection
 from gaussiank.observer import Observer
 from gaussiank.ops import RESIDUAL_DTYPES
 from gaussiank.schedule import Schedule, describe
@@ -50,6 +50,7 @@ class Compression:
         compressor: Compressor,
         scope: Scope,
         momentum: MomentumCorrection | None,
+        clip_norm: float | None,
         on_nonfinite: OnNonfinite,
         scaler: torch.amp.GradScaler | None = None,
         collective: Collective,
@@ -64,6 +65,7 @@ class Compression:
             "compressor": compressor,
             "scope": scope,
             "momentum": momentum,
+            "clip_norm": clip_norm,
             "on_nonfinite": on_nonfinite,
             "collective": collective,
             "wire": wire,
@@ -92,6 +94,10 @@ class Compression:
             observer.attach(self.config, numels, self._journey.feedback, model.process_group)
         self._model = weakref.ref(model)
         self._whole_model = scope == "model"
+        self._clip: LocalClip | None = None
+        if clip_norm is not None:
+            trained = sum(parameter.requires_grad for parameter in named.values())
+            self._clip = LocalClip(clip_norm, max(1, trained), per_layer=scope == "layer")
         self._scaler = scaler
         self._unused_possible = bool(model.find_unused_parameters or model.static_graph)
         self._names = {id(parameter): name for name, parameter in named.items()}
@@ -195,6 +201,7 @@ class Compression:
         if self._whole_model and not self._journey.dense:
             self._waiting.append((bucket, Promise(grad.device)))
             return self._waiting[-1][1].future
+        self._clip_locally([bucket], [grad])
         if (done := self._journey.repeat(lambda: self._layout([bucket]), grad)) is not None:
             return done
         if self._journey.dense:
@@ -208,6 +215,7 @@ class Compression:
         buckets = [bucket for bucket, _ in waiting]
         grads = [bucket.buffer() for bucket in buckets]
         held = self._without_gradient(buckets, grads)
+        self._clip_locally(buckets, grads)
 
         def hand_out(done: Done) -> None:
             def own(grad: Tensor) -> Tensor:
@@ -218,6 +226,10 @@ class Compression:
                 promise.attempt(partial(own, grad))
 
         self._journey.reduce_sparse(self._layout(buckets), grads, held).then(hand_out)
+
+    def _clip_locally(self, buckets: list[GradBucket], grads: list[Tensor]) -> None:
+        if self._clip is not None:
+            self._clip.apply(self._layout(buckets), grads, self._scaler.get_scale() if self._scaler else 1.0)
 
     def _layout(self, buckets: list[GradBucket]) -> Layout:
         # by parameter: after DDP rebuilds its buckets, one can have the same size and its parameters reversed

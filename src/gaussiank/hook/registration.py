@@ -31,6 +31,7 @@ def compress(
     compressor: str | Compressor = "topk",
     scope: Scope = "bucket",
     momentum: MomentumCorrection | None = None,
+    clip_norm: float | None = None,
     max_bytes: int | None = None,
     on_nonfinite: OnNonfinite = "propagate",
     scaler: torch.amp.GradScaler | None = None,
@@ -51,6 +52,10 @@ def compress(
         scope: where k is counted: on each DDP ``bucket``, on each parameter (``layer``), or on the whole ``model`` (the
             paper's setting; waits for the end of backward).
         momentum: DGC's momentum correction and local clipping; set the optimizer's momentum to 0 with it.
+        clip_norm: largest norm of this worker's own gradient, before anything is selected: of the whole one with
+            ``scope="model"``; otherwise each bucket or parameter gets its share of the square, by its number of
+            parameters. With a ``scaler``, of the unscaled gradient. What is clipped is not kept. Use it in place of
+            ``clip_grad_norm_``, which after backward clips the mean and throws away what residuals have given to it.
         max_bytes: largest payload of a message in bytes, up to 8 of its row not counted; what is cut stays in the
             residual.
         on_nonfinite: an infinite or NaN gradient is passed on to every worker's gradients and changes no residual
@@ -106,6 +111,10 @@ def compress(
     if on_nonfinite not in ("propagate", "raise"):
         raise ValueError(f"on_nonfinite must be propagate or raise, got {on_nonfinite!r}. Choose one of them.")
     require_scope(scope)
+    if clip_norm is not None and momentum is not None and momentum.clip_norm is not None:
+        raise ValueError(
+            f"clip_norm must be given once, got {clip_norm} and {momentum.clip_norm} in momentum. Leave one out."
+        )
     if isinstance(compressor, str):
         compressor = parse_compressor(compressor)
     wire = chosen_wire(wire, model.parameters())
@@ -121,6 +130,7 @@ def compress(
         compressor=compressor,
         scope=scope,
         momentum=momentum,
+        clip_norm=clip_norm,
         on_nonfinite=on_nonfinite,
         scaler=scaler,
         collective=parse_collective(collective) if isinstance(collective, str) else collective,
