@@ -198,6 +198,9 @@ class Compression:
         grad = bucket.buffer()
         if grad.is_sparse:
             return self._journey.pass_through(grad)
+        if not grad.numel():  # of an empty parameter that is alone in its bucket
+            (empty := Promise(grad.device)).keep(grad)
+            return empty.future
         if self._whole_model and not self._journey.dense:
             self._waiting.append((bucket, Promise(grad.device)))
             return self._waiting[-1][1].future

@@ -5,7 +5,7 @@ import weakref
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket  # torch.distributed shows it at run time only, not to type checkers
 from torch.nn.parallel import DistributedDataParallel
 
@@ -18,6 +18,7 @@ from gaussiank.observer import Observer
 from gaussiank.schedule import Constant, Schedule, require_density
 from gaussiank.selector import Scope, require_scope
 
+from .acceptance import ddp_of, require_reducible
 from .compression import Compression, OnNonfinite, require_no_hook
 from .copies import drop_copies
 
@@ -25,7 +26,7 @@ _YEAR_S = 365 * 86400.0
 
 
 def compress(
-    model: DistributedDataParallel,
+    model: nn.Module,
     density: float | Schedule = 0.001,
     *,
     compressor: str | Compressor = "topk",
@@ -46,7 +47,8 @@ def compress(
     is. Communication overlaps with backward, bucket by bucket.
 
     Args:
-        model: model wrapped in ``DistributedDataParallel``, on Gloo or NCCL, without another communication hook.
+        model: model wrapped in ``DistributedDataParallel``, on Gloo or NCCL, without another communication hook; it may
+            be wrapped in ``torch.compile`` already.
         density: share of entries to send, in (0, 1], or a schedule of it; a larger one sends more and delays less.
         compressor: which entries: a name, ``name:field=value``, or a compressor. The default is exact Top_k.
         scope: where k is counted: on each DDP ``bucket``, on each parameter (``layer``), or on the whole ``model`` (the
@@ -79,8 +81,8 @@ def compress(
         The compression: ``metrics`` of the last step, ``state_dict`` and ``load_state_dict`` for checkpoints.
 
     Raises:
-        ValueError: an argument out of its range, a parameter of a dtype without a residual, or workers that are
-            configured differently.
+        ValueError: an argument out of its range, a parameter of a dtype without a residual, a model that another tool
+            reduces or that is too large, or workers that are configured differently.
         RuntimeError: the model has a communication hook already.
 
     An optimizer with momentum beside a ``MomentumCorrection`` is refused when it takes its first step, one with
@@ -102,12 +104,8 @@ def compress(
         (10, 1010)
         >>> dist.destroy_process_group()
     """
-    if not isinstance(model, DistributedDataParallel):
-        raise ValueError(
-            f"model must be wrapped in DistributedDataParallel, got {type(model).__name__}. "
-            "Wrap it first: gaussiank.compress(DistributedDataParallel(model))."
-        )
-    require_no_hook(model)
+    ddp = ddp_of(model)
+    require_no_hook(ddp)
     if on_nonfinite not in ("propagate", "raise"):
         raise ValueError(f"on_nonfinite must be propagate or raise, got {on_nonfinite!r}. Choose one of them.")
     require_scope(scope)
@@ -117,15 +115,16 @@ def compress(
         )
     if isinstance(compressor, str):
         compressor = parse_compressor(compressor)
-    wire = chosen_wire(wire, model.parameters())
+    require_reducible(ddp, scope, sends_all=compressor.sends_all)
+    wire = chosen_wire(wire, ddp.parameters())
     if max_bytes is not None:
-        compressor = Capped(compressor, entries_of_any_bucket(wire, max_bytes, model.parameters()))
+        compressor = Capped(compressor, entries_of_any_bucket(wire, max_bytes, ddp.parameters()))
     if timeout_s is not None and not 0 < timeout_s <= _YEAR_S:
         raise ValueError(
             f"timeout_s must be above 0 and at most {_YEAR_S:.0f}, a year, got {timeout_s}. 300 waits for five minutes."
         )
     compression = Compression(
-        model,
+        ddp,
         schedule=density if callable(density) else Constant(require_density(density)),
         compressor=compressor,
         scope=scope,
@@ -138,11 +137,11 @@ def compress(
         timeout_s=timeout_s,
         observer=recorder,
     )
-    drop_copies(model)
-    model.register_comm_hook(compression, hook)
+    drop_copies(ddp)
+    ddp.register_comm_hook(compression, hook)
     has_residual = compressor.keeps_rest and not compressor.sends_all
-    exchanges = partial(_exchanges, weakref.ref(model))
-    parameters = model.parameters()
+    exchanges = partial(_exchanges, weakref.ref(ddp))
+    parameters = ddp.parameters()
     look_at_companions(compression, parameters, momentum, scaler, has_residual=has_residual, exchanges=exchanges)
     return compression
 
