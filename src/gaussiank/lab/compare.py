@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gaussiank.lab.durable import write_whole
+from gaussiank.durable import write_whole
 from gaussiank.lab.records import Records, read_records
 from gaussiank.lab.report import report_html
 

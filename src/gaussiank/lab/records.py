@@ -15,7 +15,7 @@ from typing import Any, Literal, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from gaussiank.lab.durable import write_whole
+from gaussiank.durable import write_whole
 from gaussiank.lab.metric import Metric
 
 FORMAT = 1

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from gaussiank.lab.durable import write_whole
+from gaussiank.durable import write_whole
 from gaussiank.lab.plots import (
     figure_svg,
     kept_over_steps,

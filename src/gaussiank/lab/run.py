@@ -16,6 +16,7 @@ from rich.console import Console
 
 import gaussiank
 from gaussiank.collectives import require_agreement
+from gaussiank.durable import write_whole
 from gaussiank.lab.checkpoint import (
     LENGTH,
     CheckpointFolder,
@@ -30,7 +31,6 @@ from gaussiank.lab.checkpoint import (
 from gaussiank.lab.config import TrainConfig
 from gaussiank.lab.config_file import write_config
 from gaussiank.lab.data import Batches, Data
-from gaussiank.lab.durable import write_whole
 from gaussiank.lab.launch import restarts
 from gaussiank.lab.machine import cpu_name
 from gaussiank.lab.progress import LiveProgress

@@ -12,9 +12,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from gaussiank.durable import sha256_of
 from gaussiank.lab.checkpoint import FORMS, Manifest, Part, find_resume, load_worker, random_state
 from gaussiank.lab.checkpoint.random_state import restore_random_state
-from gaussiank.lab.durable import sha256_of
 
 CPU = torch.device("cpu")
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from gaussiank.durable import publish_folder, sync_folder
 from gaussiank.lab.checkpoint.manifest import MANIFEST_NAME
-from gaussiank.lab.durable import publish_folder, sync_folder
 
 _NAME = re.compile(r"(\d{2,})-[a-z0-9]+-step-(\d{8,})")
 

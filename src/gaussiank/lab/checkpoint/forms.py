@@ -12,8 +12,8 @@ import torch.distributed as dist
 
 from gaussiank import checkpoint as tensors_of
 from gaussiank.dcp_metadata import load_plain
+from gaussiank.durable import HashingFile, sha256_of, sync_file
 from gaussiank.lab.checkpoint.manifest import Part
-from gaussiank.lab.durable import HashingFile, sha256_of, sync_file
 
 FormName = Literal["plain", "dcp"]
 State = Mapping[str, Any]

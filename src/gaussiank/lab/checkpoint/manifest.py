@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gaussiank.lab.durable import sha256_of, write_whole
+from gaussiank.durable import sha256_of, write_whole
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"

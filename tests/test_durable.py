@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gaussiank.lab.durable import HashingFile, publish_folder, sha256_of, write_whole
+from gaussiank.durable import HashingFile, publish_folder, sha256_of, write_whole
 
 
 def test_hashing_file_knows_its_bytes(tmp_path: Path) -> None:
