@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
 _BLOCK_BYTES = 1 << 20
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name a file in the ``OSError`` of what is written to it: the system does not, when a disk is full for example."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 class HashingFile:
@@ -43,7 +56,7 @@ class HashingFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._file:
+        with naming(self.path), self._file:
             if self._failed is not None:  # torch's zip writer swallows it and complains of a wrong position instead
                 raise self._failed
             if error is None:
@@ -98,7 +111,7 @@ def write_whole(path: Path, data: bytes) -> None:
     """Write a file so that a reader, now or after a crash, finds the old bytes or the new ones, never a part."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with unfinished.open("wb") as file:
+        with naming(path), unfinished.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

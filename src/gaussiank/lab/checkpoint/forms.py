@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from gaussiank import checkpoint as tensors_of
 from gaussiank.dcp_metadata import load_plain
-from gaussiank.durable import HashingFile, sha256_of, sync_file
+from gaussiank.durable import HashingFile, naming, sha256_of, sync_file
 from gaussiank.lab.checkpoint.manifest import Part
 
 FormName = Literal["plain", "dcp"]
@@ -74,7 +74,7 @@ class Plain(Form):
         return tuple(part for part in parts if part.name in names)
 
     def _part(self, folder: Path, name: str, state: State, rank: int) -> Part:
-        with HashingFile(folder / name) as file:
+        with naming(folder / name), HashingFile(folder / name) as file:
             torch.save(dict(state), cast("IO[bytes]", file))  # it only writes
         return Part(name, rank, file.size_bytes, file.sha256)
 
