@@ -202,6 +202,38 @@ def test_loops_that_call_the_hook_seldom_or_in_steps_are_not() -> None:
                 scaler.update()
 
 
+def test_a_resume_without_residuals_is_told_once() -> None:
+    """The optimizer has a state, so there were steps; a checkpoint of the model does not know of residuals."""
+
+    def resumed(kind: Any, load: bool, **settings: Any) -> gaussiank.Compression:
+        model = DistributedDataParallel(nn.Linear(30, 10))
+        first = gaussiank.compress(model, 0.1, **settings)
+        optimizer = kind(model.parameters())
+        backward(model)
+        optimizer.step()
+        state, held = optimizer.state_dict(), first.state_dict()
+        model = DistributedDataParallel(nn.Linear(30, 10))
+        compression = gaussiank.compress(model, 0.1, **settings)
+        optimizer = kind(model.parameters())
+        optimizer.load_state_dict(state)
+        if load:
+            compression.load_state_dict(held)
+        for _ in range(3):
+            backward(model)
+            optimizer.step()
+        assert compression.resumed == load
+        return compression
+
+    sentence = "goes on from earlier steps, but compression begins without residuals: .*compression.load"
+    for kind, name in ((heavy_sgd, "SGD"), (plain_adam, "AdamW")):
+        with pytest.warns(UserWarning, match=f"^{name} {sentence}") as said:
+            resumed(kind, load=False)
+        assert len(said) == 1
+        resumed(kind, load=True)  # warnings are errors
+        resumed(kind, load=False, compressor="dense")
+    resumed(sgd, load=False)  # plain SGD has no state that would tell
+
+
 def test_another_compression_of_the_same_parameters_takes_over() -> None:
     module = nn.Linear(30, 10)
     models = [DistributedDataParallel(module) for _ in range(2)]

@@ -1,23 +1,33 @@
-"""A worker's state as tensors under names of its own, for checkpoints that know tensors alone."""
+"""Every worker's own state: a folder with a file of each, or tensors under names of their own for other checkpoints."""
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import re
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, NamedTuple, Protocol, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from gaussiank.collectives import together
 from gaussiank.dcp_metadata import entries, load_plain
+from gaussiank.durable import HashingFile, naming, sha256_of, write_whole
 from gaussiank.reshard import reshard, sources
 
 _SMALL = 1024  # entries; smaller tensors travel together with the values around them
 _REST = "rest"
 _WORKER = "gaussiank/worker-{:05d}"
 _RANK = re.compile(r"gaussiank/worker-(\d{5,9})/")
+
+FORMAT = 1
+MANIFEST_NAME = "compression.json"
+_PART = re.compile(r"compression-[0-9a-f]{8}-\d{5}\.pt")
 
 
 class HasState(Protocol):
@@ -26,6 +36,154 @@ class HasState(Protocol):
     def state_dict(self) -> dict[str, Any]:
         """Return the state."""
         ...
+
+
+class _Part(NamedTuple):
+    """One worker's file."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+def save(state: Mapping[str, Any], folder: str | Path, group: dist.ProcessGroup | None = None) -> None:
+    """Write every worker's state to a folder, each into a file of its own: all of them, or nothing.
+
+    A list of the files with their SHA-256 comes last and counts; what was saved there before is whole until then, and
+    is deleted after. Other files in the folder stay.
+
+    Args:
+        state: this worker's ``Compression.state_dict``. Not modified.
+        folder: created if need be; one that every worker sees.
+        group: process group, or None for the default one; each of its workers must call this.
+
+    Raises:
+        OSError: a worker could not write; the same on all, and nothing has changed.
+        ValueError: the states are of different steps.
+    """
+    folder, rank = Path(folder), dist.get_rank(group)
+
+    def begin() -> str:
+        if rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+        return uuid.uuid4().hex[:8]
+
+    token = together(begin, group, what="compression.save")[0]
+    path = folder / f"compression-{token}-{rank:05d}.pt"
+    try:
+        written = together(lambda: (_write(path, state), state["step"]), group, what="compression.save")
+        require_one([step for _, step in written], "step")
+        parts = [_Part(*part) for part, _ in written]
+        together(lambda: _finish(folder, parts, state["step"]) if rank == 0 else None, group, what="compression.save")
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def load(
+    folder: str | Path, fits: Callable[[Mapping[str, Any]], None], group: dist.ProcessGroup | None = None
+) -> dict[str, Any]:
+    """Read this worker's state from what ``save`` wrote, if every worker can and all of it is right.
+
+    Saved by another number of workers, the residuals are shared out anew by ``gaussiank.reshard``.
+
+    Args:
+        folder: given to ``save``.
+        fits: raises ``ValueError`` where this worker cannot take a state.
+        group: process group, or None for the default one; each of its workers must call this.
+
+    Returns:
+        A state for ``Compression.load_state_dict``.
+
+    Raises:
+        FileNotFoundError: nothing was saved there.
+        ValueError: a file is damaged or missing, or a state does not fit; the same on all workers.
+    """
+    folder, states = Path(folder), []
+
+    def read_own() -> str:
+        parts, digest = _listed(folder)
+        rank, world_size = dist.get_rank(group), dist.get_world_size(group)
+        wanted = (rank,) if len(parts) == world_size else sources(rank, world_size, len(parts))
+        found = [_read_part(folder / parts[source].name, parts[source]) for source in wanted]
+        states.append(found[0] if len(parts) == world_size else reshard(found, rank, world_size))
+        fits(states[0])
+        return digest
+
+    require_one(together(read_own, group, what="compression.load"), "list of files")
+    return states[0]
+
+
+def _write(path: Path, state: Mapping[str, Any]) -> _Part:
+    with naming(path), HashingFile(path) as file:
+        torch.save(dict(state), cast("IO[bytes]", file))  # it only writes
+    return _Part(path.name, file.size_bytes, file.sha256)
+
+
+def _finish(folder: Path, parts: list[_Part], step: int) -> None:
+    for part in parts:
+        if not (folder / part.name).is_file():
+            raise FileNotFoundError(
+                f"folder must be one that every worker sees, got {folder} without {part.name} there."
+            )
+    content = {"format": FORMAT, "step": step, "files": [part._asdict() for part in parts]}
+    text = json.dumps({**content, "sha256": _digest(content)}, indent=1) + "\n"
+    write_whole(folder / MANIFEST_NAME, text.encode())
+    for path in folder.iterdir():
+        if _PART.fullmatch(path.name) and path.name not in {part.name for part in parts}:
+            path.unlink(missing_ok=True)
+
+
+def _listed(folder: Path) -> tuple[list[_Part], str]:
+    """Return the files that were saved, in the order of ranks, and a digest that names this save."""
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"folder must be one that compression.save wrote, got {folder} without {MANIFEST_NAME}. Name another, or "
+            "leave loading out where a run begins anew."
+        )
+    try:
+        content = json.loads(path.read_bytes())
+        if (written := content.get("format")) != FORMAT:
+            raise _damaged(path, f"have format {FORMAT}", f"{written!r}")
+        claimed = str(content.pop("sha256"))
+        parts = [_Part(**part) for part in content["files"]]
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError):
+        raise _damaged(path, "be a list of files", "something else") from None
+    if claimed != _digest(content) or not parts or not all(_PART.fullmatch(str(part.name)) for part in parts):
+        raise _damaged(path, "have the checksum that it names", "another one")
+    return parts, claimed
+
+
+def _read_part(path: Path, part: _Part) -> dict[str, Any]:
+    if not path.is_file():
+        raise _damaged(path, "be there", "no such file")
+    if path.stat().st_size != part.size_bytes or sha256_of(path) != part.sha256:
+        raise _damaged(path, f"have {part.size_bytes} bytes with SHA-256 {part.sha256[:12]}...", "others")
+    state: dict[str, Any] = load_plain(path, path, "a state")
+    return state
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _damaged(path: Path, rule: str, got: str) -> ValueError:
+    return ValueError(f"{path} must {rule}, got {got}. It is damaged, or of another gaussiank. Load another.")
+
+
+def require_one(values: list[Any], name: str) -> None:
+    """Raise unless what the workers have, by rank, is the same.
+
+    Raises:
+        ValueError: it is not.
+    """
+    for rank, value in enumerate(values):
+        if value != values[0]:
+            raise ValueError(
+                f"{name} must be the same on every worker, got {values[0]} on rank 0 and {value} on rank {rank}. Save "
+                "and load between the same two steps everywhere, in a folder that all workers see."
+            )
 
 
 def pack(state: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:

@@ -35,6 +35,10 @@ class Owner(Protocol):
     def metrics(self) -> Metrics:
         """Measurements of the last step, another object in each."""
 
+    @property
+    def resumed(self) -> bool:
+        """Whether it goes on from a state."""
+
 
 _SCALER = (
     "scaler must be the GradScaler that scales the loss, got none: when its scale changes, residuals keep the old "
@@ -49,6 +53,11 @@ _UNCALLED = (
     "compression is not at work: {name} takes its second step in a row on gradients that were not exchanged by it. "
     "Call the model that was given to gaussiank.compress, not the bare module in it; where a framework wraps the model "
     "again, give compress the DistributedDataParallel that the framework has made."
+)
+_NOT_RESUMED = (
+    "{name} goes on from earlier steps, but compression begins without residuals: what the earlier steps held back is "
+    "lost, if they were compressed. Save with compression.save(folder), and resume with "
+    "compression.load(folder) before the first step."
 )
 
 
@@ -73,7 +82,8 @@ def look_at_companions(
         scaler: without one, a warning is given in a step that a ``GradScaler`` takes with a fused optimizer. Other
             optimizers are not told of theirs.
         has_residual: with one, an ``AdamWarning`` is given in the first step of an optimizer with ``betas[0]`` above 0
-            that follows a sparse exchange. Without one, neither that nor the scale matters.
+            that follows a sparse exchange, and a warning where an optimizer goes on from earlier steps and the
+            compression does not. Without one, neither these nor the scale matters.
         exchanges: tells whether the model's last forward was one whose backward calls the hook.
     """
     velocity = momentum is not None and momentum.momentum > 0
@@ -132,6 +142,7 @@ class _Check:
         self._owner, self._first = weakref.ref(owner), owner.metrics
         self._parameters = {id(parameter): weakref.ref(parameter) for parameter in parameters}
         self._velocity, self._scaled, self._feedback, self._exchanges = velocity, scaled, feedback, exchanges
+        self._fresh = feedback
         self._seen: weakref.WeakKeyDictionary[Optimizer, _Seen] = weakref.WeakKeyDictionary()
         self.replaced = False
 
@@ -150,6 +161,7 @@ class _Check:
                 for group in groups:
                     _require_no_momentum(optimizer, group)
             seen.looked_at = True
+            self._tell_of_lost_residuals(owner, optimizer, groups)
             if self._scaled and hasattr(optimizer, "found_inf"):  # what a scaler gives to a fused optimizer
                 self._scaled = False
                 warnings.warn(_SCALER, stacklevel=3)
@@ -161,6 +173,14 @@ class _Check:
         if not self.replaced and self._is_uncalled(seen, groups, owner.metrics):
             self.replaced = True
             warnings.warn(_UNCALLED.format(name=type(optimizer).__name__), stacklevel=3)
+
+    def _tell_of_lost_residuals(self, owner: Owner, optimizer: Optimizer, groups: list[dict[str, Any]]) -> None:
+        if not self._fresh or owner.resumed or owner.metrics is self._first:
+            return
+        ours = (parameter for group in groups for parameter in group["params"] if self._is_ours(parameter))
+        if any(optimizer.state.get(parameter) for parameter in ours):  # torch makes it in the first step
+            self._fresh = False
+            warnings.warn(_NOT_RESUMED.format(name=type(optimizer).__name__), stacklevel=4)
 
     def _is_uncalled(self, seen: _Seen, groups: list[dict[str, Any]], metrics: Metrics) -> bool:
         called, seen.metrics = metrics is not seen.metrics, metrics

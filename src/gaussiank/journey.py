@@ -335,13 +335,31 @@ class Journey:
             "routes": {key: hint.clone() for key, hint in self._routes.items()},
         }
 
+    def require_fitting(self, state: Mapping[str, Any]) -> None:
+        """Raise what ``load_state_dict`` would, and change nothing.
+
+        Raises:
+            ValueError: another format, another rank or number of workers, or another model.
+        """
+        try:
+            require_same_worker(state, number=FORMAT, world_size=self._world_size, rank=self._rank)
+            self.feedback.require_fitting(state["feedback"])
+            learnt = [*state["hints"].values(), *state.get("routes", {}).values()]
+            whole = all(isinstance(one, Tensor) for one in learnt) and isinstance(state["step"], int)
+        except (AttributeError, KeyError, TypeError):
+            whole = False
+        if not whole:
+            raise ValueError(
+                "state must be what state_dict returned, got one that lacks something. Load the state as it was saved."
+            )
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where ``state_dict`` was taken; nothing changes when it does not fit.
 
         Raises:
             ValueError: another format, another rank or number of workers, or another model.
         """
-        require_same_worker(state, number=FORMAT, world_size=self._world_size, rank=self._rank)
+        self.require_fitting(state)
         self.feedback.load_state_dict(state["feedback"])
         self._selector.load_hints(state["hints"])
         self._routes = {key: hint.clone() for key, hint in state.get("routes", {}).items()}

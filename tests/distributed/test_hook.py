@@ -492,17 +492,20 @@ def foreign_state(rank: int, world_size: int) -> list[str]:
     return messages
 
 
-ADVICE = "Load on each worker what that worker saved, or make it fit with gaussiank.reshard."
+ADVICE = (
+    "Load on each worker what that worker saved: compression.save(folder) and load(folder) do, for another number of "
+    "workers too. A framework's checkpoint keeps rank 0's state alone. (rank 0)"
+)
 
 
 def test_foreign_states_are_refused_and_change_nothing(two_workers: Any) -> None:
     messages = two_workers.run(foreign_state)[1]
     assert messages == [
-        "state must have format 1, got 99. Load it with the gaussiank that saved it.",
+        "state must have format 1, got 99. Load it with the gaussiank that saved it. (rank 0)",
         f"world_size of the state must be 2, got 3. {ADVICE}",
-        f"rank of the state must be 1, got 2. {ADVICE}",
+        f"rank of the state must be 0, got 1. {ADVICE}",
         "state must be of this model, got no entries for parameter 'fourth' where the model has 512. "
-        "Load the state of this model.",
+        "Load the state of this model. (rank 0)",
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gaussiank.spec import parse_spec
 
-from .agreement import require_agreement
+from .agreement import require_agreement, together
 from .all_gather import AllGather
 from .attendance import await_all, group_timeout_s
 from .auto import CANDIDATES, Auto
@@ -51,6 +51,7 @@ __all__ = [
     "require_agreement",
     "require_feedback",
     "ring_bytes",
+    "together",
 ]
 
 

@@ -288,13 +288,21 @@ class ErrorFeedback:
             },
         }
 
+    def require_fitting(self, state: Mapping[str, Any]) -> None:
+        """Raise what ``load_state_dict`` would, and change nothing.
+
+        Raises:
+            ValueError: another format, another model, or other momentum settings.
+        """
+        require_fitting(state, self._parameters, moving=self._momentum is not None)
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replace all residuals and velocities by saved ones; nothing changes when they do not fit.
 
         Raises:
             ValueError: another format, another model, or other momentum settings.
         """
-        require_fitting(state, self._parameters, moving=self._momentum is not None)
+        self.require_fitting(state)
         residual, velocity = state["residual"], state["velocity"]
         self._parts, self._places, self._step, self._open_parts = {}, {}, _Step(), []
         for name, saved in residual.items():

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
+from gaussiank.ops import RESIDUAL_DTYPES
+
 FORMAT = 1
 
 
@@ -33,6 +37,11 @@ def require_fitting(state: Mapping[str, Any], parameters: Mapping[str, int], *, 
             f"state must have residual and velocity of {name}, got one of them. Load the state as it was saved."
         )
     for name, saved in [*residual.items(), *velocity.items()]:
+        if not isinstance(saved, Tensor) or saved.dtype not in RESIDUAL_DTYPES:
+            raise ValueError(
+                f"state of {name} must be a tensor of real numbers, got {getattr(saved, 'dtype', type(saved))}. "
+                "Load the state as it was saved."
+            )
         if saved.shape != (parameters[name],):
             raise ValueError(
                 f"state of {name} must have {parameters[name]} entries, got shape {tuple(saved.shape)}. "
@@ -54,7 +63,8 @@ def require_same_worker(state: Mapping[str, Any], *, number: int, world_size: in
         if state[field] != own:
             raise ValueError(
                 f"{field} of the state must be {own}, got {state[field]}. "
-                "Load on each worker what that worker saved, or make it fit with gaussiank.reshard."
+                "Load on each worker what that worker saved: compression.save(folder) and load(folder) do, for another "
+                "number of workers too. A framework's checkpoint keeps rank 0's state alone."
             )
 
 

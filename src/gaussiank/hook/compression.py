@@ -6,6 +6,7 @@ import warnings
 import weakref
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,9 +14,9 @@ from torch import Tensor
 from torch._C._distributed_c10d import GradBucket  # torch.distributed shows it at run time only, not to type checkers
 from torch.nn.parallel import DistributedDataParallel
 
-from gaussiank import __version__
+from gaussiank import __version__, checkpoint
 from gaussiank.codec import Wire
-from gaussiank.collectives import Collective, Done, Promise, await_all, group_timeout_s, require_agreement
+from gaussiank.collectives import Collective, Done, Promise, await_all, group_timeout_s, require_agreement, together
 from gaussiank.compressors import Compressor
 from gaussiank.feedback import ErrorFeedback, OptimizerUse
 from gaussiank.journey import Journey
@@ -76,6 +77,7 @@ class Compression:
         await_all(model.process_group)
         require_agreement(self.config, model.process_group)
         named = dict(model.module.named_parameters())
+        self._group = model.process_group
         self._journey = Journey(
             {name: parameter.shape for name, parameter in named.items()},
             schedule=schedule,
@@ -107,6 +109,7 @@ class Compression:
         self._rebuilds = model.static_graph or not model.find_unused_parameters
         self._backwards = 0
         self._waiting: list[tuple[GradBucket, Promise]] = []
+        self._resumed = False
 
     def __repr__(self) -> str:
         return text_of(self.config, self.step)
@@ -131,6 +134,11 @@ class Compression:
     def step(self) -> int:
         """Optimizer steps taken."""
         return self._journey.step
+
+    @property
+    def resumed(self) -> bool:
+        """Whether a state was loaded. Without one, an optimizer that has a state already is warned of."""
+        return self._resumed
 
     @property
     def density(self) -> float:
@@ -159,8 +167,56 @@ class Compression:
         """
         self._journey.discard()
 
+    def save(self, folder: str | Path) -> None:
+        """Write the residuals of every worker, with velocities, hints and step, to a folder: all of them, or nothing.
+
+        Call it on every worker, between two steps, beside saving model and optimizer; it may be the same folder.
+
+        Args:
+            folder: created if need be; one that every worker sees. What was saved there before is replaced, whole at
+                any moment; other files stay.
+
+        Raises:
+            OSError: a worker could not write; the same on all, and nothing has changed.
+            RuntimeError: a worker does not call it.
+
+        Example:
+            >>> import tempfile
+            >>> import torch.distributed as dist
+            >>> from gaussiank import compress
+            >>> folder = tempfile.mkdtemp()
+            >>> dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+            >>> model = DistributedDataParallel(torch.nn.Linear(100, 10))
+            >>> compression = compress(model, density=0.01)
+            >>> model(torch.ones(1, 100)).sum().backward()
+            >>> compression.save(f"{folder}/residuals")
+            >>> compression.load(f"{folder}/residuals")
+            >>> compression.step
+            1
+            >>> dist.destroy_process_group()
+        """
+        checkpoint.save(self.state_dict(), folder, self._group)
+
+    def load(self, folder: str | Path) -> None:
+        """Go on where ``save`` was called, on every worker or on none.
+
+        Call it on every worker, when the model is wrapped and compressed. Saved by another number of workers, the
+        residuals are shared out anew by ``gaussiank.reshard``.
+
+        Args:
+            folder: given to ``save``.
+
+        Raises:
+            FileNotFoundError: nothing was saved there.
+            ValueError: a file is missing or damaged, to the bit, or of another model; the same on all workers, and
+                nothing has changed on any.
+            RuntimeError: a worker does not call it.
+        """
+        self._journey.load_state_dict(checkpoint.load(folder, self._journey.require_fitting, self._group))
+        self._resumed = True
+
     def state_dict(self) -> dict[str, Any]:
-        """Return this worker's residuals, velocities, hints and step. Each worker must save its own.
+        """Return this worker's residuals, velocities, hints and step. Each worker must save its own: ``save`` does.
 
         Between a backward and the optimizer's step it holds what was before that backward, as the weights do; where no
         optimizer of torch was ever seen to step, the backward counts as used.
@@ -170,12 +226,22 @@ class Compression:
         return self._journey.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken; nothing changes when it does not fit.
+        """Go on where ``state_dict`` was taken; nothing changes on any worker when it does not fit on one.
+
+        Call it on every worker.
 
         Raises:
-            ValueError: another format, another rank or number of workers, or another model.
+            ValueError: another format, another rank or number of workers, or another model; the same on all workers.
+            RuntimeError: a worker does not call it.
         """
+
+        def fitting_step() -> int:
+            self._journey.require_fitting(state)
+            return int(state["step"])
+
+        checkpoint.require_one(together(fitting_step, self._group, what="load_state_dict"), "step")
         self._journey.load_state_dict(state)
+        self._resumed = True
 
     # ------------------------------------------------------------------ the buckets of one backward
 
