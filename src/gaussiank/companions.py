@@ -46,8 +46,9 @@ _SCALER = (
 )
 _ADAM = (
     "betas of {name} start above 0: momentum delays entries that error feedback has delayed already, and training may "
-    "end well behind dense training. Clip each worker's gradient before the exchange, set betas=(0.0, 0.999), and tune "
-    "the learning rate again; figures in docs/training.md, 'Adam'. Filter gaussiank.AdamWarning to be told no more."
+    "end well behind dense training. Clip before the exchange with compress(clip_norm=...), set betas=(0.0, 0.999), "
+    "and tune the learning rate again; figures in docs/training.md, 'Adam'. Filter gaussiank.AdamWarning to be told "
+    "no more."
 )
 _UNCALLED = (
     "compression is not at work: {name} takes its second step in a row on gradients that were not exchanged by it. "
