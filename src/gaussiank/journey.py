@@ -127,7 +127,7 @@ class Journey:
     @property
     def dense(self) -> bool:
         """Whether the step under way sends everything."""
-        return self._compressor.sends_all or self.measured.density == 1
+        return self._compressor.sends_all or (self.measured.density == 1 and not self._compressor.cuts)
 
     # ------------------------------------------------------------------ one step: begin, reduce, seal
 

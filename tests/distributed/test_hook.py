@@ -550,7 +550,7 @@ def test_misuse_gets_one_sentence(two_workers: Any) -> None:
         "compressor must be one of dense, topk, gaussiank, dgc, trimmedtopk, mstopk, sidco, chunktopk, randomk, got ",
         "scope must be one of bucket, layer, model, got 'world'.",
         "on_nonfinite must be propagate or raise, got 'ignore'.",
-        "max_bytes must be at least 34, a header and one entry, got 20.",
+        "max_bytes must be at least 42, the longest message of AllGather with one entry, got 20.",
         "dtype of parameter wave must be one of float32, bfloat16, float16, float64, got torch.complex64.",
         "momentum must be None for a compressor without feedback",
         "density must be the same on every worker, got 'Constant(density=0.001)' on rank 0 and "

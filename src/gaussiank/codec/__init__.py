@@ -3,7 +3,7 @@
 ``Wire`` is the compact form. ``encode`` writes format 1, of entries as they are; ``decode`` reads every format.
 """
 
-from .choice import chosen_wire, default_wire, entries_of_any_bucket
+from .choice import chosen_wire, default_wire
 from .indices import INDEX_CODES, SharedDraw
 from .payload import counts, framed, framed_sizes
 from .raw import HEADER_BYTES, encode, entries_within, payload_bytes
@@ -23,7 +23,6 @@ __all__ = [
     "decode",
     "default_wire",
     "encode",
-    "entries_of_any_bucket",
     "entries_within",
     "framed",
     "framed_sizes",

@@ -1,4 +1,4 @@
-"""The wire and its budget for a model: from where its parameters are, how many, and of which dtype."""
+"""The wire for a model: from where its parameters are, and of which dtype."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-
-from gaussiank.sparse import MAX_NUMEL
 
 from .wire import WIDE, Wire
 
@@ -42,21 +40,3 @@ def chosen_wire(wire: str | Wire | None, parameters: Iterable[Tensor]) -> Wire:
             f"wire must carry float32 gradients, got {chosen}. Write {chosen.index}+fp32: it sends float64 ones whole."
         )
     return chosen
-
-
-def entries_of_any_bucket(wire: Wire, max_bytes: int, parameters: Iterable[Tensor]) -> int:
-    """Return how many entries fit into ``max_bytes``, wherever they lie and however the parameters are put in buckets.
-
-    That is the number for a vector of all parameters: an index of a shorter one takes no more.
-
-    Raises:
-        ValueError: not even one fits.
-
-    Example:
-        >>> entries_of_any_bucket(Wire("raw", "fp32"), 20 + 8 * 10, [torch.zeros(500), torch.zeros(600)])
-        10
-    """
-    held = list(parameters)
-    wide = any(parameter.dtype == torch.float64 for parameter in held)
-    numel = max(1, min(MAX_NUMEL, sum(parameter.numel() for parameter in held)))
-    return wire.entries_within(max_bytes, numel, torch.float64 if wide else torch.float32)

@@ -11,7 +11,7 @@ from .auto import CANDIDATES, Auto
 from .collective import Call, Collective, Exchange, Outcome, Traffic
 from .dense import DenseAllReduce
 from .engine import Done, Engine, Promise, engine_of
-from .fitting import fitting_wire, require_feedback
+from .fitting import entries_within, fitting_wire, require_feedback
 from .hierarchical import Hierarchical
 from .leader import Leader
 from .line import ring_bytes
@@ -45,6 +45,7 @@ __all__ = [
     "await_all",
     "collective_names",
     "engine_of",
+    "entries_within",
     "fitting_wire",
     "group_timeout_s",
     "parse_collective",

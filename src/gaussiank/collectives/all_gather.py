@@ -81,6 +81,10 @@ class AllGather(Collective):
         hops, straight = gather_steps(world_size, row)
         return Traffic(hops, (world_size - 1) * row, world_size * k, straight)
 
+    def message_bytes(self, k: int, numel: int, world_size: int, wire: Wire, dtype: torch.dtype = torch.float32) -> int:
+        """A payload, and its size where that varies."""
+        return wire.max_bytes(k, numel, dtype) + (NOTE_BYTES if wire.varies else 0)
+
     def program(self, sparse: SparseGradient, call: Call) -> Program:
         """Send the payload to all."""
         if call.capacity is not None and (not call.wire.varies or call.draw is None):

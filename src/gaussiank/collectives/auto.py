@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
 import torch.distributed as dist
 
 from gaussiank.codec import Wire
@@ -15,7 +16,7 @@ from .collective import Call, Collective, Program, Traffic
 from .dense import DenseAllReduce
 from .hierarchical import Hierarchical
 from .leader import Leader
-from .link import Link, measure
+from .link import LOOK_BYTES, Link, measure
 from .pilot import Pilot, Way
 from .rows import EXACT, agree_on_capacity
 from .split import Split
@@ -71,17 +72,17 @@ class Auto(Collective):
         for argument in ("latency_us", "mbit", "select_ns", "touch_ns", "message_us", "every"):
             if not getattr(self, argument) >= 0:
                 raise ValueError(f"{argument} must be at least 0, got {getattr(self, argument)}. Correct it.")
-        for name in self.candidates.split("+"):
+        for name in self._names:
             if name not in CANDIDATES:
                 raise ValueError(f"candidates must be among {', '.join(CANDIDATES)}, got {name!r}. Join them by +.")
 
     def rejects(self, *, bounded: bool) -> bool:
         """Whatever its candidates do."""
-        return any(CANDIDATES[name]().rejects(bounded=bounded) for name in self.candidates.split("+"))
+        return any(CANDIDATES[name]().rejects(bounded=bounded) for name in self._names)
 
     def join(self, group: dist.ProcessGroup | None = None, timeout_s: float = 300.0) -> Auto:
         """Measure the link, unless it was given, and get the candidates ready."""
-        choices = tuple(CANDIDATES[name]().join(group, timeout_s) for name in self.candidates.split("+"))
+        choices = tuple(CANDIDATES[name]().join(group, timeout_s) for name in self._names)
         if self.mbit:
             latency_s = self.latency_us * 1e-6
             link = Link(latency_s, self.mbit * 125e3, self.select_ns * 1e-9, latency_s)
@@ -89,6 +90,10 @@ class Auto(Collective):
             link = measure(group)
         pilot = Pilot(self.every) if self.every and not self.mbit else None
         return replace(self, choices=choices, link=link, pilot=pilot)
+
+    @property
+    def _names(self) -> list[str]:
+        return self.candidates.split("+")
 
     @property
     def finding(self) -> str:
@@ -148,6 +153,11 @@ class Auto(Collective):
     def traffic(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Traffic:
         """That of its choice."""
         return self.choose(numel, k, world_size, wire).traffic(numel, k, world_size, wire)
+
+    def message_bytes(self, k: int, numel: int, world_size: int, wire: Wire, dtype: torch.dtype = torch.float32) -> int:
+        """That of any candidate, and the longest one that measures the link."""
+        most = max(CANDIDATES[name]().message_bytes(k, numel, world_size, wire, dtype) for name in self._names)
+        return most if self.mbit else max(most, LOOK_BYTES)
 
     def program(self, sparse: SparseGradient, call: Call) -> Program:
         """Choose by the capacity, and exchange so."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -191,6 +192,18 @@ class Collective(ABC):
         """Return the messages and bytes of one exchange when each worker sends ``k`` float32 entries of ``[numel]``.
 
         Bytes are those of entries that lie anywhere; where they cluster, ``allgather`` sends fewer.
+        """
+
+    @abstractmethod
+    def message_bytes(self, k: int, numel: int, world_size: int, wire: Wire, dtype: torch.dtype = torch.float32) -> int:
+        """Return the most bytes that one message takes from a worker to another one, with all that stands in it.
+
+        Args:
+            k: entries of each worker, at most.
+            numel: length of the vector that they are of, at most.
+            world_size: number of workers.
+            wire: how entries travel.
+            dtype: of the values.
         """
 
     @abstractmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from gaussiank import ops
@@ -30,6 +31,10 @@ class DenseAllReduce(Collective):
     def traffic(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Traffic:
         """A ring: each part of the vector travels twice around, a P-th of it at a time."""
         return Traffic(2 * (world_size - 1), 2 * (world_size - 1) / world_size * 4 * numel, 0)
+
+    def message_bytes(self, k: int, numel: int, world_size: int, wire: Wire, dtype: torch.dtype = torch.float32) -> int:
+        """What a worker sends to the next one of a ring."""
+        return 2 * (world_size - 1) * numel * dtype.itemsize // world_size
 
     def program(self, sparse: SparseGradient, call: Call) -> Program:
         """Spread the entries over a dense vector and send that; neither counts nor the wire matter."""

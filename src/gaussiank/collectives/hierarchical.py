@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
@@ -116,6 +117,14 @@ class Hierarchical(Collective):
         steps += [gather_steps(nodes, between), gather_steps(node, last)]
         hops, straight = map(sum, zip(*steps, strict=True))
         return Traffic(hops, sent_bytes, node * k + nodes * (share + room), straight)
+
+    def message_bytes(self, k: int, numel: int, world_size: int, wire: Wire, dtype: torch.dtype = torch.float32) -> int:
+        """The largest of the three steps."""
+        node = self.ranks_per_node or int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+        _, share = self._rooms(k, node)
+        shares = min(numel, -(-world_size // node) * share)
+        dense = 2 * (node - 1) * numel * dtype.itemsize // node if self.inside == "dense" else 0
+        return max(dense, *(row_bytes(room, numel, wire, dtype) for room in (k, share, shares)))
 
     def program(self, sparse: SparseGradient, call: Call) -> Program:
         """Sum inside the node, between nodes, and gather inside the node."""

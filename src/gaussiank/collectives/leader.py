@@ -21,13 +21,14 @@ from .rows import (
     at_drawn,
     largest_mask,
     member_mask,
-    pack,
+    pack_rounded,
     pick,
     rest_of,
+    row_bytes,
     summed_mean,
     unpack,
 )
-from .shares import sums, sums_bytes
+from .shares import share_bytes, sums, sums_bytes
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,11 @@ class Leader(Collective):
             hops += peers.bit_length()
             sent_bytes += sections.indices_bytes(wire, k, numel) * peers / world_size
         return Traffic(hops, sent_bytes, 2 * k, straight + bool(peers))
+
+    def message_bytes(self, k: int, numel: int, world_size: int, wire: Wire, dtype: torch.dtype = torch.float32) -> int:
+        """A selection with infinities or NaN; indices and values alone take less."""
+        alone = sections.indices_bytes(wire, k, numel), share_bytes(k, world_size, wire, dtype)
+        return max(row_bytes(k, numel, _told_by(wire), dtype), *alone)
 
     def program(self, sparse: SparseGradient, call: Call) -> Program:
         """Broadcast the leader's indices, then sum everyone's values there."""
@@ -105,11 +111,17 @@ def _told(sparse: SparseGradient, call: Call, capacity: int) -> Generator[Messag
 
 def _everything(sparse: SparseGradient, call: Call, capacity: int) -> Program:
     """Gather all selections: some worker's are not finite, and every worker must see where."""
-    sent = pick(sparse, largest_mask(sparse, capacity))
-    rows = yield call.line.all_gather(pack(sent, EXACT, capacity))
+    wire = _told_by(call.wire)
+    row, _ = pack_rounded(pick(sparse, largest_mask(sparse, capacity)), wire, capacity, call.seed(call.line.rank))
+    rows = yield call.line.all_gather(row)
 
     def finish(out: Tensor) -> Outcome:
-        parts = unpack(rows, EXACT, [sparse.numel] * len(rows), sparse.values.dtype, capacity)
+        parts = unpack(rows, wire, [sparse.numel] * len(rows), sparse.values.dtype, capacity)
         return Outcome(ops.scatter_mean(parts, out))
 
     return finish
+
+
+def _told_by(wire: Wire) -> Wire:
+    """Return the wire of selections with infinities or NaN, which must say where they are."""
+    return EXACT if wire.index == "seed" else wire

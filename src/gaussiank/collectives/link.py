@@ -14,7 +14,8 @@ from gaussiank import ops
 
 from .line import Line
 
-_LARGEST_BYTES = 1 << 22
+LOOK_BYTES = 1 << 22
+"""Most bytes of a message that measures the link."""
 _LONGER = 16  # times the message before, where that was over too soon to tell; then it takes so many times as long
 _SELECTED_NUMEL = 1 << 18
 
@@ -80,18 +81,18 @@ def _device(line: Line) -> str:
 def _speed(line: Line, length: int, select_s: float, *, enough_s: float, tries: int) -> Link:
     """Measure the shortest messages, and the bytes a second of one that takes long enough to tell."""
     peers = line.world_size - 1
-    zeros = torch.zeros(_LARGEST_BYTES, dtype=torch.uint8, device=_device(line))
+    zeros = torch.zeros(LOOK_BYTES, dtype=torch.uint8, device=_device(line))
     slowest(line, [0.0])  # so that all begin together
     latency_s = min(_message_s(line, zeros[:1]) for _ in range(tries)) / peers
     straight_s = min(_message_s(line, zeros[:1], straight=True) for _ in range(tries))
     while True:
         took_s = _message_s(line, zeros[:length])
-        if took_s < 4 * enough_s and (took_s >= enough_s or length >= _LARGEST_BYTES):  # or noise; above, surely slow
+        if took_s < 4 * enough_s and (took_s >= enough_s or length >= LOOK_BYTES):  # or noise; above, surely slow
             took_s = min(took_s, *(_message_s(line, zeros[:length]) for _ in range(2)))
         sending_s = took_s - peers * latency_s  # what waiting adds must not pass for a slow link
-        if sending_s >= enough_s or length >= _LARGEST_BYTES:
+        if sending_s >= enough_s or length >= LOOK_BYTES:
             return Link(latency_s, peers * length / max(sending_s, 1e-9), select_s, straight_s)
-        length = min(_LONGER * length, _LARGEST_BYTES)
+        length = min(_LONGER * length, LOOK_BYTES)
 
 
 def _message_s(line: Line, sent: Tensor, *, straight: bool = False) -> float:

@@ -34,8 +34,12 @@ class Sums(NamedTuple):
 
 def sums_bytes(k: int, world_size: int, wire: Wire, dtype: torch.dtype = torch.float32) -> int:
     """Return what each worker sends for the sums of ``k`` values: 2 (P - 1) / P of them, as a ring would."""
-    row = sections.values_bytes(wire, _width(k, world_size), dtype) + _FLAG_BYTES
-    return 2 * (world_size - 1) * row
+    return 2 * (world_size - 1) * share_bytes(k, world_size, wire, dtype)
+
+
+def share_bytes(k: int, world_size: int, wire: Wire, dtype: torch.dtype = torch.float32) -> int:
+    """Return the length of a message with a share of ``k`` values."""
+    return sections.values_bytes(wire, _width(k, world_size), dtype) + _FLAG_BYTES
 
 
 def sums(sparse: SparseGradient, call: Call, *, flag: bool) -> Generator[Message[Any], Any, Sums]:

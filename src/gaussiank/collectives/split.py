@@ -84,6 +84,11 @@ class Split(Collective):
         sent_bytes = sizes + peers * (max(empty, first) + second)
         return Traffic(2 * peers + hops, sent_bytes, k + world_size * k, straight + 2 * bool(peers))
 
+    def message_bytes(self, k: int, numel: int, world_size: int, wire: Wire, dtype: torch.dtype = torch.float32) -> int:
+        """The lossless form sends an owner's sums, which may be all entries of all workers."""
+        room = self._room(k, world_size) if self.trim else min(numel, world_size * k)
+        return row_bytes(room, numel, wire, dtype, noted=True)
+
     def program(self, sparse: SparseGradient, call: Call) -> Program:
         """Send each owner its region, then everyone the own region's sum."""
         line, wire, dtype = call.line, call.wire, sparse.values.dtype

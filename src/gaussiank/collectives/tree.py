@@ -59,6 +59,11 @@ class Tree(Collective):
         sent_bytes = rows * row_bytes(k, numel, wire) + beyond * answer / world_size
         return Traffic(rounds + 2 * bool(beyond), sent_bytes, 2 * k * (rounds + bool(beyond)))
 
+    def message_bytes(self, k: int, numel: int, world_size: int, wire: Wire, dtype: torch.dtype = torch.float32) -> int:
+        """A row; without a power of two, what a worker beyond it gets at the end, which is exact."""
+        answer = row_bytes(k, numel, _exactly(wire), dtype) + k if _rounds(world_size)[1] else 0
+        return max(answer, row_bytes(k, numel, wire, dtype))
+
     def program(self, sparse: SparseGradient, call: Call) -> Program:
         """Swap, merge, cut, round after round."""
         line, capacity = call.line, call.capacity

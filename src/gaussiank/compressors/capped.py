@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ class Capped(Compressor):
     """Choose what ``inner`` chooses, but at most ``limit`` entries: of more, the largest.
 
     Whatever is cut was not sent, and therefore stays in the residual like all else that was not sent. A budget in
-    bytes becomes a limit in ``codec.entries_within``; ``compress(..., max_bytes=...)`` does both.
+    bytes becomes a limit in ``collectives.entries_within``; ``compress(..., max_bytes=...)`` does both.
 
     Args:
         inner: the compressor to cap.
@@ -32,6 +33,8 @@ class Capped(Compressor):
         >>> Capped(TopK(), limit=1).select(torch.tensor([3.0, -1.0, 2.0]), k=2).indices
         tensor([0], dtype=torch.int32)
     """
+
+    cuts: ClassVar[bool] = True
 
     inner: Compressor
     limit: int

@@ -71,6 +71,9 @@ class Compressor(ABC):
     sends_all: ClassVar[bool] = False
     """Whether every entry is sent, so that no index is needed and a dense all-reduce serves."""
 
+    cuts: ClassVar[bool] = False
+    """Whether fewer entries than asked are sent, so that a density of 1 does not send all."""
+
     @property
     def keeps_rest(self) -> bool:
         """Whether what is not sent stays in the residual."""

@@ -5,12 +5,13 @@ import weakref
 from functools import partial
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket  # torch.distributed shows it at run time only, not to type checkers
 from torch.nn.parallel import DistributedDataParallel
 
-from gaussiank.codec import Wire, chosen_wire, entries_of_any_bucket
-from gaussiank.collectives import Collective, parse_collective
+from gaussiank.codec import Wire, chosen_wire
+from gaussiank.collectives import Collective, entries_within, parse_collective
 from gaussiank.companions import look_at_companions
 from gaussiank.compressors import Capped, Compressor, parse_compressor
 from gaussiank.momentum import MomentumCorrection
@@ -58,8 +59,8 @@ def compress(
             ``scope="model"``; otherwise each bucket or parameter gets its share of the square, by its number of
             parameters. With a ``scaler``, of the unscaled gradient. What is clipped is not kept. Use it in place of
             ``clip_grad_norm_``, which after backward clips the mean and throws away what residuals have given to it.
-        max_bytes: largest payload of a message in bytes, up to 8 of its row not counted; what is cut stays in the
-            residual.
+        max_bytes: most bytes of a message from one worker to another with a sparse gradient, all of it; what is cut
+            stays in the residual. Refused where the collective sends more whatever is cut, as ``auto`` does.
         on_nonfinite: an infinite or NaN gradient is passed on to every worker's gradients and changes no residual
             (``propagate``, what a ``GradScaler`` needs), or ends backward on every worker with the parameter's name
             (``raise``).
@@ -117,8 +118,11 @@ def compress(
         compressor = parse_compressor(compressor)
     require_reducible(ddp, scope, sends_all=compressor.sends_all)
     wire = chosen_wire(wire, ddp.parameters())
+    collective = parse_collective(collective) if isinstance(collective, str) else collective
     if max_bytes is not None:
-        compressor = Capped(compressor, entries_of_any_bucket(wire, max_bytes, ddp.parameters()))
+        workers = dist.get_world_size(ddp.process_group)
+        limit = entries_within(max_bytes, collective, wire, ddp.parameters(), workers, layers=scope == "layer")
+        compressor = Capped(compressor, limit)
     if timeout_s is not None and not 0 < timeout_s <= _YEAR_S:
         raise ValueError(
             f"timeout_s must be above 0 and at most {_YEAR_S:.0f}, a year, got {timeout_s}. 300 waits for five minutes."
@@ -132,7 +136,7 @@ def compress(
         clip_norm=clip_norm,
         on_nonfinite=on_nonfinite,
         scaler=scaler,
-        collective=parse_collective(collective) if isinstance(collective, str) else collective,
+        collective=collective,
         wire=wire,
         timeout_s=timeout_s,
         observer=recorder,

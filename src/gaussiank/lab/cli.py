@@ -101,7 +101,7 @@ def train(
     ] = None,
     clip_norm: Annotated[float | None, typer.Option(help="Local clipping of the momentum correction.")] = None,
     scope: Annotated[str | None, typer.Option(help="Where k is counted: bucket, layer or model.")] = None,
-    max_bytes: Annotated[int | None, typer.Option(help="Largest payload of a message in bytes.")] = None,
+    max_bytes: Annotated[int | None, typer.Option(help="Most bytes of a message from one worker to another.")] = None,
     collective: Annotated[
         str | None,
         typer.Option(

@@ -61,7 +61,7 @@ class TrainConfig:
         momentum_correction: accumulate velocity instead of gradient (DGC), in methods with feedback.
         clip_norm: local clipping of the momentum correction, or None.
         scope: where k is counted: bucket, layer or model.
-        max_bytes: largest payload of a message, or None.
+        max_bytes: most bytes of a message from one worker to another, or None.
         collective: how workers agree on the mean, ``name`` or ``name:field=value``.
         wire: how entries travel, ``index+values``; None takes the default of the device.
         seed: of initialisation and data order, the same for every method.
