@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,7 @@ from gaussiank.collectives import (
     fitting_wire,
     require_feedback,
     ring_bytes,
+    then,
 )
 from gaussiank.compressors import Compressor
 from gaussiank.course import Course
@@ -302,7 +303,7 @@ class Journey:
         """Start the mean of a ``torch.sparse`` gradient, an embedding's, as DDP itself would."""
         work = dist.all_reduce(grad.div_(self._world_size), group=self._engine.group, async_op=True)
         assert work is not None  # async_op
-        return cast(torch.futures.Future[Any], work.get_future().then(lambda done: done.value()[0]))
+        return then(work.get_future(), lambda done: done.value()[0])
 
     def _take(self, layout: Layout, grad: Tensor, held: Sequence[slice]) -> SparseGradient:
         def select(accumulated: Tensor) -> SparseGradient:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from gaussiank.collectives import Done, Engine, ring_bytes
+from gaussiank.collectives import Done, Engine, ring_bytes, then
 from gaussiank.feedback import ErrorFeedback
 from gaussiank.layout import Layout
 from gaussiank.mean import require_finite
@@ -144,4 +144,4 @@ class Whole:
                 part.copy_(mean)
             return parts[0]
 
-        return done.then(hand_out)
+        return then(done, hand_out)

@@ -8,6 +8,7 @@ from .agreement import require_agreement, together
 from .all_gather import AllGather
 from .attendance import await_all, group_timeout_s
 from .auto import CANDIDATES, Auto
+from .callbacks import then
 from .collective import Call, Collective, Exchange, Outcome, Traffic
 from .dense import DenseAllReduce
 from .engine import Done, Engine, Promise, engine_of
@@ -52,6 +53,7 @@ __all__ = [
     "require_agreement",
     "require_feedback",
     "ring_bytes",
+    "then",
     "together",
 ]
 

@@ -11,6 +11,7 @@ overlap with backward, may wait for sizes without stopping it, and needs no last
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import queue
 import threading
@@ -23,6 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .callbacks import Callback, expect, held, settle, then
 from .collective import Exchange
 from .groups import new_group
 from .line import AnyFuture, reduction
@@ -32,6 +34,8 @@ Start = Callable[[dist.ProcessGroup], Exchange]
 Finish = Callable[[Exchange], Tensor]
 Done = torch.futures.Future[Tensor]
 Answer = TypeVar("Answer")
+
+_MARGIN_S = 5.0  # that a message may fail after its time-out
 
 
 class Engine:
@@ -53,9 +57,9 @@ class Engine:
         self._rank, self._world_size = self.group.rank(), self.group.size()
         self._summing = reduction(dist.ReduceOp.SUM)
         self._timeout_s = timeout_s
+        _longest_s[0] = max(timeout_s, *_longest_s)
         self._roll_call = RollCall(self.group)
-        self._orders: queue.SimpleQueue[_Order | object] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._executor: _Executor | None = None
 
     def carry(
         self, label: Callable[[], str], start: Start, finish: Finish, *, phased: bool, device: torch.device
@@ -83,14 +87,13 @@ class Engine:
                 self._require_arrived(done, label, began)
                 return finish(exchange)
 
-            return exchange.future.then(arrived)
-        if self._thread is None:
-            arguments = (self._orders, self._ordered_group)
-            self._thread = threading.Thread(target=_serve, args=arguments, name="gaussiank exchange", daemon=True)
-            self._thread.start()
-            weakref.finalize(self, self._orders.put, _STOP)
+            return then(exchange.future, arrived)
+        if self._executor is None:
+            self._executor = _Executor(self._ordered_group)
+            self._executor.start()
+            weakref.finalize(self, self._executor.stop)
         order = _Order(lambda error: self._lost(error, label, began), start, finish, device)
-        self._orders.put(order)
+        self._executor.orders.put(order)
         return order.promise.future
 
     def average(
@@ -127,7 +130,7 @@ class Engine:
             arrived(began)
             return vector
 
-        return work.get_future().then(ended)
+        return then(work.get_future(), ended)
 
     def ask(self, question: Callable[[dist.ProcessGroup], Answer], label: str) -> Answer:
         """Let the caller send and wait at once, while nothing else is under way; errors name what was lost."""
@@ -145,7 +148,7 @@ class Engine:
 
     def _lost(self, error: RuntimeError, label: Callable[[], str], began: float) -> RuntimeError:
         waited_s = time.perf_counter() - began
-        silent = ", ".join(map(str, self._roll_call.silent()))
+        silent = "" if _ends else ", ".join(map(str, self._roll_call.silent()))
         return RuntimeError(
             f"rank {self._rank} lost {label()} after {waited_s:.1f} s: {error}. "
             + (f"Nothing was heard from rank {silent}. " if silent else "")
@@ -155,8 +158,8 @@ class Engine:
 
     def flush(self) -> None:
         """Say that no exchange follows for now, so that those in line can end."""
-        if self._thread is not None:
-            self._orders.put(_FLUSH)
+        if self._executor is not None:
+            self._executor.orders.put(_FLUSH)
 
 
 _ENGINES: weakref.WeakKeyDictionary[dist.ProcessGroup, dict[float, Engine]] = weakref.WeakKeyDictionary()
@@ -188,17 +191,19 @@ class Promise:
         self._error: Exception | None = None
         self._ended: torch.futures.Future[Tensor | None]
         self._ended = torch.futures.Future(devices=[device] if device.type == "cuda" else None)
-        self.future = cast(Done, self._ended.then(self._result))
+        callback = Callback(self._result)
+        self._held = held(callback)
+        self.future = cast(Done, self._ended.then(callback))
 
     def keep(self, tensor: Tensor) -> None:
         """Fulfil the future."""
-        self._ended.set_result(tensor)
+        self._fulfil(tensor)
 
     def fail(self, error: Exception) -> None:
         """Make whoever reads the future get an error, if it is not fulfilled yet."""
         if not self._ended.done():
             self._error = error
-            self._ended.set_result(None)
+            self._fulfil(None)
 
     def attempt(self, work: Callable[[], Tensor]) -> None:
         """Fulfil the future by what ``work`` returns, or by the error that it raises."""
@@ -206,6 +211,10 @@ class Promise:
             self.keep(work())
         except Exception as error:  # noqa: BLE001  of any kind: whoever reads the future must get it, or waits for ever
             self.fail(error)
+
+    def _fulfil(self, tensor: Tensor | None) -> None:
+        expect(self._held)  # not before: one that is never fulfilled holds its callback for ever
+        self._ended.set_result(tensor)
 
     def _result(self, ended: torch.futures.Future[Tensor | None]) -> Tensor | None:
         if self._error is not None:
@@ -270,25 +279,62 @@ class _Order:
 _FLUSH, _STOP = object(), object()
 
 
-@torch.no_grad()
-def _serve(orders: queue.SimpleQueue[_Order | object], group: dist.ProcessGroup) -> None:
-    """Carry exchanges until told to stop; after the first lost message no other can be right, so all fail with it."""
-    flying: list[_Order] = []
-    broken: Exception | None = None
-    while (order := orders.get()) is not _STOP:
-        try:
-            if broken is not None:
-                raise broken
-            if isinstance(order, _Order):
-                order.begin(group)
-            flying = [one for one in flying if one.step()]
-            if isinstance(order, _Order):
-                flying.append(order)
-            while order is _FLUSH and flying:
+class _Executor(threading.Thread):
+    """Carry exchanges until told to stop; after the first lost message no other can be right, so all fail with it.
+
+    Args:
+        group: nobody else sends over it.
+
+    Attributes:
+        orders: what to carry, or when to end what is in flight.
+    """
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        super().__init__(name="gaussiank exchange", daemon=True)
+        self.orders: queue.SimpleQueue[_Order | object] = queue.SimpleQueue()
+        self._group = group
+
+    def stop(self) -> None:
+        """Let it end when it has come so far."""
+        self.orders.put(_STOP)
+
+    @torch.no_grad()
+    def run(self) -> None:
+        """Carry."""
+        flying: list[_Order] = []
+        broken: Exception | None = None
+        while (order := self.orders.get()) is not _STOP:
+            try:
+                if broken is not None:
+                    raise broken
+                if isinstance(order, _Order):
+                    order.begin(self._group)
                 flying = [one for one in flying if one.step()]
-        except Exception as error:  # noqa: BLE001  of any kind: without this thread every reader would wait for ever
-            broken = error
-            for one in [*flying, order]:
-                if isinstance(one, _Order):
-                    one.promise.fail(error)
-            flying = []
+                if isinstance(order, _Order):
+                    flying.append(order)
+                while order is _FLUSH and flying:
+                    flying = [one for one in flying if one.step()]
+            except Exception as error:  # noqa: BLE001  of any kind: without this thread every reader would wait for ever
+                broken = error
+                for one in [*flying, order]:
+                    if isinstance(one, _Order):
+                        one.promise.fail(error)
+                flying = []
+
+
+_longest_s = [0.0]  # time-out of any message
+_ends: list[bool] = []  # one entry when the process ends
+
+
+@atexit.register
+def _end() -> None:
+    """Stop the executors, and wait until nothing of ours is left with a backend: it may take until a message fails."""
+    _ends.append(True)
+    until = time.monotonic() + _longest_s[0] + _MARGIN_S
+    executors = [one for one in threading.enumerate() if isinstance(one, _Executor)]
+    for one in executors:
+        one.stop()
+    for one in executors:
+        one.join(until - time.monotonic())
+    if _longest_s[0]:
+        settle(until)

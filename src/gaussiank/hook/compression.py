@@ -16,7 +16,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gaussiank import __version__, checkpoint
 from gaussiank.codec import Wire
-from gaussiank.collectives import Collective, Done, Promise, await_all, group_timeout_s, require_agreement, together
+from gaussiank.collectives import (
+    Collective,
+    Done,
+    Promise,
+    await_all,
+    group_timeout_s,
+    require_agreement,
+    then,
+    together,
+)
 from gaussiank.compressors import Compressor
 from gaussiank.feedback import ErrorFeedback, OptimizerUse
 from gaussiank.journey import Journey
@@ -294,7 +303,7 @@ class Compression:
             for (_, promise), grad in zip(waiting, grads, strict=True):
                 promise.attempt(partial(own, grad))
 
-        self._journey.reduce_sparse(self._layout(buckets), grads, held).then(hand_out)
+        then(self._journey.reduce_sparse(self._layout(buckets), grads, held), hand_out)
 
     def _clip_locally(self, buckets: list[GradBucket], grads: list[Tensor]) -> None:
         if self._clip is not None:

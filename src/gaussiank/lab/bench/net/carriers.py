@@ -13,7 +13,7 @@ from torch._C._distributed_c10d import GradBucket  # torch.distributed shows it 
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from gaussiank.collectives import ring_bytes
+from gaussiank.collectives import ring_bytes, then
 from gaussiank.hook import Compression, compress
 
 from .methods import DDP, PAPER, NetMethod
@@ -133,7 +133,7 @@ def _timed(state: _Clock, bucket: GradBucket) -> torch.futures.Future[Tensor]:
         state.taken_s += time.perf_counter() - began
         return tensor
 
-    return state.hook(state.state, bucket).then(arrived)
+    return then(state.hook(state.state, bucket), arrived)
 
 
 class Ours(Carrier):
