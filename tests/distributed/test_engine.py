@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import gaussiank
+from gaussiank.codec import Wire
 from gaussiank.collectives import engine_of
 from gaussiank.collectives.line import Line
 
@@ -117,6 +118,39 @@ def test_what_follows_a_lost_message_fails_at_once(three_workers: Workers) -> No
     three_workers.run(abandoned, "split", 1.3)
     for rank, message in enumerate(three_workers.run(later_fails_at_once, 1.3)[:-1]):
         assert f"rank {rank} lost bucket 0 of step 0" in message
+
+
+def fail(*_: Any, **__: Any) -> None:
+    raise RuntimeError("stack expects each tensor to be equal size")
+
+
+def failing(rank: int, world_size: int, spec: str, timeout_s: float) -> str:
+    """Train; the last worker cannot encode at the second step."""
+    model = DDP(Layers(), bucket_cap_mb=0.001)
+    gaussiank.compress(model, density=0.02, collective=spec, timeout_s=timeout_s)
+    message = ""
+    pack = Wire.pack
+    try:
+        for step in range(2):
+            model.zero_grad()
+            if step == 1 and rank == world_size - 1:
+                Wire.pack = fail  # type: ignore[method-assign]
+            model([torch.ones(400)] * LAYERS).backward()
+    except RuntimeError as error:
+        message = str(error)
+    finally:
+        Wire.pack = pack  # type: ignore[method-assign]
+    dist.barrier()
+    return message
+
+
+@pytest.mark.parametrize(("spec", "timeout_s"), [("allgather", 1.4), ("split", 1.5)])
+def test_an_error_of_one_worker_alone_is_told_as_its_own(three_workers: Workers, spec: str, timeout_s: float) -> None:
+    *others, own = three_workers.run(failing, spec, timeout_s)
+    assert "rank 2 could not exchange bucket 0 of step 1 (layers." in own
+    assert "stack expects each tensor to be equal size. The error is this worker's own" in own
+    assert "A worker has ended" not in own
+    assert all("A worker has ended, raised, or stands still" in other for other in others)
 
 
 def killed(rank: int, world_size: int, spec: str) -> tuple[str, float]:

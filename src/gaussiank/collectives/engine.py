@@ -27,7 +27,7 @@ from torch import Tensor
 from .callbacks import Callback, expect, held, settle, then
 from .collective import Exchange
 from .groups import new_group
-from .line import AnyFuture, reduction
+from .line import AnyFuture, MessageError, reduction
 from .roll_call import RollCall
 
 Start = Callable[[dist.ProcessGroup], Exchange]
@@ -80,8 +80,8 @@ class Engine:
         if not phased:
             try:
                 exchange = start(self.group)
-            except RuntimeError as error:  # what backends raise
-                raise self._lost(error, label, began) from error
+            except RuntimeError as error:
+                raise self._failed(error, label, began) from error
 
             def arrived(done: AnyFuture) -> Tensor:
                 self._require_arrived(done, label, began)
@@ -92,7 +92,7 @@ class Engine:
             self._executor = _Executor(self._ordered_group)
             self._executor.start()
             weakref.finalize(self, self._executor.stop)
-        order = _Order(lambda error: self._lost(error, label, began), start, finish, device)
+        order = _Order(lambda error: self._failed(error, label, began), start, finish, device)
         self._executor.orders.put(order)
         return order.promise.future
 
@@ -138,13 +138,22 @@ class Engine:
         try:
             return question(self.group)
         except RuntimeError as error:
-            raise self._lost(error, lambda: label, began) from error
+            raise self._failed(error, lambda: label, began) from error
 
     def _require_arrived(self, done: AnyFuture, label: Callable[[], str], began: float) -> None:
         try:
             done.value()  # raises when a worker is gone; without it, memory that never arrived would be read
         except RuntimeError as error:
             raise self._lost(error, label, began) from error
+
+    def _failed(self, error: RuntimeError, label: Callable[[], str], began: float) -> RuntimeError:
+        """Tell what the others have to do with from what is wrong here."""
+        if isinstance(error, MessageError):
+            return self._lost(error, label, began)
+        return RuntimeError(
+            f"rank {self._rank} could not exchange {label()}: {error}. The error is this worker's own: the others wait "
+            "for it, and tell of a lost bucket."
+        )
 
     def _lost(self, error: RuntimeError, label: Callable[[], str], began: float) -> RuntimeError:
         waited_s = time.perf_counter() - began
@@ -246,12 +255,12 @@ class _Order:
 
     def __init__(
         self,
-        lost: Callable[[RuntimeError], RuntimeError],
+        failed: Callable[[RuntimeError], RuntimeError],
         start: Start,
         finish: Finish,
         device: torch.device,
     ) -> None:
-        self._lost, self._start, self._finish, self._stream = lost, start, finish, _Stream(device)
+        self._failed, self._start, self._finish, self._stream = failed, start, finish, _Stream(device)
         self._exchange: Exchange | None = None
         self.promise = Promise(device)
 
@@ -260,7 +269,7 @@ class _Order:
             try:
                 self._exchange = self._start(group)
             except RuntimeError as error:
-                raise self._lost(error) from error
+                raise self._failed(error) from error
 
     def step(self) -> bool:
         """Move on by one message; False when the exchange has ended."""
@@ -270,7 +279,7 @@ class _Order:
                 if self._exchange.advance():
                     return True
             except RuntimeError as error:
-                raise self._lost(error) from error
+                raise self._failed(error) from error
             exchange = self._exchange
             self.promise.attempt(lambda: self._finish(exchange))  # an error in it does not concern the next exchange
         return False

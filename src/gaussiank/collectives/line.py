@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from functools import wraps
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,7 +13,12 @@ from torch import Tensor
 from torch._C._distributed_c10d import AllreduceOptions  # torch.distributed shows it at run time only
 
 Result = TypeVar("Result")
+Asked = ParamSpec("Asked")
 AnyFuture = torch.futures.Future[Any]
+
+
+class MessageError(RuntimeError):
+    """A backend could not send or receive: another worker is gone, or late. Other errors are this worker's own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,16 +44,38 @@ class Message(Generic[Result]):
         return work.get_future()
 
     def wait(self) -> Result:
-        """Wait and return what arrived; raises when a worker is gone.
+        """Wait and return what arrived.
 
         Through the future where there is one: it may be asked inside its own callback, a handle may not.
+
+        Raises:
+            MessageError: a worker is gone.
         """
-        if self.point_to_point:
-            for work in self.works:
-                work.wait()
-        elif self.works:
-            self.future.wait()
+        try:
+            if self.point_to_point:
+                for work in self.works:
+                    work.wait()
+            elif self.works:
+                self.future.wait()
+        except RuntimeError as error:  # what backends raise
+            raise MessageError(str(error)) from error
         return self.read()
+
+
+Start = Callable[Concatenate["Line", Asked], Message[Result]]
+
+
+def _started_or_lost(start: Start[Asked, Result]) -> Start[Asked, Result]:
+    """Let a backend that refuses to start a message raise ``MessageError``."""
+
+    @wraps(start)
+    def started(line: Line, /, *arguments: Asked.args, **more: Asked.kwargs) -> Message[Result]:
+        try:
+            return start(line, *arguments, **more)
+        except RuntimeError as error:
+            raise MessageError(str(error)) from error
+
+    return started
 
 
 class Line:
@@ -74,12 +102,14 @@ class Line:
         line._sent_bytes = self._sent_bytes
         return line
 
+    @_started_or_lost
     def all_reduce(self, vector: Tensor, op: Any = dist.ReduceOp.SUM) -> Message[Tensor]:
         """Reduce ``vector`` in place."""
         work = self.group.allreduce([vector], reduction(op))  # torch's wrapper around it doubles the time of the call
         self._sent_bytes[0] += ring_bytes(vector, self.world_size)
         return Message([work], lambda: vector)
 
+    @_started_or_lost
     def all_gather(self, row: Tensor, *, straight: bool = True) -> Message[Tensor]:
         """Send uint8 ``[bytes]`` to all; the result is ``[world_size, bytes]``.
 
@@ -94,6 +124,7 @@ class Line:
         self._sent_bytes[0] += (self.world_size - 1) * row.numel()
         return Message([_started(work)], lambda: rows.view(self.world_size, -1), [row])
 
+    @_started_or_lost
     def all_to_all(self, rows: Tensor) -> Message[Tensor]:
         """Send row r of ``[world_size, ...]`` to rank r; row r of the result comes from rank r."""
         received = torch.empty_like(rows)
@@ -101,6 +132,7 @@ class Line:
         self._sent_bytes[0] += (self.world_size - 1) * rows[0].numel() * rows.element_size()
         return Message([_started(work)], lambda: received, [rows])
 
+    @_started_or_lost
     def all_to_all_uneven(self, rows: Sequence[Tensor], received_bytes: Sequence[int]) -> Message[list[Tensor]]:
         """Send row r, of any length, to rank r; the lengths that come back must be known."""
         sizes = [row.numel() for row in rows]
@@ -110,6 +142,7 @@ class Line:
         self._sent_bytes[0] += sum(sizes) - sizes[self.rank]
         return Message([_started(work)], lambda: list(received.split(list(received_bytes))), [joined])
 
+    @_started_or_lost
     def broadcast(self, vector: Tensor, root: int) -> Message[Tensor]:
         """Overwrite ``vector`` with that of ``root``, a rank of the group."""
         work = dist.broadcast(vector, dist.get_global_rank(self.group, root), group=self.group, async_op=True)
@@ -117,17 +150,20 @@ class Line:
         self._sent_bytes[0] += _children(place, self.world_size) * vector.numel() * vector.element_size()
         return Message([_started(work)], lambda: vector)
 
+    @_started_or_lost
     def swap(self, row: Tensor, peer: int) -> Message[Tensor]:
         """Send a row to rank ``peer`` of the group and receive one of the same length from it."""
         received = torch.empty_like(row)
         works = dist.batch_isend_irecv([self._sending(row, peer), self._receiving(received, peer)])
         return Message(works, lambda: received, [row], point_to_point=True)
 
+    @_started_or_lost
     def send(self, row: Tensor, peer: int) -> Message[None]:
         """Send a row to rank ``peer`` of the group."""
         works = dist.batch_isend_irecv([self._sending(row, peer)])
         return Message(works, lambda: None, [row], point_to_point=True)
 
+    @_started_or_lost
     def receive(self, row: Tensor, peer: int) -> Message[Tensor]:
         """Overwrite ``row`` with what rank ``peer`` of the group sends."""
         works = dist.batch_isend_irecv([self._receiving(row, peer)])
