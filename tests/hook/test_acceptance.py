@@ -20,11 +20,11 @@ INSTEAD = "which is not supported yet. Leave compress out, or use DistributedDat
 
 
 class Given(nn.Module):
-    """Parameters of given numels on a device; the loss is the sum of them all."""
+    """Parameters of given numels; the loss is the sum of them all."""
 
-    def __init__(self, *numels: int, device: str = "meta") -> None:
+    def __init__(self, *numels: int) -> None:
         super().__init__()
-        self.given = nn.ParameterList(nn.Parameter(torch.ones(numel, device=device)) for numel in numels)
+        self.given = nn.ParameterList(nn.Parameter(torch.ones(numel)) for numel in numels)
 
     def forward(self) -> Tensor:
         return torch.stack([one.sum() for one in self.given]).sum()
@@ -34,6 +34,14 @@ class Holding(nn.Module):
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
+
+
+def huge(*numels: int, **settings: Any) -> DDP:
+    """Wrap small parameters, and give them their numels without memory for them."""
+    model = DDP(Given(*[1] * len(numels)), **settings)
+    for place, numel in enumerate(numels):
+        model.module.given[place] = nn.Parameter(torch.empty(numel, device="meta"))
+    return model
 
 
 def refused(model: nn.Module, **settings: Any) -> str:
@@ -95,15 +103,15 @@ def test_vectors_that_are_too_long_are_refused_with_what_to_do() -> None:
         ((half, half), split, {"scope": "model"}, f"scope must be bucket or layer for a model of more than {limit}"),
     ]  # fmt: skip
     for numels, ddp, settings, beginning in cases:
-        assert refused(DDP(Given(*numels), init_sync=False, **ddp), **settings).startswith(beginning)
-    gaussiank.compress(DDP(Given(half, half), init_sync=False, **split))
-    gaussiank.compress(DDP(Given(half, half), init_sync=False), compressor="dense")
+        assert refused(huge(*numels, **ddp), **settings).startswith(beginning)
+    gaussiank.compress(huge(half, half, **split))
+    gaussiank.compress(huge(half, half), compressor="dense")
 
 
 def test_an_empty_parameter_may_be_alone_in_its_bucket() -> None:
     for numels in ((0,), (0, 50), (50, 0, 70)):
         for scope in ("bucket", "layer", "model"):
-            model = DDP(Given(*numels, device="cpu"), bucket_cap_mb=1e-7)
+            model = DDP(Given(*numels), bucket_cap_mb=1e-7)
             compression = gaussiank.compress(model, 0.1, scope=scope)
             for _ in range(3):
                 model().backward()
