@@ -53,7 +53,7 @@ _ADAM = (
 _UNCALLED = (
     "compression is not at work: {name} takes its second step in a row on gradients that were not exchanged by it. "
     "Call the model that was given to gaussiank.compress, not the bare module in it; where a framework wraps the model "
-    "again, give compress the DistributedDataParallel that the framework has made."
+    "again, give compress the DistributedDataParallel that it has made; docs/loops.md, 'Frameworks'."
 )
 _NOT_RESUMED = (
     "{name} goes on from earlier steps, but compression begins without residuals: what the earlier steps held back is "
