@@ -24,8 +24,9 @@ class MomentumCorrection:
     Args:
         momentum: in [0, 1); a larger one remembers longer.
         nesterov: look one step ahead.
-        masking: forget the velocity of an entry when it is sent (factor masking), against stale momentum. A dense step
-            masks nothing: it is ordinary momentum SGD.
+        masking: forget the velocity of an entry when it is selected (factor masking), against stale momentum; also of
+            one that the collective sends back, as ``leader``, ``tree`` and ``split`` do, which trains better than to
+            keep it. A dense step masks nothing: it is ordinary momentum SGD.
         clip_norm: largest norm of a parameter's local gradient, before it is divided by the square root of the number
             of workers; None clips nothing. What is clipped is not kept.
 

@@ -232,6 +232,19 @@ def test_momentum_correction_is_that_of_its_paper(
         assert torch.equal(grad, own)
 
 
+def test_masking_forgets_the_velocity_of_what_comes_back_too(rng: torch.Generator) -> None:
+    feedback = ErrorFeedback(SIZES, momentum=MomentumCorrection(0.5))
+    (grad,) = grads(rng, 1)
+    sent = feedback.take(WHOLE, grad, top(4))
+    back = SparseGradient(sent.indices[1:], sent.values[1:], NUMEL)
+    feedback.keep(WHOLE, back)
+    assert end(feedback, TRUE)
+    rest = grad.clone()
+    rest[sent.indices] = 0
+    assert torch.equal(velocity(feedback), rest)
+    assert torch.equal(residual(feedback), rest + back.dense())
+
+
 def test_plain_momentum_keeps_velocity_and_residual_to_the_bit(rng: torch.Generator) -> None:
     feedback = ErrorFeedback(SIZES, momentum=MomentumCorrection(0.5, masking=False))
     moved, before = torch.zeros(NUMEL), torch.zeros(NUMEL)
