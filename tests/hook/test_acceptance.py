@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch._dynamo
 from torch import Tensor, nn
+from torch._C._distributed_c10d import BuiltinCommHookType
 from torch.distributed._composable.replicate import replicate
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -90,6 +91,13 @@ def test_models_that_another_tool_reduces_are_refused() -> None:
         model = DDP(module) if wrapped_first else None
         _apply_optimizer_in_backward(torch.optim.SGD, module.parameters(), {"lr": 0.1})
         assert refused(model or DDP(module)).startswith("model must be stepped after backward, got parameters with ")
+
+
+def test_a_model_with_a_hook_that_is_built_into_ddp_is_refused() -> None:
+    model = DDP(nn.Linear(3, 1))
+    model._register_builtin_comm_hook(BuiltinCommHookType.FP16_COMPRESS)
+    with pytest.raises(RuntimeError, match=r"^model must have no communication hook yet, got one that has a hook"):
+        gaussiank.compress(model)
 
 
 def test_vectors_that_are_too_long_are_refused_with_what_to_do() -> None:

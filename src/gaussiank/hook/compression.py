@@ -338,7 +338,8 @@ def require_no_hook(model: DistributedDataParallel) -> None:
     Raises:
         RuntimeError: so it is.
     """
-    if not all(isinstance(state, CopiedCompression) for _, state in getattr(model, "_comm_hooks", ())):
+    hooks = [state for _, state in getattr(model, "_comm_hooks", ()) if not isinstance(state, CopiedCompression)]
+    if hooks or model._get_ddp_logging_data().get("comm_hook"):  # one that is built into DDP stands there alone
         raise RuntimeError(
             "model must have no communication hook yet, got one that has a hook. Call compress once for each "
             "DistributedDataParallel, and register no other hook on it."
