@@ -83,6 +83,9 @@ def test_a_compiled_model_is_taken() -> None:
 def test_models_that_another_tool_reduces_are_refused() -> None:
     with torch._dynamo.config.patch(optimize_ddp="python_reducer"):
         assert refused(DDP(nn.Linear(3, 1))).startswith("torch._dynamo.config.optimize_ddp must not be python_reducer")
+    skipping = DDP(nn.Linear(3, 1), find_unused_parameters=True)
+    skipping.skip_all_reduce_unused_params = True  # as DDP's argument of newer torch does
+    assert refused(skipping).startswith("skip_all_reduce_unused_params must be False beside a compression, got True: ")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, of its use of torch.jit
         from torch.distributed.optim import _apply_optimizer_in_backward

@@ -70,6 +70,11 @@ def require_reducible(model: DistributedDataParallel, scope: Scope, *, sends_all
             "torch._dynamo.config.optimize_ddp must not be python_reducer, which hands a hook no buckets. Set it to "
             "ddp_optimizer before the model is wrapped in DistributedDataParallel."
         )
+    if getattr(model, "skip_all_reduce_unused_params", False):
+        raise ValueError(
+            "skip_all_reduce_unused_params must be False beside a compression, got True: DDP leaves buckets out and "
+            "does not say so. Set find_unused_parameters=True alone."
+        )
     reduced = [one for one in model.parameters() if one.requires_grad]
     if any(hasattr(one, "_in_backward_optimizers") for one in reduced):
         raise ValueError(
