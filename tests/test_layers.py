@@ -11,7 +11,7 @@ import pytest
 PACKAGE = "gaussiank"
 SRC = Path(__file__).parent.parent / "src" / PACKAGE
 LEVELS = [
-    {"durable", "sparse", "spec", "schedule", "layout", "metrics", "theory", "sim"},
+    {"durable", "environment", "sparse", "spec", "schedule", "layout", "metrics", "theory", "sim"},
     {"ops"},
     {"dcp_metadata", "mean", "momentum", "observer"},
     {"compressors", "codec", "companions", "feedback", "reshard"},

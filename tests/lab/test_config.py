@@ -47,7 +47,7 @@ from gaussiank.lab.config import TrainConfig
         ({"batch_size": 0}, r"batch_size must be at least 1, got 0\."),
         ({"steps": 0}, r"steps must be at least 1, got 0\."),
         ({"lr": 0.0}, r"lr must be above 0, got 0\.0\."),
-        ({"lr": float("nan")}, r"lr must be above 0, got nan\."),
+        ({"lr": float("nan")}, r"lr must be a finite number, got nan\."),
         ({"weight_decay": -1.0}, r"weight_decay must not be negative, got -1\.0\."),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1\.0\."),
         ({"clip_norm": 1.0}, r"clip_norm must come with momentum_correction, got 1\.0 alone\."),

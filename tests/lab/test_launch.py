@@ -37,6 +37,25 @@ def test_a_failing_worker_ends_the_others_and_is_named(tmp_path: Path, capfd: py
     assert printed.endswith("ValueError: the disk is full\n")  # and nothing of torch's
 
 
+def fail_at_length() -> None:
+    raise ValueError("the disk is full\n  at some_function(file.cpp:17)\n  return x\n")
+
+
+def end_without_a_word() -> None:
+    os._exit(3)
+
+
+def test_the_last_line_says_why_and_quotes_no_source(capfd: pytest.CaptureFixture[str]) -> None:
+    for work, sentence in (
+        (fail_at_length, "worker 0 failed and the others were ended: ValueError: the disk is full"),
+        (end_without_a_word, "worker 0 failed and the others were ended: it left no message, and ended with status 3"),
+    ):
+        with pytest.raises(RuntimeError) as caught:
+            launch(work, 1)
+        assert str(caught.value) == sentence
+    capfd.readouterr()
+
+
 def test_a_worker_leaves_a_sentence_for_the_launcher_that_started_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

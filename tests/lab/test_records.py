@@ -60,7 +60,7 @@ def test_numbers_that_are_not_finite_become_null_at_any_depth(tmp_path: Path) ->
 
 def test_writer_refuses_to_overwrite(tmp_path: Path) -> None:
     write_lines(tmp_path, RUN)
-    message = f"run directory must hold no records yet, got {tmp_path / 'records.jsonl'}. Choose another directory"
+    message = f"run directory must hold no records yet, got {tmp_path / 'records.jsonl'}. Choose another, or"
     with pytest.raises(FileExistsError, match=re.escape(message)), RecordWriter(tmp_path):
         pass
     assert read_records(tmp_path).run == RUN

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from gaussiank.codec import Wire
+from gaussiank.environment import number_from
 from gaussiank.sparse import SparseGradient
 
 from .collective import Call, Collective, Outcome, Program, Traffic
@@ -120,7 +120,7 @@ class Hierarchical(Collective):
 
     def message_bytes(self, k: int, numel: int, world_size: int, wire: Wire, dtype: torch.dtype = torch.float32) -> int:
         """The largest of the three steps."""
-        node = self.ranks_per_node or int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+        node = self.ranks_per_node or number_from("LOCAL_WORLD_SIZE", world_size, least=1)
         _, share = self._rooms(k, node)
         shares = min(numel, -(-world_size // node) * share)
         dense = 2 * (node - 1) * numel * dtype.itemsize // node if self.inside == "dense" else 0
@@ -172,7 +172,7 @@ def _share(node: SparseGradient, rank: int, world_size: int) -> SparseGradient:
 
 
 def _ranks(everyone: Sequence[int], rank: int, ranks_per_node: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    node = ranks_per_node or int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
+    node = ranks_per_node or number_from("LOCAL_WORLD_SIZE", 0)
     if not node:
         raise ValueError(
             "ranks_per_node must be given where torchrun does not say it, got 0. Set hierarchical:ranks_per_node=8."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -14,9 +13,11 @@ from rich.console import Console
 import gaussiank
 from gaussiank.lab import cluster_cli, reproduce_cli, study_cli
 from gaussiank.lab.bench.cli import bench
+from gaussiank.lab.commands import Commands
 from gaussiank.lab.last_words import leave
+from gaussiank.lab.streams import STANDARD_OUTPUT, steady_output
 
-app = typer.Typer(
+app = Commands(
     name="gaussiank",
     help="Gradient sparsification for PyTorch: train with it, and see what it does.",
     no_args_is_help=True,
@@ -25,11 +26,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(bench)
-
-
-def _command(function: Callable[..., None]) -> Callable[..., None]:
-    """Add a command; the list of all shows the first line of its help whole, where typer would cut it short."""
-    return app.command(short_help=(function.__doc__ or "").partition("\n")[0])(function)
 
 
 def _show_version(wanted: bool) -> None:
@@ -47,7 +43,7 @@ def _root(
     pass
 
 
-@_command
+@app.add(folders=("out", "checkpoint_dir"))
 def train(
     model: Annotated[str | None, typer.Option(help="Name of a model, or torchvision:NAME (lenet5).")] = None,
     recipe: Annotated[str | None, typer.Option(help="Settings to start from: default, or paper.")] = None,
@@ -155,7 +151,7 @@ def train(
     start(options, settings)
 
 
-@_command
+@app.add()
 def data(
     name: Annotated[str | None, typer.Argument(help="A data set to read whole; without it, all are listed.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of your data sets.")] = None,
@@ -169,7 +165,7 @@ def data(
     show_data(Console(), name, data_dir, download)
 
 
-@_command
+@app.add(folders=("figures",), files=("out",))
 def report(
     run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories that train has written.")],
     figures: Annotated[Path | None, typer.Option(help="Directory for the figures of one run as SVG files.")] = None,
@@ -194,7 +190,7 @@ def report(
         console.print(f"Figure: {path}", soft_wrap=True, highlight=False)
 
 
-@_command
+@app.add()
 def watch(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Directory that train writes, or will write.")],
     port: Annotated[int, typer.Option(help="Port on this machine; 0 takes any that is free.")] = 8770,
@@ -208,18 +204,22 @@ def watch(
             server.serve_forever()
 
 
-_command(study_cli.analyze)
-_command(study_cli.replay)
-_command(reproduce_cli.reproduce)
-_command(cluster_cli.simulate)
-_command(cluster_cli.advise)
-_command(cluster_cli.probe)
+app.add()(study_cli.analyze)
+app.add()(study_cli.replay)
+app.add(folders=("out", "pages"))(reproduce_cli.reproduce)
+app.add(folders=("out",))(cluster_cli.simulate)
+app.add(files=("apply",))(cluster_cli.advise)
+app.add(files=("out",))(cluster_cli.probe)
 
 
 def main() -> None:
     """Run the command line; a user's mistake ends it with one sentence and status 2."""
+    steady_output()
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except ValueError as error:
         _end(error, 2)
     except RuntimeError as error:
@@ -227,9 +227,9 @@ def main() -> None:
     except OSError as error:
         if error.errno is None:  # a sentence of ours: FileNotFoundError, FileExistsError
             _end(error, 2)
-        if error.filename is None:
-            raise
-        _end(ValueError(f"{error.filename} must be a usable path, got: {error.strerror}. Give another one."), 2)
+        where = error.filename or "every file"
+        rule = "be writable" if where == STANDARD_OUTPUT else "be a usable path"
+        _end(ValueError(f"{where} must {rule}, got: {error.strerror}. Give another one."), 2)
 
 
 def _end(error: Exception, status: int) -> NoReturn:

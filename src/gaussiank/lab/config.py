@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from gaussiank.codec import chosen_wire
 from gaussiank.collectives import parse_collective, require_feedback
 from gaussiank.compressors import Compressor, parse_compressor
+from gaussiank.lab.commands import require_numbers
 from gaussiank.lab.data import DATASETS, Data, Wanted
 from gaussiank.lab.learning_rate import LRSchedule
 from gaussiank.lab.models import ModelSpec, find_model
@@ -20,6 +21,8 @@ from gaussiank.selector import Scope, require_scope
 WarmupName = Literal["none", "dense", "dgc", "published"]
 OptimizerName = Literal["sgd", "adamw"]
 
+# a year; numpy's largest seed; and a seed and a step together fit the 64 bits of torch's
+_AT_MOST = {"timeout_s": 365 * 86_400, "seed": 2**32 - 1, "steps": 2**31 - 1, "epochs": 2**31 - 1}
 _ABOVE_ZERO = {
     "lr": "0.02 suits LeNet-5.",
     "clip_grad": "Leave it out to clip nothing.",
@@ -146,6 +149,11 @@ class TrainConfig:
             raise ValueError(f"{error} Or leave {method} out of --methods.") from None
 
     def _check_numbers(self) -> None:
+        require_numbers(vars(self))
+        for argument, largest in _AT_MOST.items():
+            value = getattr(self, argument)
+            if value is not None and abs(value) > largest:
+                raise ValueError(f"{argument} must be at most {largest:,}, got {value:,}. Lower it.")
         least = {"workers": 1, "batch_size": 1, "epochs": 1, "steps": 1, "warmup_steps": 1, "context": 1}
         for argument, smallest in {**least, "accumulate": 1, "eval_steps": 1, "lr_warmup_steps": 0}.items():
             value = getattr(self, argument)

@@ -9,15 +9,15 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from gaussiank.lab.config import TrainConfig
+from gaussiank.lab.files import write_whole
 
 CONFIG_NAME = "config.json"
 
 
 def write_config(run_dir: Path, config: TrainConfig) -> None:
     """Write every setting of a run to ``RUN/config.json``."""
-    run_dir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(config.as_record(), indent=2) + "\n"
-    (run_dir / CONFIG_NAME).write_text(text, encoding="utf-8", newline="\n")
+    write_whole(run_dir / CONFIG_NAME, text.encode())
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+
+from gaussiank import durable
 
 
 def write_whole(path: Path, content: bytes) -> Path:
@@ -22,10 +23,5 @@ def write_whole(path: Path, content: bytes) -> Path:
         b'<p>'
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    durable.write_whole(path, content)
     return path

@@ -18,9 +18,12 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
+from gaussiank.environment import number_from
 from gaussiank.lab.last_words import leave
 from gaussiank.lab.pulse import LostContactError, Pulse
+from gaussiank.lab.streams import steady_output
 
+_ADVICE = "To enable traceback"  # torch's message where a worker has left none
 TIMEOUT_S = 120.0
 """A collective that hangs longer ends the run; torch's own default is 30 minutes."""
 
@@ -30,9 +33,22 @@ def under_torchrun() -> bool:
     return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
 
 
+def require_job() -> None:
+    """Raise unless what a launcher has said of this worker makes sense; torch reads it too.
+
+    Raises:
+        ValueError: a variable has no such number; names it.
+    """
+    workers = number_from("WORLD_SIZE", 1, least=1)
+    number_from("RANK", 0, most=workers - 1)
+    here = number_from("LOCAL_WORLD_SIZE", workers, least=1, most=workers)
+    number_from("LOCAL_RANK", 0, most=here - 1)
+    number_from("MASTER_PORT", 0, most=65_535)
+
+
 def restarts() -> int:
     """Return how often the launcher has started the workers again after one of them failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return number_from("TORCHELASTIC_RESTART_COUNT", 0)
 
 
 def launch(
@@ -62,6 +78,7 @@ def launch(
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     # A suspended worker hears no SIGTERM: torch kills it after this, or after 30 s in versions that do not know it.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "5")
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -82,13 +99,22 @@ def launch(
         elastic_launch(config, _within_group)(work, arguments, timeout_s, os.getpid())
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        message: Any = failure.message  # torch annotates str, and gives a dict when the worker left its error behind
-        text = message["message"] if isinstance(message, dict) else message
-        last_line = str(text).strip().splitlines()[-1]
-        lost = f"{LostContactError.__name__}: "
-        if last_line.startswith(lost):  # who noticed is not who failed
-            raise RuntimeError(f"the workers were ended: {last_line.removeprefix(lost)}") from error
-        raise RuntimeError(f"worker {rank} failed and the others were ended: {last_line}") from error
+        raise RuntimeError(_why(rank, failure)) from error
+    except SignalException as error:
+        raise RuntimeError(f"the workers were ended, because of {error.sigval.name}.") from None
+
+
+def _why(rank: int, failure: Any) -> str:
+    """Say in a line why a worker ended: what it left, or what torch knows."""
+    said = failure.message  # a dictionary when the worker left its error behind, a traceback's text, or advice
+    lines = str(said["message"] if isinstance(said, dict) else said).strip().splitlines() or [""]
+    line = lines[0] if isinstance(said, dict) else lines[-1]  # a message's first line says it, a traceback's last
+    lost = f"{LostContactError.__name__}: "
+    if line.startswith(lost):  # who noticed is not who failed
+        return f"the workers were ended: {line.removeprefix(lost)}"
+    if line.startswith(_ADVICE):
+        line = f"it left no message, and ended with status {failure.exitcode}"
+    return f"worker {rank} failed and the others were ended: {line}"
 
 
 def _within_group(
@@ -96,12 +122,14 @@ def _within_group(
 ) -> None:
     if launcher is not None:
         _end_with(launcher)
-    workers_here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    steady_output()
+    require_job()
+    workers_here = number_from("LOCAL_WORLD_SIZE", number_from("WORLD_SIZE", 1))
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers_here))
     backend = "cuda:nccl,cpu:gloo" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
         dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        host, port = os.environ["MASTER_ADDR"], number_from("MASTER_PORT", 0)
         pulse = Pulse(host, port, restarts(), dist.get_rank(), dist.get_world_size())
         with pulse.explaining():
             work(*arguments)
@@ -119,9 +147,10 @@ def _fail(error: Exception) -> NoReturn:
     torch waits 30 s for.
     """
     leave(f"{type(error).__name__}: {error}")
-    traceback.print_exception(error)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # the message is left already
+        traceback.print_exception(error)
+        sys.stderr.flush()
+        sys.stdout.flush()
     for children in Path("/proc").glob(f"{os.getppid()}/task/*/children"):  # the workers of this machine (Linux)
         for worker in children.read_text().split():
             with contextlib.suppress(ProcessLookupError):
@@ -146,7 +175,8 @@ def world_size(wanted: int | None, usual: int | None = None) -> int:
     """
     if not under_torchrun():
         return next(number for number in (wanted, usual, 4) if number is not None)
-    given = int(os.environ["WORLD_SIZE"])
+    require_job()
+    given = number_from("WORLD_SIZE", 1)
     if wanted not in (None, given):
         raise ValueError(
             f"workers must be left out under torchrun, got {wanted} where torchrun has {given}. Leave it out."

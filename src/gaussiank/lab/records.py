@@ -15,7 +15,7 @@ from typing import Any, Literal, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from gaussiank.durable import write_whole
+from gaussiank.durable import naming, write_whole
 from gaussiank.lab.metric import Metric
 
 FORMAT = 1
@@ -74,8 +74,9 @@ class RecordWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._file is not None:
-            self._file.close()
-            self._file = None
+            file, self._file = self._file, None
+            with naming(self.path):
+                file.close()
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record and flush it.
@@ -93,8 +94,9 @@ class RecordWriter:
             line = json.dumps(record, allow_nan=False) + "\n"
         except ValueError:  # rare, and looking for it first takes longer than the rest
             line = json.dumps(finite(record), allow_nan=False) + "\n"
-        self._file.write(line)
-        self._file.flush()
+        with naming(self.path):
+            self._file.write(line)
+            self._file.flush()
         self._note(line.encode())
 
     def sync(self) -> tuple[int, int]:
@@ -105,7 +107,8 @@ class RecordWriter:
         """
         if self._file is None:
             raise RuntimeError("RecordWriter must be open to sync, got a closed one. Sync inside its with block.")
-        os.fsync(self._file.fileno())
+        with naming(self.path):
+            os.fsync(self._file.fileno())
         return self.size_bytes, self.crc32
 
     def _note(self, data: bytes) -> None:

@@ -101,7 +101,8 @@ def write_figures(run_dir: str | Path, out: str | Path) -> list[Path]:
     for draw, _, _ in FIGURES:
         path = out / f"{draw.__name__.replace('_', '-')}.svg"
         svg = figure_svg(draw(records))
-        path.write_text(svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n", encoding="utf-8")
+        text = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"
+        write_whole(path, text.encode())
         paths.append(path)
     return paths
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -11,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gaussiank.environment import number_from
 from gaussiank.lab.checkpoint import CHECKPOINTS_NAME, CheckpointPlan, Resume, find_resume
 from gaussiank.lab.config import TrainConfig
 from gaussiank.lab.config_file import checked_fields, read_config
 from gaussiank.lab.launch import launch, restarts, under_torchrun, world_size
 from gaussiank.lab.length import require_length
+from gaussiank.lab.outputs import new_folder
 from gaussiank.lab.recipes import resolve
 from gaussiank.lab.records import RECORDS_NAME
 from gaussiank.lab.run import require_startable, run
@@ -69,6 +70,9 @@ def start(options: Options, given: Mapping[str, Any]) -> None:
             _require_unused(run_dir, settings)
         require_trackers(trackers)
         require_startable(settings)
+        if options.out is None and resume is None and not under_torchrun():
+            run_dir = new_folder(run_dir)
+            plan = _plan(options, run_dir, resume)
     command = "gaussiank " + shlex.join(sys.argv[1:])
     launch(
         run,
@@ -111,7 +115,7 @@ def _require_possible(options: Options) -> None:
             f"max_restarts must come with checkpoint_every, got {options.max_restarts} alone. "
             "Add --checkpoint-every 100."
         )
-    restarting = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0 and under_torchrun()
+    restarting = number_from("TORCHELASTIC_MAX_RESTARTS", 0) > 0 and under_torchrun()
     if restarting and options.checkpoint_every is not None and options.out is None and options.resume is None:
         raise ValueError(
             "out must be given with checkpoint_every under torchrun --max-restarts, got none: a restarted worker could "

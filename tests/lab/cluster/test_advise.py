@@ -279,6 +279,7 @@ def test_a_path_that_cannot_be_is_named(
         main()
     assert ended.value.code == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"gaussiank: {tmp_path / 'file'}")
-    assert said.endswith("must be a usable path, got: Not a directory. Give another one.\n")
+    assert said.startswith(
+        f"gaussiank: out must be a folder that can be written, got {tmp_path / 'file'}, which is a file."
+    )
     assert (tmp_path / "file").read_text() == "mine"

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from gaussiank.lab.bench.net.cli import net_command, predict_command
+from gaussiank.lab.commands import Commands
 
-bench = typer.Typer(
+bench = Commands(
     name="bench",
     help="Measure on this machine, and write rows, a table and a plot.",
     no_args_is_help=True,
@@ -25,16 +25,6 @@ def _group() -> None:
     """Measure on this machine, and write rows, a table and a plot."""  # with a callback, one command is a group
 
 
-def _command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add a command; the list of all shows the first line of its help whole, where typer would cut it short."""
-
-    def add(function: Callable[..., None]) -> Callable[..., None]:
-        return bench.command(name, short_help=(function.__doc__ or "").partition("\n")[0])(function)
-
-    return add
-
-
-@_command("ops")
 def ops_command(
     sizes: Annotated[str | None, typer.Option(help="Entries of the vectors, up to 1e8 and more (1e5,1e6,1e7).")] = None,
     densities: Annotated[str | None, typer.Option(help="Shares to send (0.001,0.01).")] = None,
@@ -83,8 +73,9 @@ def ops_command(
     raise typer.Exit(run_ops(OpsConfig(seed=seed, **(trial | given)), out))
 
 
-_command("net")(net_command)
-_command("predict")(predict_command)
+bench.add("ops", folders=("out",))(ops_command)
+bench.add("net", folders=("out",))(net_command)
+bench.add("predict")(predict_command)
 
 
 def _parts(text: str) -> tuple[str, ...]:

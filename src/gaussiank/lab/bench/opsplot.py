@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from gaussiank.durable import naming
 from gaussiank.lab.bench.opstable import label, size_text
 from gaussiank.lab.bench.rows import Row
 from gaussiank.lab.labels import End, name_curves
@@ -96,6 +97,8 @@ def write_plot(rows: Sequence[Row], out: Path) -> list[Path]:
     law, density = measured[0]["law"], float(np.min([row["density"] for row in measured]))
     figure = time_over_size(rows, law, density)
     paths = [out / "operator_time.svg", out / "operator_time.png"]
-    figure.savefig(paths[0], metadata={"Date": None})
-    figure.savefig(paths[1], dpi=150)
+    with naming(paths[0]):
+        figure.savefig(paths[0], metadata={"Date": None})
+    with naming(paths[1]):
+        figure.savefig(paths[1], dpi=150)
     return paths

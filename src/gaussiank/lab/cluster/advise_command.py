@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 import gaussiank
+from gaussiank.lab.files import write_whole
 from gaussiank.sim import Method
 
 from .advice import LEAST_GAIN, TOLERANCE, Advice, Candidate
@@ -182,8 +183,7 @@ def apply_advice(path: Path, setting: Setting, workers: int, advice: Advice) -> 
             f"apply must be a new file, got {path}, which is there already. Give another name, or move it away."
         )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8", newline="\n")
+        write_whole(path, (json.dumps(wanted, indent=2) + "\n").encode())
     except OSError as error:
         raise ValueError(f"apply must be a file that can be written, got {path}: {error.strerror}.") from None
     if not known:

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from gaussiank.durable import naming
 from gaussiank.lab.labels import SIZE_INCHES, End, name_curves
 from gaussiank.sim import Event, Prediction, Timeline, events
 
@@ -94,6 +95,6 @@ def save(figure: Figure, path: Path) -> Path:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata: dict[str, Any] = {"Date": None} if path.suffix == ".svg" else {}
-    with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": "gaussiank"}):
+    with mpl.rc_context({"svg.fonttype": "path", "svg.hashsalt": "gaussiank"}), naming(path):
         figure.savefig(path, facecolor="white", metadata=metadata, dpi=150)
     return path

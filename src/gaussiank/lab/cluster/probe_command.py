@@ -12,6 +12,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 import gaussiank
+from gaussiank.environment import number_from
 from gaussiank.lab.machine import cpu_name
 from gaussiank.lab.models import MODELS
 
@@ -52,7 +53,7 @@ def run_probe(model: str, batch_size: int, device_name: str, out: Path, effort: 
     """
     device = torch.device(device_name)
     if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(number_from("LOCAL_RANK", 0))
         device = torch.device("cuda", torch.cuda.current_device())
     times = measure_model(model, batch_size, device, effort)
     links = measure_links(device, effort)
@@ -89,7 +90,7 @@ def _probe(
         date=f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}",
         machine=f"{_device_name(device)}, {os.cpu_count()} cores, {platform.system()}, torch {torch.__version__}",
         workers=dist.get_world_size(),
-        workers_per_node=int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size())),
+        workers_per_node=number_from("LOCAL_WORLD_SIZE", dist.get_world_size(), least=1),
         device=device.type,
         model=model,
         batch_size=batch_size,

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from gaussiank.lab.files import write_whole
 from gaussiank.sim import (
     OPERATIONS,
     STRAIGHT_BYTES,
@@ -141,8 +142,7 @@ class Probe:
 def write_probe(path: Path, probe: Probe) -> None:
     """Write the file."""
     fields = {"kind": KIND, "format": FORMAT, **asdict(probe)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8", newline="\n")
+    write_whole(path, (json.dumps(fields, indent=1) + "\n").encode())
 
 
 def read_probe(path: Path, model: str | None = None) -> Probe:

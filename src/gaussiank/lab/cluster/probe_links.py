@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -10,6 +9,8 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from gaussiank.environment import number_from
 
 from .probe_file import Points
 from .stopwatch import Effort, now
@@ -46,7 +47,7 @@ def measure_links(device: torch.device, effort: Effort, group: dist.ProcessGroup
 
 def node_group() -> dist.ProcessGroup | None:
     """Return a group of this node's workers; None where all are on one node, or each on its own."""
-    world_size, here = dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    world_size, here = dist.get_world_size(), number_from("LOCAL_WORLD_SIZE", 1, least=1)
     if here in (1, world_size) or world_size % here:
         return None
     first = dist.get_rank() - dist.get_rank() % here

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 import gaussiank
+from gaussiank.lab.files import write_whole
 from gaussiank.sim import Prediction, chrome_trace_text, predict, simulate
 
 from .methods import DEFAULT_NAME, DENSE, DENSE_16, all_methods
@@ -141,7 +142,7 @@ def write_figures(
     ]
     for timeline in timelines:
         path = out / f"trace-{timeline.method.name.replace(' ', '-')}.json"
-        path.write_text(chrome_trace_text(timeline), encoding="utf-8", newline="\n")
+        write_whole(path, chrome_trace_text(timeline).encode())
         paths.append(path)
     return paths
 

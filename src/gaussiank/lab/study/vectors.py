@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gaussiank.durable import naming
+
 Float32s = NDArray[np.float32]
 
 FOLDER = "vectors"
@@ -154,7 +156,7 @@ def _write(path: Path, snapshot: Snapshot) -> None:
     arrays: dict[str, Any] = {f"accumulated_{i}": piece.accumulated for i, piece in enumerate(snapshot.pieces)}
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with unfinished.open("wb") as file:
+        with naming(path), unfinished.open("wb") as file:
             np.savez(file, head=np.array(json.dumps(head)), **arrays)
         unfinished.replace(path)
     finally:

@@ -9,6 +9,7 @@ import matplotlib.style
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from gaussiank.durable import naming
 from gaussiank.lab.bench.rows import Row
 from gaussiank.lab.labels import End, name_curves
 
@@ -70,8 +71,10 @@ def write_plots(rows: Sequence[Row], out: Path) -> list[Path]:
         chosen = [row for row in rows if (row["model"], row["workers"]) == (model, workers)]
         figure = step_over_rate(chosen)
         name = f"net_{model.replace(':', '-')}_{workers}"
-        figure.savefig(out / f"{name}.svg", metadata={"Date": None})
-        figure.savefig(out / f"{name}.png", dpi=150)
+        with naming(out / f"{name}.svg"):
+            figure.savefig(out / f"{name}.svg", metadata={"Date": None})
+        with naming(out / f"{name}.png"):
+            figure.savefig(out / f"{name}.png", dpi=150)
         paths += [out / f"{name}.svg", out / f"{name}.png"]
     return paths
 
