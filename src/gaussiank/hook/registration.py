@@ -70,7 +70,8 @@ def compress(
             every selection to everyone; with many workers ``split`` sends less. ``auto`` follows the
             link, and sends whole gradients while that is faster.
         wire: how entries travel: ``index+values`` or a ``codec.Wire``. The default is ``rice+bf16-rice`` on a CPU,
-            14 to 18 bits an entry at density 0.001, and ``chunks+bf16`` elsewhere, 32 bits and no wait for the device.
+            14.4 bits an entry of a payload at density 0.001 of models of 6 to 8 million parameters, and ``chunks+bf16``
+            elsewhere, 32 bits and no wait for the device.
             What rounding takes off stays in the residual; ``raw+fp32`` rounds nothing. ``randomk:shared=true`` sends
             no indices with ``allgather`` and ``leader``, whatever the index code.
         timeout_s: seconds after which an exchange fails that a worker did not answer, above 0; larger than any pause
