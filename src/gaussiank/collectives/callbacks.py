@@ -18,29 +18,42 @@ import torch
 Result = TypeVar("Result")
 Future = torch.futures.Future[Any]
 
+_KEPT_S = 0.2  # for callbacks that have been called: the traceback of an error can hold one to the very end
 _DROPS_S = 0.02  # without Python's lock, for what a backend still drops of a message: tensors, in microseconds
 
 
 class Callback:
     """What torch gets to hold in place of a function: known until torch has dropped it.
 
-    The function is let go when it has been called, so that nothing is left to be destroyed with the callback.
-
     Args:
         function: gets the future that has ended.
     """
 
-    __slots__ = ("__weakref__", "_function")
+    __slots__ = ("__weakref__", "_function", "_given")
 
     def __init__(self, function: Callable[[Future], Any]) -> None:
         self._function: Callable[[Future], Any] | None = function
+        self._given = False
+
+    def attach(self, future: Future) -> torch.futures.Future[Any]:
+        """Give it to torch; returns a future of what the function returns."""
+        try:
+            return future.then(self)
+        finally:
+            self._given = True
 
     def __call__(self, done: Future) -> Any:
-        """Call the function."""
-        function, self._function = self._function, None
-        del self  # or the traceback of an error would hold it
-        assert function is not None  # torch calls it once
-        return function(done)
+        """Call the function, once."""
+        assert self._function is not None
+        try:
+            return self._function(done)
+        finally:
+            self._function = None  # so that little is left to be destroyed with this
+
+    @property
+    def pending(self) -> bool:
+        """Whether torch has yet to call it, or calls it at present."""
+        return self._given and self._function is not None
 
 
 Held = weakref.ref[Callback]
@@ -54,7 +67,7 @@ def held(callback: Callback) -> Held:
 
 
 def expect(reference: Held) -> None:
-    """Let ``settle`` wait for a callback that will be called, or fail, for sure."""
+    """Let ``settle`` wait for a callback that will be called for sure."""
     _HELD.add(reference)
 
 
@@ -70,15 +83,23 @@ def then(future: Future, function: Callable[[Future], Result]) -> torch.futures.
     """
     callback = Callback(function)
     expect(held(callback))
-    return future.then(callback)
+    return callback.attach(future)
+
+
+def quiet() -> bool:
+    """Tell whether no callback is to be called any more."""
+    return not any((callback := reference()) is not None and callback.pending for reference in list(_HELD))
 
 
 def settle(until: float) -> None:
-    """Wait until torch has dropped every callback, with Python's lock free for those who do it.
+    """Wait until torch has called and dropped every callback, with Python's lock free for those who do it.
 
     Args:
         until: time of the monotonic clock at which what is left is given up.
     """
+    while not quiet() and time.monotonic() < until:
+        time.sleep(0.001)
+    until = min(until, time.monotonic() + _KEPT_S)
     while _HELD and time.monotonic() < until:
         time.sleep(0.001)
     time.sleep(_DROPS_S)

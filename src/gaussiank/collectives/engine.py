@@ -202,7 +202,7 @@ class Promise:
         self._ended = torch.futures.Future(devices=[device] if device.type == "cuda" else None)
         callback = Callback(self._result)
         self._held = held(callback)
-        self.future = cast(Done, self._ended.then(callback))
+        self.future = cast(Done, callback.attach(self._ended))
 
     def keep(self, tensor: Tensor) -> None:
         """Fulfil the future."""
