@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .callbacks import Callback, expect, held, settle, then
 from .collective import Exchange
-from .groups import new_group
+from .groups import Groups, groups_of
 from .line import AnyFuture, MessageError, reduction
 from .roll_call import RollCall
 
@@ -46,14 +46,13 @@ class Engine:
     ``flush`` alone, never from the clock.
 
     Args:
-        parent: the group whose workers take part; no message goes over it.
+        groups: one for messages that callers start themselves, and one for those that the executor starts.
         timeout_s: seconds after which a message fails that a worker did not answer.
     """
 
-    def __init__(self, parent: dist.ProcessGroup | None, timeout_s: float) -> None:
-        ranks = dist.get_process_group_ranks(parent)
-        self.group = new_group(ranks, parent, timeout_s)  # for messages that callers start themselves
-        self._ordered_group = new_group(ranks, parent, timeout_s)  # for those that the thread starts
+    def __init__(self, groups: Groups, timeout_s: float) -> None:
+        self._groups = groups
+        self.group, self._ordered_group = groups.members
         self._rank, self._world_size = self.group.rank(), self.group.size()
         self._summing = reduction(dist.ReduceOp.SUM)
         self._timeout_s = timeout_s
@@ -171,20 +170,21 @@ class Engine:
             self._executor.orders.put(_FLUSH)
 
 
-_ENGINES: weakref.WeakKeyDictionary[dist.ProcessGroup, dict[float, Engine]] = weakref.WeakKeyDictionary()
+_ENGINES: weakref.WeakValueDictionary[str, Engine] = weakref.WeakValueDictionary()  # by the name of their groups
 
 
 def engine_of(parent: dist.ProcessGroup | None, timeout_s: float) -> Engine:
-    """Return the engine of a process group, made at the first call; all its workers must call it.
+    """Return the engine of a process group: that of other models in use, or a new one; all its workers must call it.
 
-    Models that share a group share its engine, because their messages must have one order too.
+    Models that share a group share its engine, because their messages must have one order too. No message of an
+    exchange goes over ``parent``.
     """
-    key = parent or dist.group.WORLD
-    assert key is not None  # a process group exists, or there would be nothing to compress
-    engines = _ENGINES.setdefault(key, {})
-    if timeout_s not in engines:
-        engines[timeout_s] = Engine(parent, timeout_s)
-    return engines[timeout_s]
+    ranks = dist.get_process_group_ranks(parent)
+    groups = groups_of(parent, "engine", (ranks, ranks), timeout_s)
+    engine = _ENGINES.get(groups.name)
+    if engine is None:
+        engine = _ENGINES[groups.name] = Engine(groups, timeout_s)
+    return engine
 
 
 class Promise:

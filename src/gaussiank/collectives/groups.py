@@ -2,25 +2,101 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import uuid
+import weakref
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _get_default_store, _new_process_group_helper, _world
 
-_HELD: list[dist.ProcessGroup] = []
-"""Every group that was made, held to the end of the process.
+from .callbacks import quiet
+from .line import known_group
 
-A callback of a message holds its group, and dies on one of the group's own threads, perhaps long after the message. If
-it were the last to let go, that thread would destroy the group, wait for itself to end, and abort the process.
+_Key = tuple[str, tuple[tuple[int, ...], ...], float]
+
+
+class Groups:
+    """Groups that are made together; use ``groups_of``. They are destroyed some time after their last holder is gone.
+
+    Attributes:
+        name: the same on every worker of the parent, and no other's.
+        members: the groups.
+    """
+
+    def __init__(
+        self, name: str, parts: Sequence[Sequence[int]], parent: dist.ProcessGroup | None, timeout_s: float
+    ) -> None:
+        self.name = name
+        self.members = tuple(_made(f"{name}/{i}", ranks, parent, timeout_s) for i, ranks in enumerate(parts))
+        weakref.finalize(self, _LEFT.extend, self.members).atexit = False
+
+
+_KNOWN: weakref.WeakKeyDictionary[dist.ProcessGroup, weakref.WeakValueDictionary[_Key, Groups]]
+_KNOWN = weakref.WeakKeyDictionary()
+_LEFT: list[dist.ProcessGroup] = []
+"""Groups without a holder.
+
+Their last holder may have been a callback, which dies on a thread of the group itself: if that were to destroy the
+group, it would wait for itself to end, and abort the process. So they wait here for ``groups_of``.
 """
 
 
-def new_group(ranks: Sequence[int], parent: dist.ProcessGroup | None, timeout_s: float) -> dist.ProcessGroup:
-    """Make a group of global ranks with the backend of ``parent``; all its workers, and only they, must call it."""
-    backend = None if parent in (None, dist.group.WORLD) else dist.get_backend(parent)
-    made: dist.ProcessGroup | None = dist.new_group(
-        list(ranks), timeout=datetime.timedelta(seconds=timeout_s), backend=backend, use_local_synchronization=True
+def groups_of(parent: dist.ProcessGroup | None, what: str, parts: Sequence[Sequence[int]], timeout_s: float) -> Groups:
+    """Return groups of some workers of ``parent``, those that are in use or new ones; all its workers must call it.
+
+    Torch names a group by counters of each rank's own, which differ after another history of making groups, and then
+    workers wait for each other. Here they agree on a name, so that nothing depends on what they did before.
+
+    Args:
+        parent: process group, or None for the default one; its backend is that of the groups.
+        what: they are for.
+        parts: global ranks of each group that this worker is in, in their order. The i-th of all workers must not
+            overlap, or be the same.
+        timeout_s: seconds after which a message fails.
+    """
+    _free()
+    key = (what, tuple(map(tuple, parts)), timeout_s)
+    shared = _KNOWN.setdefault(known_group(parent), weakref.WeakValueDictionary())
+    groups = shared.get(key)
+    name = _agreed("" if groups is None else groups.name, parent)
+    if groups is None or groups.name != name:
+        groups = shared[key] = Groups(name, parts, parent, timeout_s)
+    return groups
+
+
+def _agreed(known: str, parent: dist.ProcessGroup | None) -> str:
+    """Return the name that all workers know already, or else a new one: one may have dropped what others still hold."""
+    offer = known, f"gaussiank/{uuid.uuid4().hex}"
+    offers = [offer] * dist.get_world_size(parent)
+    if len(offers) > 1:
+        dist.all_gather_object(offers, offer, group=parent)
+    names = {name for name, _ in offers}
+    return names.pop() if len(names) == 1 and known else offers[0][1]
+
+
+def _made(name: str, ranks: Sequence[int], parent: dist.ProcessGroup | None, timeout_s: float) -> dist.ProcessGroup:
+    """Make a group as ``dist.new_group`` does, which cannot be told a name."""
+    group: dist.ProcessGroup
+    group, _ = _new_process_group_helper(
+        len(ranks),
+        ranks.index(dist.get_rank()),
+        list(ranks),
+        dist.get_backend(parent),
+        _get_default_store(),
+        cast(Any, f"{name}/{min(ranks)}"),  # newer torch has a type for it
+        timeout=datetime.timedelta(seconds=timeout_s),
+        device_id=known_group(None).bound_device_id,
     )
-    assert made is not None  # this worker is among the ranks
-    _HELD.append(made)
-    return made
+    _world.pg_group_ranks[group] = {rank: place for place, rank in enumerate(ranks)}
+    return group
+
+
+def _free() -> None:
+    """Destroy the groups without a holder; no thread of a backend ever comes here."""
+    while _LEFT and quiet():
+        with contextlib.suppress(ValueError):  # torch has destroyed it, together with the default group
+            dist.destroy_process_group(_LEFT[-1])
+        _LEFT.pop()

@@ -16,7 +16,7 @@ from gaussiank.environment import number_from
 from gaussiank.sparse import SparseGradient
 
 from .collective import Call, Collective, Outcome, Program, Traffic
-from .groups import new_group
+from .groups import Groups, groups_of
 from .line import gather_steps
 from .rows import (
     EXACT,
@@ -59,7 +59,7 @@ class Hierarchical(Collective):
     inside: str = "sparse"
     trim: bool = True
     ranks: tuple[tuple[int, ...], tuple[int, ...]] | None = field(default=None, repr=False)
-    groups: tuple[dist.ProcessGroup, dist.ProcessGroup] | None = field(default=None, repr=False, compare=False)
+    groups: Groups | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.inside not in ("sparse", "dense"):
@@ -102,7 +102,7 @@ class Hierarchical(Collective):
                 f"mesh must hold the {len(everyone)} workers of the model, got {len(ranks[1])} nodes of "
                 f"{len(ranks[0])}. Make both from the same ranks."
             )
-        groups = new_group(ranks[0], group, timeout_s), new_group(ranks[1], group, timeout_s)
+        groups = groups_of(group, "hierarchical", ranks, timeout_s)
         return replace(self, ranks_per_node=len(ranks[0]), ranks=ranks, groups=groups)
 
     def traffic(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Traffic:
@@ -133,7 +133,7 @@ class Hierarchical(Collective):
         line, wire, capacity, numel, dtype = call.line, call.wire, call.capacity, sparse.numel, sparse.values.dtype
         if capacity is None:
             capacity = yield from agree_on_capacity(line, sparse)
-        inside, across = line.within(self.groups[0]), line.within(self.groups[1])
+        inside, across = map(line.within, self.groups.members)
         if self.inside == "dense":
             given = Given(sparse)
             vector = yield inside.all_reduce(sparse.dense())

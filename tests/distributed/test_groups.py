@@ -1,0 +1,67 @@
+"""Groups of our own: any history of making groups does no harm, and nothing stays when their models have gone."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from tests.distributed.conftest import Workers
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+import gaussiank
+
+
+def one_step(group: dist.ProcessGroup | None, collective: str) -> float:
+    """Return the mean, over a group, of ranks in it: the gradient of an input that is one."""
+    model = DDP(nn.Linear(1, 1, bias=False), process_group=group)
+    gaussiank.compress(model, 0.5, collective=collective, wire="raw+fp32")
+    (model(torch.ones(1, 1)) * dist.get_rank(group)).sum().backward()
+    assert model.module.weight.grad is not None
+    return float(model.module.weight.grad)
+
+
+def after_a_history(rank: int, world_size: int) -> list[float]:
+    """Make groups that not all workers are in, then train in the default group and in sub-groups."""
+    dist.new_group([0])
+    dist.new_group([0, 1, 2])
+    dist.new_group([2, 3])
+    for _ in range(rank):
+        dist.new_group([rank], use_local_synchronization=True)
+    means = [one_step(None, way) for way in ("allgather", "split", "hierarchical:ranks_per_node=2")]
+    halves = [dist.new_group([1, 2]), dist.new_group([0, 3])]
+    own = halves[rank in (0, 3)]
+    return [*means, *(one_step(own, way) for way in ("allgather", "hierarchical:ranks_per_node=1"))]
+
+
+def test_any_history_of_making_groups_does_no_harm(four_workers: Workers) -> None:
+    assert four_workers.run(after_a_history) == [[1.5, 1.5, 1.5, 0.5, 0.5]] * 4
+
+
+def held() -> tuple[int, int]:
+    """Return the threads and the open files of this process."""
+    threads, files = (sum(1 for _ in Path("/proc/self", name).iterdir()) for name in ("task", "fd"))
+    return threads, files
+
+
+def models_come_and_go(rank: int, world_size: int) -> list[tuple[int, int]]:
+    """Make and drop models that have a group of their own or share one, some in a cycle that is collected late."""
+    counts = []
+    for number in range(4):
+        own = dist.new_group()
+        first = one_step(own, "hierarchical:ranks_per_node=1")
+        second = one_step(None, "split" if number % 2 else "hierarchical:ranks_per_node=2")
+        assert first == second == 0.5
+        if rank == number % 2:
+            gc.collect()
+        dist.destroy_process_group(own)
+        counts.append(held())
+    return counts
+
+
+def test_groups_go_with_their_models(two_workers: Workers) -> None:
+    for counts in two_workers.run(models_come_and_go):
+        assert counts[-1][0] <= counts[1][0], counts
+        assert counts[-1][1] <= counts[1][1], counts
