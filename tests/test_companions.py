@@ -15,9 +15,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.optimizer import _global_optimizer_pre_hooks
+from torch.optim.optimizer import _global_optimizer_pre_hooks, register_optimizer_step_pre_hook
 
 import gaussiank
+from gaussiank import companions
 
 
 @pytest.fixture(autouse=True)
@@ -245,9 +246,30 @@ def test_another_compression_of_the_same_parameters_takes_over() -> None:
     assert [compression.step for compression in compressions] == [0, 3]
 
 
+def collect(*_: Any) -> None:
+    gc.collect()
+
+
+def test_a_compression_may_go_while_an_optimizer_steps() -> None:
+    module = nn.Linear(30, 10)
+    optimizer = sgd(module.parameters())
+    hooks = []
+    try:
+        for _ in range(3):  # wrap it again; what was before is in a cycle
+            model = DistributedDataParallel(module)
+            model.__dict__["cycle"] = model
+            gaussiank.compress(model, 0.1)
+            hooks.append(register_optimizer_step_pre_hook(collect))
+            backward(model)
+            optimizer.step()
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def test_nothing_is_left_behind() -> None:
     gc.collect()
-    before = len(_global_optimizer_pre_hooks)
+    before = len(_global_optimizer_pre_hooks), len(companions._CHECKS)
     train(sgd)
     gc.collect()
-    assert len(_global_optimizer_pre_hooks) == before
+    assert (len(_global_optimizer_pre_hooks), len(companions._CHECKS)) == before

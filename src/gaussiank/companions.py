@@ -92,11 +92,11 @@ def look_at_companions(
         owner, parameters, velocity=velocity, scaled=has_residual and scaler is None, feedback=has_residual,
         exchanges=exchanges,
     )  # fmt: skip
-    for other in _CHECKS:
+    for other in list(_CHECKS):
         if other.shares(check):
             other.replaced = True
     _CHECKS.add(check)
-    weakref.finalize(owner, register_optimizer_step_pre_hook(check).remove)
+    weakref.finalize(owner, _CHECKS.discard, check).atexit = False
 
 
 @dataclass
@@ -120,11 +120,19 @@ class _Seen:
     exchanged: bool = False
 
 
-_CHECKS: weakref.WeakSet[_Check] = weakref.WeakSet()
+_CHECKS: set[_Check] = set()
+
+
+def _look(optimizer: Optimizer, *_: Any) -> None:
+    for check in list(_CHECKS):  # a copy: an owner may go meanwhile
+        check(optimizer)
+
+
+register_optimizer_step_pre_hook(_look)  # for good: torch walks through its hooks, and one removed meanwhile ends that
 
 
 class _Check:
-    """What torch calls before a step of any optimizer.
+    """What is called before a step of any optimizer.
 
     Attributes:
         replaced: another compression was made of the same parameters, so that this one is called no more.
@@ -147,7 +155,7 @@ class _Check:
         self._seen: weakref.WeakKeyDictionary[Optimizer, _Seen] = weakref.WeakKeyDictionary()
         self.replaced = False
 
-    def __call__(self, optimizer: Optimizer, *_: Any) -> None:
+    def __call__(self, optimizer: Optimizer) -> None:
         owner = self._owner()
         seen = self._seen.get(optimizer)
         if seen is None or seen.groups != len(optimizer.param_groups):
@@ -165,15 +173,15 @@ class _Check:
             self._tell_of_lost_residuals(owner, optimizer, groups)
             if self._scaled and hasattr(optimizer, "found_inf"):  # what a scaler gives to a fused optimizer
                 self._scaled = False
-                warnings.warn(_SCALER, stacklevel=3)
+                warnings.warn(_SCALER, stacklevel=4)
         if self._feedback and not seen.exchanged and owner.metrics.kept < owner.metrics.numel:
             seen.exchanged = True
             if any(group.get("betas") and group["betas"][0] > 0 for group in groups):
                 self._feedback = False
-                warnings.warn(_ADAM.format(name=type(optimizer).__name__), AdamWarning, stacklevel=3)
+                warnings.warn(_ADAM.format(name=type(optimizer).__name__), AdamWarning, stacklevel=4)
         if not self.replaced and self._is_uncalled(seen, groups, owner.metrics):
             self.replaced = True
-            warnings.warn(_UNCALLED.format(name=type(optimizer).__name__), stacklevel=3)
+            warnings.warn(_UNCALLED.format(name=type(optimizer).__name__), stacklevel=4)
 
     def _tell_of_lost_residuals(self, owner: Owner, optimizer: Optimizer, groups: list[dict[str, Any]]) -> None:
         if not self._fresh or owner.resumed or owner.metrics is self._first:
@@ -181,7 +189,7 @@ class _Check:
         ours = (parameter for group in groups for parameter in group["params"] if self._is_ours(parameter))
         if any(optimizer.state.get(parameter) for parameter in ours):  # torch makes it in the first step
             self._fresh = False
-            warnings.warn(_NOT_RESUMED.format(name=type(optimizer).__name__), stacklevel=4)
+            warnings.warn(_NOT_RESUMED.format(name=type(optimizer).__name__), stacklevel=5)
 
     def _is_uncalled(self, seen: _Seen, groups: list[dict[str, Any]], metrics: Metrics) -> bool:
         called, seen.metrics = metrics is not seen.metrics, metrics
