@@ -6,7 +6,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .companions import AdamWarning
     from .compressors import (
         DGC,
         Capped,
@@ -22,8 +21,9 @@ if TYPE_CHECKING:
         compressor_names,
         parse_compressor,
     )
+    from .ddp import Compression, compress
+    from .ddp.optimizer_checks import AdamWarning
     from .feedback import ErrorFeedback
-    from .hook import Compression, compress
     from .lab.study.recorder import Recorder
     from .layout import Layout
     from .metrics import Metrics
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ROOMS = {
-    "AdamWarning": "companions",
+    "AdamWarning": "ddp.optimizer_checks",
     "Capped": "compressors",
     "ChunkTopK": "compressors",
-    "Compression": "hook",
+    "Compression": "ddp",
     "Compressor": "compressors",
     "Constant": "schedule",
     "DGC": "compressors",
@@ -57,7 +57,7 @@ _ROOMS = {
     "TopK": "compressors",
     "TrimmedTopK": "compressors",
     "Warmup": "schedule",
-    "compress": "hook",
+    "compress": "ddp",
     "compressor_names": "compressors",
     "parse_compressor": "compressors",
 }

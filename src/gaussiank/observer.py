@@ -66,7 +66,7 @@ class Observer(Protocol):
 
 
 class Unobserved:
-    """Watch nothing: what a journey without an observer has."""
+    """Watch nothing: what a reducer without an observer has."""
 
     settings: Mapping[str, object] = MappingProxyType({})
 

@@ -14,7 +14,7 @@ from gaussiank.compressors import COMPRESSORS, Capped, Compressor, Turn, parse_c
 from gaussiank.feedback import ErrorFeedback
 from gaussiank.layout import Layout
 from gaussiank.ops import select_topk
-from gaussiank.selector import Selector
+from gaussiank.reducer import Selector
 from gaussiank.sparse import SparseGradient
 
 Draw = Callable[..., torch.Tensor]

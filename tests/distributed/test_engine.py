@@ -58,7 +58,7 @@ def delayed(rank: int, world_size: int, spec: str) -> tuple[int, Tensor, Tensor,
         means += torch.cat([layer.grad for layer in model.module.layers])
         grads += torch.cat(fed)
     kept = torch.cat([compression.feedback.residual(f"layers.{i}") for i in range(LAYERS)])
-    return compression._journey._parts, kept, means, grads
+    return compression._reducer._parts, kept, means, grads
 
 
 MIXED = "auto:mbit=40:latency_us=60:select_ns=0:touch_ns=0:message_us=0:candidates=dense+allgather+split+tree"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.distributed.test_whole import SIZES, Given, fed, small_buckets
+from tests.distributed.test_dense import SIZES, Given, fed, small_buckets
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.optim import LBFGS, SGD, Optimizer

@@ -23,8 +23,8 @@ from gaussiank.momentum import MomentumCorrection
 from gaussiank.ops import RESIDUAL_DTYPES
 from gaussiank.sparse import SparseGradient
 
-from .part import Part
-from .saved import FORMAT, require_fitting
+from .buffers import ResidualBuffers
+from .state import FORMAT, require_fitting
 from .usage import OptimizerUse
 
 Select = Callable[[Tensor], SparseGradient]
@@ -44,10 +44,10 @@ class _Step:
         going_on: parts open from an earlier backward whose mean was still in ``grad`` when this one added to it.
     """
 
-    parts: list[Part] = field(default_factory=list)
+    parts: list[ResidualBuffers] = field(default_factory=list)
     verdicts: list[Tensor] = field(default_factory=list)
     sealed: bool = False
-    going_on: list[Part] = field(default_factory=list)
+    going_on: list[ResidualBuffers] = field(default_factory=list)
 
     @property
     def whole(self) -> bool:
@@ -94,9 +94,9 @@ class ErrorFeedback:
         self._momentum = momentum
         self._world_size = world_size
         self._use = use
-        self._open_parts: list[Part] = []
-        self._parts: dict[Layout, Part] = {}
-        self._places: dict[str, tuple[Part, Piece]] = {}
+        self._open_parts: list[ResidualBuffers] = []
+        self._parts: dict[Layout, ResidualBuffers] = {}
+        self._places: dict[str, tuple[ResidualBuffers, Piece]] = {}
         self._step = _Step()
 
     # ------------------------------------------------------------------ one step: take, keep, judge, seal, settle
@@ -314,7 +314,7 @@ class ErrorFeedback:
 
     # ------------------------------------------------------------------ inside
 
-    def _open(self, layout: Layout, grad: Tensor) -> tuple[Part, tuple[Tensor, Tensor | None]]:
+    def _open(self, layout: Layout, grad: Tensor) -> tuple[ResidualBuffers, tuple[Tensor, Tensor | None]]:
         """Open the part of a gradient; returns it, and the residual and velocity that the step starts from."""
         ops.require_vector(grad, "grad")
         if grad.numel() != layout.numel:
@@ -331,7 +331,7 @@ class ErrorFeedback:
         self._step.parts.append(part)
         return part, part.begin()
 
-    def _go_on_or_forget(self, part: Part) -> None:
+    def _go_on_or_forget(self, part: ResidualBuffers) -> None:
         """Decide on a part that no optimizer has used: keep it open only if its mean was still in ``grad``."""
         if part.open and part not in self._step.going_on and self._use is not None:
             if self._use.kept(part.layout.names):
@@ -340,25 +340,26 @@ class ErrorFeedback:
                 part.forget()
                 self._open_parts.remove(part)
 
-    def _addend(self, part: Part, velocity: Tensor | None, grad: Tensor) -> Tensor:
+    def _addend(self, part: ResidualBuffers, velocity: Tensor | None, grad: Tensor) -> Tensor:
         """Return what the residual grows by: the gradient, or the velocity that it is added to."""
         if self._momentum is None or velocity is None or part.next_velocity is None:
             return grad
         return self._momentum.advance(velocity, grad, part.next_velocity, part.layout, self._world_size)
 
-    def _hold(self, part: Part, residual: Tensor, velocity: Tensor | None, held: Iterable[slice]) -> None:
+    def _hold(self, part: ResidualBuffers, residual: Tensor, velocity: Tensor | None, held: Iterable[slice]) -> None:
         for place in held:
             part.next_residual[place] = residual[place]
             if part.next_velocity is not None and velocity is not None:
                 part.next_velocity[place] = velocity[place]
 
-    def _new_part(self, layout: Layout, like: Tensor) -> Part:
-        part = Part.of_zeros(layout, RESIDUAL_DTYPES[like.dtype], like.device, moving=self._momentum is not None)
+    def _new_part(self, layout: Layout, like: Tensor) -> ResidualBuffers:
+        moving = self._momentum is not None
+        part = ResidualBuffers.of_zeros(layout, RESIDUAL_DTYPES[like.dtype], like.device, moving=moving)
         self._parts[layout] = part
         self._places.update({name: (part, piece) for name, piece in layout.pieces()})
         return part
 
-    def _move_in(self, layout: Layout, grad: Tensor) -> Part:
+    def _move_in(self, layout: Layout, grad: Tensor) -> ResidualBuffers:
         """Make the part that a gradient needs, with the residuals that its parameters bring along."""
         for name, numel in zip(layout.names, layout.numels, strict=True):
             if self._parameters.get(name) != numel:

@@ -15,8 +15,8 @@ from gaussiank.lab.learning_rate import LRSchedule
 from gaussiank.lab.models import ModelSpec, find_model
 from gaussiank.lab.precision import PrecisionName
 from gaussiank.momentum import MomentumCorrection
+from gaussiank.reducer import Scope, require_scope
 from gaussiank.schedule import Constant, DenseStart, Schedule, Warmup, require_density
-from gaussiank.selector import Scope, require_scope
 
 WarmupName = Literal["none", "dense", "dgc", "published"]
 OptimizerName = Literal["sgd", "adamw"]

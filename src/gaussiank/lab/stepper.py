@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gaussiank.collectives import Auto
-from gaussiank.companions import AdamWarning
 from gaussiank.compressors import parse_compressor
-from gaussiank.hook import Compression, compress
+from gaussiank.ddp import Compression, compress
+from gaussiank.ddp.optimizer_checks import AdamWarning
 from gaussiank.lab.clipping import GradientCarrier, clip_local
 from gaussiank.lab.config import TrainConfig
 from gaussiank.lab.data import Batch, Data

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from gaussiank import ErrorFeedback, Layout, MomentumCorrection, Recorder, parse_compressor
-from gaussiank.selector import Selector
+from gaussiank.reducer import Selector
 
 Train = Callable[..., ErrorFeedback]
 

@@ -13,8 +13,8 @@ from gaussiank import ops
 from gaussiank.codec import Wire, default_wire
 from gaussiank.collectives import parse_collective
 from gaussiank.compressors import COMPRESSORS, parse_compressor
-from gaussiank.journey import Journey
 from gaussiank.layout import Layout
+from gaussiank.reducer import GradientReducer
 from gaussiank.schedule import Constant
 from gaussiank.sparse import SparseGradient
 
@@ -50,16 +50,16 @@ def _select_s(name: str, numel: int, device: torch.device, effort: Effort, alone
     compressor = parse_compressor(name)
     layout, grad, taken = Layout(("vector",), (numel,)), torch.empty(numel, device=device), []
     wire = default_wire([grad])
-    journey = Journey(
+    reducer = GradientReducer(
         {"vector": numel}, schedule=Constant(MEASURED_DENSITY), compressor=compressor, wire=wire, group=alone
     )
     generator = torch.Generator(device).manual_seed(0)
     for _ in range(WARM_STEPS + effort.least):
         grad.normal_(generator=generator)
-        journey.begin()
-        journey.reduce_sparse(layout, [grad]).wait()
-        journey.seal()
-        taken.append(journey.measured.select_s)
+        reducer.begin()
+        reducer.reduce_sparse(layout, [grad]).wait()
+        reducer.seal()
+        taken.append(reducer.measured.select_s)
     return statistics.median(taken[WARM_STEPS:])  # the first has no hint, and its pages are new
 
 
@@ -83,7 +83,7 @@ def measure_exchanges(numel: int, device: torch.device, effort: Effort) -> dict[
 
 def _exchange_s(name: str, numel: int, device: torch.device, effort: Effort) -> float:
     layout, grad, taken = Layout(("vector",), (numel,)), torch.empty(numel, device=device), []
-    journey = Journey(
+    reducer = GradientReducer(
         {"vector": numel},
         schedule=Constant(MEASURED_DENSITY),
         compressor=parse_compressor("topk"),
@@ -94,11 +94,11 @@ def _exchange_s(name: str, numel: int, device: torch.device, effort: Effort) -> 
         grad.normal_()
         dist.barrier()
         began = now(device)
-        journey.begin()
-        done = journey.reduce_sparse(layout, [grad])
-        journey.seal()
+        reducer.begin()
+        done = reducer.reduce_sparse(layout, [grad])
+        reducer.seal()
         done.wait()
-        slowest = torch.tensor([now(device) - began - journey.measured.select_s], dtype=torch.float64)
+        slowest = torch.tensor([now(device) - began - reducer.measured.select_s], dtype=torch.float64)
         dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
         taken.append(float(slowest))
     return statistics.median(taken[WARM_STEPS:])

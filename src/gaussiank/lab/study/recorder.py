@@ -24,7 +24,7 @@ from gaussiank.lab.study.vectors import VectorStore
 from gaussiank.lab.study.writer import StudyWriter
 from gaussiank.layout import Layout
 from gaussiank.observer import Residuals
-from gaussiank.selector import Selector
+from gaussiank.reducer import Selector
 from gaussiank.sparse import SparseGradient
 
 

@@ -18,8 +18,8 @@ from gaussiank.lab.study.replay_wire import Carried, asked_wire, best_us, carry
 from gaussiank.lab.study.study import read_study
 from gaussiank.lab.study.vectors import Piece, Snapshot, snapshots
 from gaussiank.layout import Layout
+from gaussiank.reducer import Selector
 from gaussiank.schedule import require_density
-from gaussiank.selector import Selector
 from gaussiank.sparse import SparseGradient
 
 IN_RUN = "in the run"

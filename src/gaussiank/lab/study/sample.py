@@ -16,7 +16,7 @@ from gaussiank.lab.study.measure import sketch_layers
 from gaussiank.lab.study.sketch import Sketch
 from gaussiank.lab.study.vectors import Piece, thin
 from gaussiank.layout import Layout
-from gaussiank.selector import Selector
+from gaussiank.reducer import Selector
 from gaussiank.sparse import SparseGradient
 
 

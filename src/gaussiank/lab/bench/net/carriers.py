@@ -14,7 +14,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_
 from torch.nn.parallel import DistributedDataParallel
 
 from gaussiank.collectives import ring_bytes, then
-from gaussiank.hook import Compression, compress
+from gaussiank.ddp import Compression, compress
 
 from .methods import DDP, PAPER, NetMethod
 from .paper import PaperExchange

@@ -11,8 +11,8 @@ from torch import Tensor
 from gaussiank.codec import chosen_wire
 from gaussiank.collectives import parse_collective, ring_bytes
 from gaussiank.compressors import parse_compressor
-from gaussiank.journey import Journey
 from gaussiank.layout import Layout
+from gaussiank.reducer import GradientReducer
 from gaussiank.schedule import Constant
 
 from .carriers import TIMEOUT_S, Spent
@@ -37,14 +37,14 @@ class VectorCarrier:
         self._random = torch.Generator().manual_seed(dist.get_rank())
         self._grad = torch.empty(numel)
         self._layout = Layout(("vector",), (numel,))
-        self._journey: Journey | None = None
+        self._reducer: GradientReducer | None = None
         self._paper = PaperExchange(PAPER[method.name], density) if method.family == "paper" else None
         self._spent = Spent(None, None, None, 0, 0, dense=True)
 
     def attach(self) -> None:
         """Set up what may measure the link."""
         if self._method.family == "ours":
-            self._journey = Journey(
+            self._reducer = GradientReducer(
                 {"vector": self.numel},
                 schedule=Constant(self._density),
                 compressor=parse_compressor(self._method.compressor),
@@ -58,8 +58,8 @@ class VectorCarrier:
         self._grad.normal_(generator=self._random)
         dist.barrier()  # drawing takes longer than a sparse exchange
         began = time.perf_counter()
-        if self._journey is not None:
-            self._compressed(self._journey)
+        if self._reducer is not None:
+            self._compressed(self._reducer)
         elif self._paper is not None:
             self._paper.reduce([self._grad])
         else:
@@ -72,13 +72,13 @@ class VectorCarrier:
         """Return what the last step took."""
         return self._spent
 
-    def _compressed(self, journey: Journey) -> None:
-        journey.begin()
-        if journey.dense:
-            done = journey.reduce_dense(lambda: self._layout, self._grad)
+    def _compressed(self, reducer: GradientReducer) -> None:
+        reducer.begin()
+        if reducer.dense:
+            done = reducer.reduce_dense(lambda: self._layout, self._grad)
         else:
-            done = journey.reduce_sparse(self._layout, [self._grad])
-        journey.seal()
+            done = reducer.reduce_sparse(self._layout, [self._grad])
+        reducer.seal()
         done.wait()
 
     def _dense(self, grad: Tensor) -> None:
@@ -92,7 +92,7 @@ class VectorCarrier:
         grad.copy_(narrow)
 
     def _note(self, taken_s: float) -> None:
-        found = self._paper or (self._journey.measured if self._journey else None)
+        found = self._paper or (self._reducer.measured if self._reducer else None)
         if found is not None:
             self._spent = Spent(
                 found.select_s, found.exchange_s, found.finish_s, found.sent_bytes, found.kept,

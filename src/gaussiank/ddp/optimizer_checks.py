@@ -62,7 +62,7 @@ _NOT_RESUMED = (
 )
 
 
-def look_at_companions(
+def check_optimizers(
     owner: Owner,
     parameters: Iterable[Parameter],
     momentum: MomentumCorrection | None,

@@ -1,10 +1,11 @@
-"""The journey of a flat gradient: take, one message, mean, keep; it knows collectives, not DDP."""
+"""From a flat gradient to the mean over workers: take, send, receive; it knows collectives, not DDP."""
 
 from __future__ import annotations
 
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from gaussiank.collectives import (
     EXACT,
     AllGather,
     Collective,
+    DenseAllReduce,
     Done,
+    Engine,
     Exchange,
     engine_of,
     fitting_wire,
@@ -25,24 +28,180 @@ from gaussiank.collectives import (
     then,
 )
 from gaussiank.compressors import Compressor
-from gaussiank.course import Course
 from gaussiank.feedback import ErrorFeedback, OptimizerUse, require_same_worker
 from gaussiank.layout import Layout
-from gaussiank.mean import require_finite, write_back
 from gaussiank.metrics import Metrics
 from gaussiank.momentum import MomentumCorrection
 from gaussiank.observer import Observer, Unobserved
 from gaussiank.ops import RESIDUAL_DTYPES
 from gaussiank.schedule import Schedule, require_density
-from gaussiank.selector import Selector
 from gaussiank.sparse import SparseGradient
-from gaussiank.whole import Whole
+
+from .dense import DensePath
+from .finite import require_finite, write_back
+from .selection import Selector
 
 FORMAT = 1
 _DENSE_STEPS = 200  # in a row, by the choice of ``auto``, until the user is told
 
 
-class Journey:
+class CollectivePlan:
+    """Ask the collective, and remember what was exchanged.
+
+    Args:
+        collective: how workers agree, joined to their group.
+        engine: lets it send and wait between two steps.
+        selector: says how many entries a vector sends.
+        wire: how entries travel.
+        world_size: number of workers.
+
+    Attributes:
+        collective: as it is in the step under way.
+    """
+
+    def __init__(
+        self, collective: Collective, engine: Engine, selector: Selector, *, wire: Wire, world_size: int
+    ) -> None:
+        self.collective = collective
+        self._engine, self._selector = engine, selector
+        self._wire, self._world_size = wire, world_size
+        self._asked: list[tuple[int, int]] = []  # numel and k of what is or could be sparse
+        self._asked_before = self._asked  # in the last step that was no repetition
+
+    def begin(self) -> None:
+        """Begin a step."""
+        self._asked = []
+
+    def seal(self) -> None:
+        """End a step that was no repetition."""
+        self._asked_before = self._asked
+
+    def revise(self, step: int) -> bool:
+        """Let the collective change its mind before the step with a number; tells whether it did."""
+        before = self.collective
+        revised = partial(before.at_step, buckets=self._asked_before, wire=self._wire)
+        self.collective = self._engine.ask(revised, f"the start of step {step}")
+        return self.collective is not before
+
+    def choose(self, layout: Layout, density: float) -> tuple[int, Collective | None]:
+        """Return how many entries a vector sends, and how; None where ``auto`` would rather send all of it."""
+        k = self._selector.k(layout, density)
+        self._asked.append((layout.numel, k))
+        return k, self._way(layout.numel, k)
+
+    def _way(self, numel: int, k: int) -> Collective | None:
+        choice = self.collective.choose(numel, k, self._world_size, self._wire)
+        return None if isinstance(choice, DenseAllReduce) and choice is not self.collective else choice
+
+
+class BucketStep:
+    """One vector on its way through one step: ``take`` selects, ``send`` starts its exchange, ``receive`` ends it.
+
+    Args:
+        reducer: whose settings, residuals and hints it goes by.
+        measured: measurements of its step.
+        collective: how workers agree on its mean.
+        layout: parameters in it.
+        grads: the flat gradients that it is made of, end to end; become the mean.
+        grad: ``[numel]``, the one gradient itself, or a copy of several.
+        part: number of this exchange in its step, the same on every worker.
+    """
+
+    def __init__(
+        self,
+        reducer: GradientReducer,
+        measured: Metrics,
+        collective: Collective,
+        layout: Layout,
+        grads: Sequence[Tensor],
+        grad: Tensor,
+        part: int,
+    ) -> None:
+        self._reducer, self._measured, self._collective = reducer, measured, collective
+        self._layout, self._grads, self._grad, self._part = layout, grads, grad, part
+        self._turn = reducer.exchanges
+
+    def label(self) -> str:
+        """Name the vector in errors."""
+        names = self._layout.names
+        return f"bucket {self._part} of step {self._measured.step} ({names[0]} to {names[-1]})"
+
+    def take(self, k: int, held: Sequence[slice], started: float) -> None:
+        """Add the residual and select what to send, which leaves the residual; the rest stays there.
+
+        Args:
+            k: entries asked for.
+            held: places of parameters without gradient, whose residual stays.
+            started: ``time.perf_counter()`` of when the work on this vector began.
+        """
+        reducer, layout, grad = self._reducer, self._layout, self._grad
+        reducer.observer.taking(layout, self._grads)
+        if reducer.compressor.keeps_rest:
+            self._sparse = reducer.feedback.take(layout, grad, self._select, held=held, fused=self._take_fused)
+        else:
+            self._sparse = self._select(grad.to(RESIDUAL_DTYPES[grad.dtype]))
+        self._left_at = time.perf_counter()
+        dense_bytes = sum(ring_bytes(one, reducer.world_size) for one in self._grads)
+        self._measured.note_taken(
+            self._left_at - started, numel=layout.numel, k=k, kept=self._sparse.kept, dense_bytes=dense_bytes
+        )
+        reducer.observer.taken(layout, k, self._sparse)
+        density = self._measured.density  # here and not in send, which may run in the executor's thread
+        self._capacity = reducer.selector.capacity(layout, density)
+        self._drawn = reducer.selector.shared(layout, density, self._turn, self._part, grad.device)
+
+    def send(self, group: dist.ProcessGroup) -> Exchange:
+        """Start the exchange: send its first message over a group."""
+        reducer, layout = self._reducer, self._layout
+        return self._collective.start(
+            self._sparse,
+            wire=reducer.wire,
+            capacity=self._capacity,
+            group=group,
+            step=self._turn,
+            part=self._part,
+            hint=reducer.routes.get(self._route),
+            draw=partial(reducer.feedback.draw, layout) if reducer.compressor.keeps_rest else None,
+            shared=self._drawn if reducer.wire.index == "seed" else None,
+        )
+
+    @torch.no_grad()  # it runs in threads of the backend
+    def receive(self, exchange: Exchange) -> Tensor:
+        """End the exchange: write the mean to the gradients, and put back into the residual what did not enter it."""
+        reducer, layout, measured = self._reducer, self._layout, self._measured
+        arrived = measured.note_arrived(self._left_at, exchange.sent_bytes)
+        dtype = self._sparse.values.dtype
+        mean = self._grad if self._grad.dtype == dtype else self._grad.to(dtype)
+        outcome = exchange.finish(mean)
+        finite = write_back(mean, self._grads, outcome.finite)
+        if outcome.hint is not None:
+            reducer.routes[self._route] = outcome.hint
+        if reducer.compressor.keeps_rest and measured is reducer.measured:  # else it is late, after an error
+            for rest in outcome.returned:
+                reducer.feedback.keep(layout, rest)
+            if any(one.dtype != dtype for one in self._grads):
+                reducer.feedback.keep(layout, mean)
+            reducer.feedback.judge(finite)
+        if reducer.raise_nonfinite:
+            require_finite(finite, layout, self._grads, measured.step)
+        measured.note_finished(arrived)
+        reducer.observer.arrived(layout, self._grads)
+        return self._grads[0]
+
+    @property
+    def _route(self) -> str:
+        names = self._layout.names
+        return f"{names[0]}..{names[-1]}/{self._layout.numel}"
+
+    def _select(self, accumulated: Tensor) -> SparseGradient:
+        return self._reducer.selector.select(self._layout, accumulated, self._measured.density, self._turn)
+
+    def _take_fused(self, addend: Tensor, residual: Tensor, out: Tensor) -> SparseGradient:
+        selector, density = self._reducer.selector, self._measured.density
+        return selector.take(self._layout, addend, residual, out, density, self._turn)
+
+
+class GradientReducer:
     """Carry the gradients of one model from local to mean, step after step, on this worker.
 
     Args:
@@ -86,26 +245,26 @@ class Journey:
             raise ValueError(f"momentum must be None for a compressor without feedback, got {momentum}. Leave it out.")
         collective = collective or AllGather()
         require_feedback(collective, compressor)
-        self._wire = fitting_wire(wire or EXACT, compressor, collective)
+        self.wire = fitting_wire(wire or EXACT, compressor, collective)
         self._engine = engine_of(group, timeout_s)
-        self._rank, self._world_size = dist.get_rank(group), dist.get_world_size(group)
-        self._schedule, self._compressor = schedule, compressor
-        self._raise_nonfinite = raise_nonfinite
-        self._observer = observer or Unobserved()
-        self._selector = Selector(compressor, per_layer=per_layer, rank=self._rank)
+        self._rank, self.world_size = dist.get_rank(group), dist.get_world_size(group)
+        self._schedule, self.compressor = schedule, compressor
+        self.raise_nonfinite = raise_nonfinite
+        self.observer = observer or Unobserved()
+        self.selector = Selector(compressor, per_layer=per_layer, rank=self._rank)
         joined = collective.join(group, timeout_s)
-        self._course = Course(joined, self._engine, self._selector, wire=self._wire, world_size=self._world_size)
-        self._routes: dict[str, Tensor] = {}  # what the collective wants to know at the next step, by layout
+        self._plan = CollectivePlan(joined, self._engine, self.selector, wire=self.wire, world_size=self.world_size)
+        self.routes: dict[str, Tensor] = {}  # what the collective wants to know at the next step, by layout
         self._parts = 0  # exchanges begun in this step
         self._use = use
-        self.feedback = ErrorFeedback(parameters, momentum=momentum, world_size=self._world_size, use=use)
-        self._whole = Whole(
+        self.feedback = ErrorFeedback(parameters, momentum=momentum, world_size=self.world_size, use=use)
+        self._dense = DensePath(
             self._engine,
             self.feedback,
-            self._observer,
+            self.observer,
             dtype=compressor.dense_dtype,
             raise_nonfinite=raise_nonfinite,
-            world_size=self._world_size,
+            world_size=self.world_size,
         )
         self.step = self.exchanges = 0
         self._used_before: int | None = (
@@ -123,12 +282,12 @@ class Journey:
     @property
     def collective(self) -> Collective:
         """How workers agree in the step under way; ``auto`` changes its mind."""
-        return self._course.collective
+        return self._plan.collective
 
     @property
     def dense(self) -> bool:
         """Whether the step under way sends everything."""
-        return self._compressor.sends_all or (self.measured.density == 1 and not self._compressor.cuts)
+        return self.compressor.sends_all or (self.measured.density == 1 and not self.compressor.cuts)
 
     # ------------------------------------------------------------------ one step: begin, reduce, seal
 
@@ -140,14 +299,14 @@ class Journey:
         """
         self._count_back()
         density = self.density
-        same = self._whole.repeatable and scale == self._scale and density == self.measured.density
+        same = self._dense.repeatable and scale == self._scale and density == self.measured.density
         if not same or not self.collective.rests():
             same = self._prepare(scale) and same
         self._parts = 0
-        self._course.begin()
+        self._plan.begin()
         self.measured = Metrics(step=self.step, density=density)
-        self._whole.begin(self.measured, same=same)
-        self._observer.begin(self.step, density)
+        self._dense.begin(self.measured, same=same)
+        self.observer.begin(self.step, density)
 
     def _count_back(self) -> None:
         """Take back the number of the last step if no optimizer has used it: this one is that step."""
@@ -177,7 +336,7 @@ class Journey:
                 return
             self._used_before = None
         self.feedback.discard()
-        self._whole.stop()
+        self._dense.stop()
         self.step -= 1
 
     def _prepare(self, scale: float) -> bool:
@@ -187,15 +346,15 @@ class Journey:
             self.feedback.rescale(scale / self._scale)
             self._scale = scale
         self._engine.flush()  # what a backward that raised may have left
-        return not self._course.revise(self.step)
+        return not self._plan.revise(self.step)
 
     def seal(self) -> None:
         """Say that every gradient of the step is under way."""
-        if not self._whole.repeatable:
+        if not self._dense.repeatable:
             self._engine.flush()
             self.feedback.seal()
-            self._course.seal()
-            self._whole.seal(self._parts)
+            self._plan.seal()
+            self._dense.seal(self._parts)
         self.step += 1
         self.exchanges += 1
         if self._use is not None:
@@ -218,9 +377,9 @@ class Journey:
 
     def repeat(self, layout_of: Callable[[], Layout], grad: Tensor) -> Done | None:
         """Start the mean of a whole gradient as in the last step; None where that does not say how it goes."""
-        if not self._whole.repeats(self._parts, grad):
+        if not self._dense.repeats(self._parts, grad):
             return None
-        return self._whole.repeat(self._label(layout_of), grad)
+        return self._dense.repeat(self._label(layout_of), grad)
 
     def reduce_dense(self, layout_of: Callable[[], Layout], grad: Tensor, held: Sequence[slice] = ()) -> Done:
         """Start the mean of the whole gradient and its residual; it comes back in ``grad``.
@@ -231,7 +390,7 @@ class Journey:
             grad: ``[numel]`` local gradient; becomes the mean in place.
             held: places of parameters without gradient, whose residual stays.
         """
-        return self._whole.reduce(self._label(layout_of), layout_of, grad, held)
+        return self._dense.reduce(self._label(layout_of), layout_of, grad, held)
 
     def reduce_sparse(self, layout: Layout, grads: Sequence[Tensor], held: Sequence[slice] = ()) -> Done:
         """Start the mean of one selection over all the given gradients; it comes back in them.
@@ -244,77 +403,22 @@ class Journey:
         Returns:
             A future of the first gradient.
         """
-        measured, density = self.measured, self.measured.density
         started = time.perf_counter()
         grad = grads[0] if len(grads) == 1 else torch.cat(list(grads))
-        k, collective = self._course.choose(layout, density)
+        k, collective = self._plan.choose(layout, self.measured.density)
         if collective is None:  # to send all of it costs less
-            return self._whole.reduce_parts(self._label(lambda: layout), layout, grad, grads, held)
-        self._whole.stop()
-        self._observer.taking(layout, grads)
-        sparse = self._take(layout, grad, held)
-        sent_at = time.perf_counter()
-        dense_bytes = sum(ring_bytes(grad, self._world_size) for grad in grads)
-        measured.note_taken(sent_at - started, numel=layout.numel, k=k, kept=sparse.kept, dense_bytes=dense_bytes)
-        self._observer.taken(layout, k, sparse)
-        capacity = self._selector.capacity(layout, density)
-        route, part = f"{layout.names[0]}..{layout.names[-1]}/{layout.numel}", self._parts
-        turn = self.exchanges
-        drawn = self._selector.shared(layout, density, turn, part, grad.device)
-
-        def start(group: dist.ProcessGroup) -> Exchange:
-            return collective.start(
-                sparse,
-                wire=self._wire,
-                capacity=capacity,
-                group=group,
-                step=turn,
-                part=part,
-                hint=self._routes.get(route),
-                draw=(lambda indices: self.feedback.draw(layout, indices)) if self._compressor.keeps_rest else None,
-                shared=drawn if self._wire.index == "seed" else None,
-            )
-
-        @torch.no_grad()  # callbacks run in threads of the backend
-        def finish(exchange: Exchange) -> Tensor:
-            arrived = measured.note_arrived(sent_at, exchange.sent_bytes)
-            mean = grad if grad.dtype == sparse.values.dtype else grad.to(sparse.values.dtype)
-            outcome = exchange.finish(mean)
-            finite = write_back(mean, grads, outcome.finite)
-            if outcome.hint is not None:
-                self._routes[route] = outcome.hint
-            if self._compressor.keeps_rest and measured is self.measured:  # else it is late, after an error
-                for rest in outcome.returned:
-                    self.feedback.keep(layout, rest)
-                if any(part.dtype != mean.dtype for part in grads):
-                    self.feedback.keep(layout, mean)
-                self.feedback.judge(finite)
-            if self._raise_nonfinite:
-                require_finite(finite, layout, grads, measured.step)
-            measured.note_finished(arrived)
-            self._observer.arrived(layout, grads)
-            return grads[0]
-
-        return self._engine.carry(
-            self._label(lambda: layout), start, finish, phased=collective.phased, device=grad.device
-        )
+            return self._dense.reduce_parts(self._label(lambda: layout), layout, grad, grads, held)
+        self._dense.stop()
+        step = BucketStep(self, self.measured, collective, layout, grads, grad, self._parts)
+        self._parts += 1
+        step.take(k, held, started)
+        return self._engine.carry(step.label, step.send, step.receive, phased=collective.phased, device=grad.device)
 
     def pass_through(self, grad: Tensor) -> torch.futures.Future[Any]:
         """Start the mean of a ``torch.sparse`` gradient, an embedding's, as DDP itself would."""
-        work = dist.all_reduce(grad.div_(self._world_size), group=self._engine.group, async_op=True)
+        work = dist.all_reduce(grad.div_(self.world_size), group=self._engine.group, async_op=True)
         assert work is not None  # async_op
         return then(work.get_future(), lambda done: done.value()[0])
-
-    def _take(self, layout: Layout, grad: Tensor, held: Sequence[slice]) -> SparseGradient:
-        def select(accumulated: Tensor) -> SparseGradient:
-            return self._selector.select(layout, accumulated, self.measured.density, self.exchanges)
-
-        def fused(addend: Tensor, residual: Tensor, out: Tensor) -> SparseGradient:
-            return self._selector.take(layout, addend, residual, out, self.measured.density, self.exchanges)
-
-        if self._compressor.keeps_rest:
-            return self.feedback.take(layout, grad, select, held=held, fused=fused)
-        return select(grad.to(RESIDUAL_DTYPES[grad.dtype]))
 
     def _label(self, layout_of: Callable[[], Layout]) -> Callable[[], str]:
         part, step = self._parts, self.measured.step
@@ -327,13 +431,13 @@ class Journey:
         return {
             "format": FORMAT,
             "rank": self._rank,
-            "world_size": self._world_size,
+            "world_size": self.world_size,
             "step": self.step - self._unused,
             "exchanges": self.exchanges - self._unused,
             "scale": self._scale,
             "feedback": self.feedback.state_dict(),
-            "hints": {key: hint.clone() for key, hint in self._selector.hints.items()},
-            "routes": {key: hint.clone() for key, hint in self._routes.items()},
+            "hints": {key: hint.clone() for key, hint in self.selector.hints.items()},
+            "routes": {key: hint.clone() for key, hint in self.routes.items()},
         }
 
     def require_fitting(self, state: Mapping[str, Any]) -> None:
@@ -343,7 +447,7 @@ class Journey:
             ValueError: another format, another rank or number of workers, or another model.
         """
         try:
-            require_same_worker(state, number=FORMAT, world_size=self._world_size, rank=self._rank)
+            require_same_worker(state, number=FORMAT, world_size=self.world_size, rank=self._rank)
             self.feedback.require_fitting(state["feedback"])
             learnt = [*state["hints"].values(), *state.get("routes", {}).values()]
             whole = all(isinstance(one, Tensor) for one in learnt) and isinstance(state["step"], int)
@@ -362,9 +466,9 @@ class Journey:
         """
         self.require_fitting(state)
         self.feedback.load_state_dict(state["feedback"])
-        self._selector.load_hints(state["hints"])
-        self._routes = {key: hint.clone() for key, hint in state.get("routes", {}).items()}
+        self.selector.load_hints(state["hints"])
+        self.routes = {key: hint.clone() for key, hint in state.get("routes", {}).items()}
         self.step, self._used_before = state["step"], None
         self.exchanges = state.get("exchanges", self.step)
-        self._whole.stop()
+        self._dense.stop()
         self._scale = state.get("scale", 1.0)

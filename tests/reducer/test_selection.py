@@ -13,7 +13,7 @@ import torch
 from gaussiank.compressors import COMPRESSORS, Capped, Compressor, Dense, GaussianK, RandomK, Selection, TopK, Turn
 from gaussiank.layout import Layout
 from gaussiank.ops import select_topk
-from gaussiank.selector import Selector, require_scope
+from gaussiank.reducer import Selector, require_scope
 
 LAYOUT = Layout(("weight", "empty", "bias", "head"), (600, 0, 5, 395))
 SEGMENTS = {"weight": slice(0, 600), "bias": slice(600, 605), "head": slice(605, 1000)}

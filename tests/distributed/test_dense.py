@@ -46,7 +46,7 @@ def step_of(model: DDP, rank: int, step: int) -> Tensor:
 
 
 def repeats(compression: gaussiank.Compression) -> bool:
-    return compression._journey._whole.repeatable
+    return compression._reducer._dense.repeatable
 
 
 def small_buckets(**more: Any) -> DDP:
@@ -124,7 +124,7 @@ def of_auto_for_the_whole_model(rank: int, world_size: int) -> tuple[int, bool]:
         mean = step_of(model, rank, step)
         expected = sum((torch.cat(fed(other, step)) for other in range(world_size)), torch.zeros(sum(SIZES)))
         torch.testing.assert_close(world_size * mean, expected, rtol=0, atol=2e-5)
-    return len(compression._journey._course._asked), repeats(compression)
+    return len(compression._reducer._plan._asked), repeats(compression)
 
 
 def test_a_whole_models_choice_is_asked_once_a_step(workers: Any) -> None:
@@ -136,8 +136,8 @@ def on_a_changing_link(rank: int, world_size: int, slow: list[int]) -> tuple[lis
     fast, slower = Link(1e-5, 1e12, 1e-2, 1e-5), Link(1e-5, 1e2, 1e-9, 1e-5)
     model = small_buckets()
     compression = gaussiank.compress(model, density=0.05, collective=ALWAYS_DENSE)
-    course = compression._journey._course
-    course.collective = replace(course.collective, message_us=0, link=fast, pilot=pilot.Pilot(10))
+    plan = compression._reducer._plan
+    plan.collective = replace(plan.collective, message_us=0, link=fast, pilot=pilot.Pilot(10))
     look, pilot.look_again = pilot.look_again, lambda line, last: slower if compression.step in slow else fast
     often, pilot._LOOKING = pilot._LOOKING, 1e3  # share of the time, so that it looks every ten steps
     whole, rest = [], torch.zeros(sum(SIZES))

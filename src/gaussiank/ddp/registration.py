@@ -12,16 +12,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gaussiank.codec import Wire, chosen_wire
 from gaussiank.collectives import Collective, entries_within, parse_collective
-from gaussiank.companions import look_at_companions
 from gaussiank.compressors import Capped, Compressor, parse_compressor
+from gaussiank.ddp.optimizer_checks import check_optimizers
 from gaussiank.momentum import MomentumCorrection
 from gaussiank.observer import Observer
+from gaussiank.reducer import Scope, require_scope
 from gaussiank.schedule import Constant, Schedule, require_density
-from gaussiank.selector import Scope, require_scope
 
 from .acceptance import ddp_of, require_reducible
-from .compression import Compression, OnNonfinite, require_no_hook
 from .copies import drop_copies
+from .state import Compression, OnNonfinite, require_no_hook
 
 _YEAR_S = 365 * 86400.0
 
@@ -147,7 +147,7 @@ def compress(
     has_residual = compressor.keeps_rest and not compressor.sends_all
     exchanges = partial(_exchanges, weakref.ref(ddp))
     parameters = ddp.parameters()
-    look_at_companions(compression, parameters, momentum, scaler, has_residual=has_residual, exchanges=exchanges)
+    check_optimizers(compression, parameters, momentum, scaler, has_residual=has_residual, exchanges=exchanges)
     return compression
 
 

@@ -13,7 +13,7 @@ from gaussiank.ops import RESIDUAL_DTYPES
 
 
 @dataclass(eq=False)
-class Part:
+class ResidualBuffers:
     """Residual and velocity of one layout, each with the buffer that an uncommitted step writes.
 
     Args:
@@ -36,7 +36,7 @@ class Part:
     _spare: tuple[Tensor, Tensor | None] | None = None
 
     @classmethod
-    def of_zeros(cls, layout: Layout, dtype: torch.dtype, device: torch.device, *, moving: bool) -> Part:
+    def of_zeros(cls, layout: Layout, dtype: torch.dtype, device: torch.device, *, moving: bool) -> ResidualBuffers:
         """Make the part of a layout without any residual yet; ``moving``: with a velocity."""
 
         def zeros() -> Tensor:

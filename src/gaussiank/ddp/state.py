@@ -1,4 +1,4 @@
-"""The state of one compressed model: leads each of DDP's buckets onto its journey."""
+"""The state of one compressed model: leads each of DDP's buckets onto its reducer."""
 
 from __future__ import annotations
 
@@ -28,14 +28,13 @@ from gaussiank.collectives import (
 )
 from gaussiank.compressors import Compressor
 from gaussiank.feedback import ErrorFeedback, OptimizerUse
-from gaussiank.journey import Journey
 from gaussiank.layout import Layout, Strides, strides_in_memory
 from gaussiank.metrics import Metrics
 from gaussiank.momentum import LocalClip, MomentumCorrection
 from gaussiank.observer import Observer
 from gaussiank.ops import RESIDUAL_DTYPES
+from gaussiank.reducer import GradientReducer, Scope
 from gaussiank.schedule import Schedule, describe
-from gaussiank.selector import Scope
 
 from .copies import CopiedCompression, copy_of, text_of
 
@@ -87,7 +86,7 @@ class Compression:
         require_agreement(self.config, model.process_group)
         named = dict(model.module.named_parameters())
         self._group = model.process_group
-        self._journey = Journey(
+        self._reducer = GradientReducer(
             {name: parameter.shape for name, parameter in named.items()},
             schedule=schedule,
             compressor=compressor,
@@ -102,7 +101,7 @@ class Compression:
             use=OptimizerUse(dict(model.module.named_parameters())),
         )
         if observer:
-            observer.attach(self.config, numels, self._journey.feedback, model.process_group)
+            observer.attach(self.config, numels, self._reducer.feedback, model.process_group)
         self._model = weakref.ref(model)
         self._whole_model = scope == "model"
         self._clip: LocalClip | None = None
@@ -137,12 +136,12 @@ class Compression:
     @property
     def metrics(self) -> Metrics:
         """Measurements of the last step; complete once its backward has returned."""
-        return self._journey.measured
+        return self._reducer.measured
 
     @property
     def step(self) -> int:
         """Optimizer steps taken."""
-        return self._journey.step
+        return self._reducer.step
 
     @property
     def resumed(self) -> bool:
@@ -152,18 +151,18 @@ class Compression:
     @property
     def density(self) -> float:
         """Density of the next step."""
-        return self._journey.density
+        return self._reducer.density
 
     @property
     def collective(self) -> Collective:
         """How workers agree; an ``Auto`` tells the ``link`` that it knows, and the ``way`` that proved faster."""
-        return self._journey.collective
+        return self._reducer.collective
 
     @property
     def feedback(self) -> ErrorFeedback:
         """The residuals, with those of the last step committed."""
-        self._journey.feedback.settle()
-        return self._journey.feedback
+        self._reducer.feedback.settle()
+        return self._reducer.feedback
 
     def discard(self) -> None:
         """Forget the last backward, in place of an optimizer's step: residuals and ``step`` are as before it.
@@ -174,7 +173,7 @@ class Compression:
         Raises:
             RuntimeError: an optimizer has used the mean.
         """
-        self._journey.discard()
+        self._reducer.discard()
 
     def save(self, folder: str | Path) -> None:
         """Write the residuals of every worker, with velocities, hints and step, to a folder: all of them, or nothing.
@@ -221,7 +220,7 @@ class Compression:
                 nothing has changed on any.
             RuntimeError: a worker does not call it.
         """
-        self._journey.load_state_dict(checkpoint.load(folder, self._journey.require_fitting, self._group))
+        self._reducer.load_state_dict(checkpoint.load(folder, self._reducer.require_fitting, self._group))
         self._resumed = True
 
     def state_dict(self) -> dict[str, Any]:
@@ -232,7 +231,7 @@ class Compression:
 
         Tensors are copies; ``torch.load(..., weights_only=True)`` reads what ``torch.save`` makes of it.
         """
-        return self._journey.state_dict()
+        return self._reducer.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where ``state_dict`` was taken; nothing changes on any worker when it does not fit on one.
@@ -245,11 +244,11 @@ class Compression:
         """
 
         def fitting_step() -> int:
-            self._journey.require_fitting(state)
+            self._reducer.require_fitting(state)
             return int(state["step"])
 
         checkpoint.require_one(together(fitting_step, self._group, what="load_state_dict"), "step")
-        self._journey.load_state_dict(state)
+        self._reducer.load_state_dict(state)
         self._resumed = True
 
     # ------------------------------------------------------------------ the buckets of one backward
@@ -261,31 +260,31 @@ class Compression:
             self._backwards += 1
             if self._backwards == 2 and self._rebuilds:
                 self._strides, self._layouts = None, {}
-            self._journey.begin(scale=self._scaler.get_scale() if self._scaler else 1.0)
+            self._reducer.begin(scale=self._scaler.get_scale() if self._scaler else 1.0)
         future = self._start(bucket)
         if bucket.is_last():
             if self._waiting:
                 self._reduce_waiting()
-            self._journey.seal()
+            self._reducer.seal()
         return future
 
     def _start(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
         grad = bucket.buffer()
         if grad.is_sparse:
-            return self._journey.pass_through(grad)
+            return self._reducer.pass_through(grad)
         if not grad.numel():  # of an empty parameter that is alone in its bucket
             (empty := Promise(grad.device)).keep(grad)
             return empty.future
-        if self._whole_model and not self._journey.dense:
+        if self._whole_model and not self._reducer.dense:
             self._waiting.append((bucket, Promise(grad.device)))
             return self._waiting[-1][1].future
         self._clip_locally([bucket], [grad])
-        if (done := self._journey.repeat(lambda: self._layout([bucket]), grad)) is not None:
+        if (done := self._reducer.repeat(lambda: self._layout([bucket]), grad)) is not None:
             return done
-        if self._journey.dense:
+        if self._reducer.dense:
             held = self._without_gradient([bucket], [grad])
-            return self._journey.reduce_dense(lambda: self._layout([bucket]), grad, held)
-        return self._journey.reduce_sparse(self._layout([bucket]), [grad], self._without_gradient([bucket], [grad]))
+            return self._reducer.reduce_dense(lambda: self._layout([bucket]), grad, held)
+        return self._reducer.reduce_sparse(self._layout([bucket]), [grad], self._without_gradient([bucket], [grad]))
 
     def _reduce_waiting(self) -> None:
         """Exchange the whole model at once, and hand each bucket its own part when it has arrived."""
@@ -303,7 +302,7 @@ class Compression:
             for (_, promise), grad in zip(waiting, grads, strict=True):
                 promise.attempt(partial(own, grad))
 
-        then(self._journey.reduce_sparse(self._layout(buckets), grads, held), hand_out)
+        then(self._reducer.reduce_sparse(self._layout(buckets), grads, held), hand_out)
 
     def _clip_locally(self, buckets: list[GradBucket], grads: list[Tensor]) -> None:
         if self._clip is not None:

@@ -11,15 +11,16 @@ from torch import Tensor
 from gaussiank.collectives import Done, Engine, ring_bytes, then
 from gaussiank.feedback import ErrorFeedback
 from gaussiank.layout import Layout
-from gaussiank.mean import require_finite
 from gaussiank.metrics import Metrics
 from gaussiank.observer import Observer, Unobserved
 from gaussiank.ops import all_finite
 
+from .finite import require_finite
+
 LayoutOf = Callable[[], Layout]
 
 
-class Whole:
+class DensePath:
     """Send whole gradients, and repeat a step that sent nothing else and kept nothing.
 
     In the next step its layouts, choices and residuals would come out the same. Between two backwards all that code has

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel
 
-from gaussiank.selector import Scope
+from gaussiank.reducer import Scope
 from gaussiank.sparse import MAX_NUMEL
 
 # class of torch.distributed -> who makes it; by name, because to import them takes longer than to look

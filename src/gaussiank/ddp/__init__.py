@@ -1,6 +1,6 @@
 """The only room that knows DDP."""
 
-from .compression import Compression
 from .registration import compress, hook
+from .state import Compression
 
 __all__ = ["Compression", "compress", "hook"]
