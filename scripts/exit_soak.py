@@ -61,6 +61,7 @@ def fail(grad: torch.Tensor) -> None:
 
 def work(rank: int, way: str, end: str, store: str, ready: int) -> None:
     """What the script of one worker is."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
     try:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
         train(rank, way, end, ready)

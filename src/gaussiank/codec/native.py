@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gaussiank.ops.backend import kernels
-from gaussiank.ops.library import library
+from gaussiank.ops.library import address, library
 from gaussiank.sparse import SparseGradient
 
 from .faults import error
@@ -32,9 +32,9 @@ def runs_on(tensor: Tensor) -> bool:
 def encode_indices(name: str, indices: Tensor, numel: int, room: int) -> Tensor:
     """Encode int32 indices with an index code; ``room`` is the most bytes that they can take."""
     indices = indices.contiguous()
-    section = torch.empty(room + SLACK, dtype=torch.uint8)
+    section = torch.empty(room + SLACK, dtype=torch.uint8, device="cpu")
     encode = _function(f"{name}_encode", c_void_p, c_int64, c_int64, c_void_p, c_int64)
-    size = encode(indices.data_ptr(), indices.numel(), numel, section.data_ptr(), section.numel())
+    size = encode(_from(indices, torch.int32), indices.numel(), numel, _from(section, torch.uint8), section.numel())
     if size < 0:
         raise error(size)
     return section[:size]
@@ -43,9 +43,9 @@ def encode_indices(name: str, indices: Tensor, numel: int, room: int) -> Tensor:
 def decode_indices(name: str, section: Tensor, count: int, numel: int) -> Tensor:
     """Decode ``count`` int32 indices from an untrusted section."""
     section = section.contiguous()
-    indices = torch.empty(count, dtype=torch.int32)
+    indices = torch.empty(count, dtype=torch.int32, device="cpu")
     decode = _function(f"{name}_decode", c_void_p, c_int64, c_int64, c_int64, c_void_p)
-    size = decode(section.data_ptr(), section.numel(), count, numel, indices.data_ptr())
+    size = decode(_from(section, torch.uint8), section.numel(), count, numel, address(indices, torch.int32, count))
     if size < 0:
         raise error(size)
     return indices
@@ -55,34 +55,36 @@ def round_values(name: str, values: Tensor) -> Tensor:
     """Round float32 ``[count]`` values to the nearest levels of a value code."""
     values = values.contiguous()
     rounded = torch.empty_like(values)
-    _function(f"{name}_round", c_void_p, c_int64, c_void_p)(values.data_ptr(), values.numel(), rounded.data_ptr())
+    _function(f"{name}_round", c_void_p, c_int64, c_void_p)(
+        _from(values, torch.float32), values.numel(), _from(rounded, torch.float32)
+    )
     return rounded
 
 
 def encode_values(name: str, values: Tensor, slots: int, size: int) -> Tensor:
     """Encode rounded float32 ``[count]`` values to a section of ``slots`` values and ``size`` bytes."""
     values = values.contiguous()
-    section = torch.empty(size, dtype=torch.uint8)
+    section = torch.empty(size, dtype=torch.uint8, device="cpu")
     encode = _function(f"{name}_encode", c_void_p, c_int64, c_int64, c_void_p)
-    encode(values.data_ptr(), values.numel(), slots, section.data_ptr())
+    encode(_from(values, torch.float32), values.numel(), slots, address(section, torch.uint8, size))
     return section
 
 
 def decode_values(name: str, section: Tensor, count: int, slots: int) -> Tensor:
     """Decode the first ``count`` float32 values of a section that is large enough for ``slots``."""
     section = section.contiguous()
-    values = torch.empty(count)
+    values = torch.empty(count, dtype=torch.float32, device="cpu")
     decode = _function(f"{name}_decode", c_void_p, c_int64, c_int64, c_void_p)
-    decode(section.data_ptr(), count, slots, values.data_ptr())
+    decode(_from(section, torch.uint8), count, slots, address(values, torch.float32, count))
     return values
 
 
 def pack_values(name: str, values: Tensor, room: int) -> Tensor:
     """Encode rounded float32 ``[count]`` values to a section whose size they decide, of at most ``room`` bytes."""
     values = values.contiguous()
-    section = torch.empty(room + SLACK, dtype=torch.uint8)
+    section = torch.empty(room + SLACK, dtype=torch.uint8, device="cpu")
     encode = _function(f"{_c_name(name)}_encode", c_void_p, c_int64, c_void_p, c_int64)
-    size = encode(values.data_ptr(), values.numel(), section.data_ptr(), section.numel())
+    size = encode(_from(values, torch.float32), values.numel(), _from(section, torch.uint8), section.numel())
     if size < 0:
         raise error(size)
     return section[:size]
@@ -91,12 +93,16 @@ def pack_values(name: str, values: Tensor, room: int) -> Tensor:
 def unpack_values(name: str, section: Tensor, count: int) -> Tensor:
     """Decode ``count`` float32 values from an untrusted section whose size they decide."""
     section = section.contiguous()
-    values = torch.empty(count)
+    values = torch.empty(count, dtype=torch.float32, device="cpu")
     decode = _function(f"{_c_name(name)}_decode", c_void_p, c_int64, c_int64, c_void_p)
-    fault = decode(section.data_ptr(), section.numel(), count, values.data_ptr())
+    fault = decode(_from(section, torch.uint8), section.numel(), count, address(values, torch.float32, count))
     if fault < 0:
         raise error(fault)
     return values
+
+
+def _from(tensor: Tensor, dtype: torch.dtype) -> int:
+    return address(tensor, dtype, tensor.numel())  # the C code is told how long it is
 
 
 def _c_name(name: str) -> str:
@@ -136,22 +142,22 @@ def write_payload(
     indices, values = sparse.indices.contiguous(), sparse.values.contiguous()
     most, index_bytes, frame = sizes
     room = max(most, frame) + SLACK
-    payload = torch.empty(room, dtype=torch.uint8)
+    payload = torch.empty(room, dtype=torch.uint8, device="cpu")
     spare = torch.empty_like(values)
     write = _function("write", *_WRITE)
     size = write(
         *numbers,
         rounding,
-        indices.data_ptr(),
-        values.data_ptr(),
+        _from(indices, torch.int32),
+        address(values, torch.float32, indices.numel()),
         indices.numel(),
         sparse.numel,
         slots,
         index_bytes,
         frame,
-        payload.data_ptr(),
+        address(payload, torch.uint8, room),
         room,
-        spare.data_ptr(),
+        address(spare, torch.float32, indices.numel()),
     )
     if size < 0:
         raise error(size)
@@ -167,9 +173,18 @@ def read_payload(payload: Tensor, numbers: tuple[int, int], numel: int, room: in
         numel: length that it must name.
         room: most entries that so many bytes can hold.
     """
-    indices, values = torch.empty(room, dtype=torch.int32), torch.empty(room)
+    indices = torch.empty(room, dtype=torch.int32, device="cpu")
+    values = torch.empty(room, dtype=torch.float32, device="cpu")
     read = _function("read", *_READ)
-    count = read(payload.data_ptr(), payload.numel(), *numbers, numel, indices.data_ptr(), values.data_ptr(), room)
+    count = read(
+        _from(payload, torch.uint8),
+        payload.numel(),
+        *numbers,
+        numel,
+        address(indices, torch.int32, room),
+        address(values, torch.float32, room),
+        room,
+    )
     if count == FOREIGN:
         return None
     if count < 0:

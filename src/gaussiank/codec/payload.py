@@ -149,7 +149,7 @@ def framed(payload: Tensor, frame: int) -> Tensor:
         >>> framed(torch.tensor([7, 8], dtype=torch.uint8), 3).tolist()
         [7, 8, 0, 2, 0, 0, 0, 0, 0, 0, 0]
     """
-    size = torch.tensor([payload.numel()]).view(torch.uint8).to(payload.device, non_blocking=True)
+    size = torch.tensor([payload.numel()], device="cpu").view(torch.uint8).to(payload.device, non_blocking=True)
     return torch.cat([payload, payload.new_zeros(frame - payload.numel()), size])
 
 

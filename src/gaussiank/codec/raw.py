@@ -72,7 +72,7 @@ def encode(sparse: SparseGradient, capacity: int | None = None) -> Tensor:
         raise ValueError(f"values must be float32 or float64, got {sparse.values.dtype}. Convert them.")
     if sparse.kept > room:
         raise ValueError(f"capacity must be at least the {sparse.kept} entries kept, got {room}. Cap the compressor.")
-    header = torch.tensor([_MAGIC | VERSION, sparse.numel, sparse.kept, value_bytes], dtype=torch.int32)
+    header = torch.tensor([_MAGIC | VERSION, sparse.numel, sparse.kept, value_bytes], dtype=torch.int32, device="cpu")
     payload = torch.zeros(payload_bytes(room, value_bytes), dtype=torch.uint8, device=sparse.indices.device)
     payload[:HEADER_BYTES] = header.view(torch.uint8).to(payload.device, non_blocking=True)
     values, indices = _split(payload, sparse.values.dtype)

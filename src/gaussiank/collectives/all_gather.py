@@ -117,7 +117,8 @@ class AllGather(Collective):
             parts = unpack(rows, call.wire, [sparse.numel] * len(rows), sparse.values.dtype, None)
             finite, hint = ops.scatter_mean(parts, out), call.hint
             if bool(finite):  # what infinities and NaN took says nothing of the next step
-                hint = torch.tensor([max(codec.framed_sizes(rows)), -1 if call.capacity is None else call.capacity])
+                capacity = -1 if call.capacity is None else call.capacity
+                hint = torch.tensor([max(codec.framed_sizes(rows)), capacity], device="cpu")
             return Outcome(finite, None if mask is None else rest_of(sparse, mask), given.errors(), hint)
 
         return finish

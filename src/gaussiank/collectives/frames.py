@@ -94,4 +94,4 @@ class Frames:
         """Append the size to the borders; None where what infinities and NaN took says nothing of the next exchange."""
         if not self.follow:
             return borders
-        return torch.cat([borders, torch.tensor([self.room, size])]) if bool(finite) else None
+        return torch.cat([borders, torch.tensor([self.room, size], device="cpu")]) if bool(finite) else None

@@ -103,7 +103,7 @@ def _message_s(line: Line, sent: Tensor, *, straight: bool = False) -> float:
 
 
 def _select_s(line: Line) -> float:
-    grad = torch.linspace(-1, 1, _SELECTED_NUMEL, device=_device(line)).sin_()
+    grad = torch.linspace(-1, 1, _SELECTED_NUMEL, dtype=torch.float32, device=_device(line)).sin_()
     began = time.perf_counter()
     accumulated = ops.accumulate(grad, grad, out=torch.empty_like(grad))
     ops.select_topk(accumulated, _SELECTED_NUMEL // 1000).cpu()

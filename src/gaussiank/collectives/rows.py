@@ -104,7 +104,9 @@ def filled(payload: Tensor, length: int = 0, note: int | None = None) -> Tensor:
         return payload
     pieces = [payload, payload.new_zeros(unused)]
     if note is not None:
-        pieces.append(torch.tensor([note], dtype=_NOTE).view(torch.uint8).to(payload.device, non_blocking=True))
+        pieces.append(
+            torch.tensor([note], dtype=_NOTE, device="cpu").view(torch.uint8).to(payload.device, non_blocking=True)
+        )
     return torch.cat(pieces)
 
 

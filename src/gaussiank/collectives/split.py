@@ -111,7 +111,7 @@ class Split(Collective):
         if self.trim:
             received: Sequence[Tensor] | Tensor = yield line.all_to_all(torch.stack(rows))
         else:
-            sizes = torch.tensor([[row.numel()] for row in rows]).to(sparse.indices.device)
+            sizes = torch.tensor([[row.numel()] for row in rows], device="cpu").to(sparse.indices.device)
             arriving = yield line.all_to_all(sizes)
             received = yield line.all_to_all_uneven(rows, arriving.flatten().tolist())
         total = merge(unpack(received, wire, [widths[line.rank]] * line.world_size, dtype, room))
@@ -144,7 +144,7 @@ class Split(Collective):
         return (
             _rebalanced(borders, [region.indices for region in regions], loads)
             if self.rebalance
-            else torch.tensor(borders)
+            else torch.tensor(borders, device="cpu")
         )
 
     def _room(self, capacity: int, world_size: int) -> int:
@@ -220,16 +220,16 @@ def _rebalanced(borders: Sequence[int], indices: Sequence[Tensor], loads: Sequen
         [0, 3, 8]
     """
     weights = [
-        torch.full((part.numel(),), (load << 20) // part.numel(), dtype=torch.int64)
+        torch.full((part.numel(),), (load << 20) // part.numel(), dtype=torch.int64, device="cpu")
         for part, load in zip(indices, loads, strict=True)
         if part.numel()
     ]
     if not weights:
-        return torch.tensor(borders)
+        return torch.tensor(borders, device="cpu")
     everywhere = torch.cat(list(indices)).cpu()
     before = torch.cat(weights).cumsum(0)
     world_size = len(loads)
-    targets = torch.tensor([int(before[-1]) * region // world_size for region in range(1, world_size)])
+    targets = torch.tensor([int(before[-1]) * region // world_size for region in range(1, world_size)], device="cpu")
     places = torch.searchsorted(before, targets).clamp_(max=everywhere.numel() - 1)
     inner = (everywhere[places] + 1).tolist() if world_size > 1 else []
-    return torch.tensor([borders[0], *inner, borders[-1]])
+    return torch.tensor([borders[0], *inner, borders[-1]], device="cpu")

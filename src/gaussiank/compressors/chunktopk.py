@@ -68,7 +68,7 @@ def _shares(numel: int, chunk: int, k: int, step: int) -> Tensor:
     k. The phase moves the rounding on by one chunk a step.
     """
     phase = step * k * chunk % numel
-    bounds = torch.arange(0, numel + chunk, chunk).clamp_(max=numel)
+    bounds = torch.arange(0, numel + chunk, chunk, device="cpu").clamp_(max=numel)
     return ((k * bounds + phase) // numel).diff()  # at most 2^62 + 2^31: fits int64
 
 

@@ -144,7 +144,7 @@ def _bracketed(accumulated: Tensor, k: int, hint: Tensor | None) -> Selection:
 
 
 def _hint(threshold: float) -> Tensor:
-    return torch.tensor(threshold, dtype=torch.float64)
+    return torch.tensor(threshold, dtype=torch.float64, device="cpu")
 
 
 def _search(magnitude: Tensor, k: int, threshold: float, *, numel: int, floor: float = 0.0) -> float | None:

@@ -103,7 +103,7 @@ class _State(NamedTuple):
         return cls(int(stages), int(turns), kept_over_k)
 
     def write(self) -> Tensor:
-        return torch.tensor(self, dtype=torch.float64)
+        return torch.tensor(self, dtype=torch.float64, device="cpu")
 
     def after(self, kept_over_k: float, density: float) -> _State:
         """Return the state after one more selection."""
@@ -170,7 +170,7 @@ def _gamma_quantile(shape: float, share: float) -> float:
     """Invert ``1 - F(x) = share`` of a gamma law of scale 1: 4 rounds that each narrow the interval 64-fold."""
     low, high = 0.0, 2 * shape - 4 * math.log(share)  # Chernoff's bound puts less than share beyond it
     for _ in range(4):
-        points = torch.linspace(low, high, 65, dtype=torch.float64)
+        points = torch.linspace(low, high, 65, dtype=torch.float64, device="cpu")
         above = torch.special.gammaincc(torch.full_like(points, shape), points) > share
         at = min(max(int(above.sum()), 1), 64)
         low, high = float(points[at - 1]), float(points[at])

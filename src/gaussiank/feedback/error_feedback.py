@@ -245,7 +245,7 @@ class ErrorFeedback:
         if name not in self._parameters:
             raise ValueError(f"name must be a parameter of the model, got {name!r}. See model.named_parameters().")
         if name not in self._places:
-            return torch.zeros(self._shapes[name], dtype=torch.float32)
+            return torch.zeros(self._shapes[name], dtype=torch.float32, device="cpu")
         part, piece = self._places[name]
         return piece.of(part.residual, self._shapes[name]).clone(memory_format=torch.contiguous_format)
 

@@ -8,7 +8,8 @@ from ctypes import c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
-import torch  # noqa: F401  first, so that the OpenMP runtime whose threads the kernels share is in the process
+import torch  # first, so that the OpenMP runtime whose threads the kernels share is in the process
+from torch import Tensor
 
 ABI = 7
 LIBRARY = "GAUSSIANK_NATIVE_LIBRARY"
@@ -51,6 +52,25 @@ def library() -> ctypes.CDLL | None:
         function.restype, function.argtypes = _TYPES[result], [_TYPES[letter] for letter in arguments]
     lib.gk_set_parallel(_openmp())
     return lib
+
+
+def address(tensor: Tensor, dtype: torch.dtype, numel: int) -> int:
+    """Return the address of a buffer for C code, which writes and reads as far as it is told.
+
+    Args:
+        tensor: contiguous, on a CPU.
+        dtype: what the C code takes it for.
+        numel: entries that it must have.
+
+    Raises:
+        ValueError: it is not of that size, of that dtype, or on another device.
+    """
+    if tensor.dtype != dtype or tensor.numel() != numel or not tensor.is_cpu:
+        raise ValueError(
+            f"buffer of a kernel must hold {numel} entries of {dtype} on a CPU, got {tensor.numel()} of {tensor.dtype} "
+            f"on {tensor.device}. Name dtype and device where it is made."
+        )
+    return tensor.data_ptr()
 
 
 def _openmp() -> int | None:

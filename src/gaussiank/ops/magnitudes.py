@@ -63,10 +63,10 @@ def reference_magnitudes(vector: Tensor, numels: Sequence[int], bits: int, part_
 def _empty(parts: int, bits: int, part_bits: int) -> Magnitudes:
     fine, coarse = _EXPONENTS << bits, _EXPONENTS << part_bits
     return Magnitudes(
-        torch.zeros(2, fine, dtype=torch.int64),
-        torch.zeros(fine, dtype=torch.float64),
-        torch.zeros(parts, 2, coarse, dtype=torch.int64),
-        torch.zeros(parts, coarse, dtype=torch.float64),
+        torch.zeros(2, fine, dtype=torch.int64, device="cpu"),
+        torch.zeros(fine, dtype=torch.float64, device="cpu"),
+        torch.zeros(parts, 2, coarse, dtype=torch.int64, device="cpu"),
+        torch.zeros(parts, coarse, dtype=torch.float64, device="cpu"),
     )
 
 
@@ -87,8 +87,8 @@ def _groups(numels: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
 def _tables(vector: Tensor, numels: Sequence[int], bits: int) -> tuple[Tensor, Tensor]:
     """Count the entries of each part: int64 ``[parts, 2, bins]`` counts and float64 ``[parts, bins]`` energies."""
     bins = _EXPONENTS << bits
-    counts = torch.zeros(len(numels), 2, bins, dtype=torch.int64)
-    energy = torch.zeros(len(numels), bins, dtype=torch.float64)
+    counts = torch.zeros(len(numels), 2, bins, dtype=torch.int64, device="cpu")
+    energy = torch.zeros(len(numels), bins, dtype=torch.float64, device="cpu")
     for start in range(0, vector.numel(), _GROUP_NUMEL):  # a part longer than a group is alone, and comes in pieces
         values = vector[start : start + _GROUP_NUMEL].detach().float().contiguous()
         code = (values.view(torch.int32) >> (23 - bits)).bitwise_and_(2 * bins - 1)  # sign, exponent, mantissa

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gaussiank.sparse import SparseGradient
 
-from .library import library
+from .library import address, library
 from .results import Magnitudes, Moments, Taken, TakenAbove
 
 KINDS = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -56,7 +56,7 @@ class _Scratch(threading.local):
 
     def at_least(self, wanted: int) -> int:
         if wanted > self.room:
-            self.block = torch.empty(wanted, dtype=torch.uint8)
+            self.block = torch.empty(wanted, dtype=torch.uint8, device="cpu")
             self.room, self.address = wanted, self.block.data_ptr()
         return self.address
 
@@ -96,25 +96,25 @@ def _take(
     numel = residual.numel()
     threads = _threads(numel)
     room = _topk_bytes(numel, k, threads)
-    indices = torch.empty(k, dtype=torch.int32)
-    values = torch.empty(k)
-    next_hint = torch.empty(())
+    indices = torch.empty(k, dtype=torch.int32, device="cpu")
+    values = torch.empty(k, dtype=torch.float32, device="cpu")
+    next_hint = torch.empty((), dtype=torch.float32, device="cpu")
     if hint is not None and hint.dtype != torch.float32:
         hint = hint.float()
     _require(
         _lib().gk_topk_take(
             backend,
-            residual.data_ptr(),
-            None if grad is None else grad.data_ptr(),
+            address(residual, torch.float32, numel),
+            None if grad is None else address(grad, grad.dtype, numel),
             0 if grad is None else KINDS[grad.dtype],
-            None if out is None else out.data_ptr(),
+            None if out is None else address(out, torch.float32, numel),
             out is not None and _stream(out, residual),
             numel,
             k,
-            None if hint is None else hint.data_ptr(),
-            next_hint.data_ptr(),
-            indices.data_ptr(),
-            values.data_ptr(),
+            None if hint is None else address(hint, torch.float32, 1),
+            address(next_hint, torch.float32, 1),
+            address(indices, torch.int32, k),
+            address(values, torch.float32, k),
             _scratch.at_least(room),
             room,
             threads,
@@ -156,23 +156,23 @@ def take_above(
     lib, numel = _lib(), residual.numel()
     threads = _threads(numel)
     room = lib.gk_threshold_bytes(numel, capacity, threads)
-    indices = torch.empty(capacity, dtype=torch.int32)
-    values = torch.empty(capacity)
+    indices = torch.empty(capacity, dtype=torch.int32, device="cpu")
+    values = torch.empty(capacity, dtype=torch.float32, device="cpu")
     counts = (c_int64 * 2)()
     _require(
         lib.gk_threshold_take(
             backend,
-            residual.data_ptr(),
-            None if grad is None else grad.data_ptr(),
+            address(residual, torch.float32, numel),
+            None if grad is None else address(grad, grad.dtype, numel),
             0 if grad is None else KINDS[grad.dtype],
-            None if out is None else out.data_ptr(),
+            None if out is None else address(out, torch.float32, numel),
             out is not None and _stream(out, residual),
             numel,
             threshold,
             last_key,
             capacity,
-            indices.data_ptr(),
-            values.data_ptr(),
+            address(indices, torch.int32, capacity),
+            address(values, torch.float32, capacity),
             counts,
             measured,
             _scratch.at_least(room),
@@ -191,30 +191,45 @@ def moments(backend: int, accumulated: Tensor) -> Moments:
     numel = accumulated.numel()
     lib, measured = _lib(), (c_double * 5)()
     room = lib.gk_moments_bytes(numel)
-    address = _scratch.at_least(room)
-    _require(lib.gk_moments(backend, accumulated.data_ptr(), numel, measured, address, room, _threads(numel)))
+    scratch = _scratch.at_least(room)
+    _require(
+        lib.gk_moments(
+            backend, address(accumulated, torch.float32, numel), numel, measured, scratch, room, _threads(numel)
+        )
+    )
     return _as_moments(measured)
 
 
 def _as_moments(measured: ctypes.Array[c_double]) -> Moments:
     mean, std, mean_abs, max_abs, finite = measured
-    four = torch.tensor([mean, std, mean_abs, max_abs], dtype=torch.float32)
-    return Moments(four[0], four[1], four[2], four[3], torch.tensor(finite != 0))
+    four = torch.tensor([mean, std, mean_abs, max_abs], dtype=torch.float32, device="cpu")
+    return Moments(four[0], four[1], four[2], four[3], torch.tensor(finite != 0, device="cpu"))
 
 
 def count_above(backend: int, magnitude: Tensor, threshold: float) -> int:
     """Run ``reference.count_above``."""
     numel = magnitude.numel()
-    return int(_lib().gk_count_above(backend, magnitude.data_ptr(), numel, threshold, _threads(numel)))
+    return int(
+        _lib().gk_count_above(backend, address(magnitude, torch.float32, numel), numel, threshold, _threads(numel))
+    )
 
 
 def magnitudes(vector: Tensor, numels: Sequence[int], found: Magnitudes) -> Magnitudes:
     """Fill ``found``, which holds zeros, with what ``magnitudes.reference_magnitudes`` counts."""
     bits, part_bits = ((bins // 256).bit_length() - 1 for bins in (found.counts.shape[1], found.part_counts.shape[2]))
-    scratch = torch.zeros(4 * found.counts.shape[1], dtype=torch.int64)
+    scratch = torch.zeros(4 * found.counts.shape[1], dtype=torch.int64, device="cpu")
     lengths = (c_int64 * len(numels))(*numels)
-    tables = [table.data_ptr() for table in found]
-    status = _lib().gk_magnitudes(vector.data_ptr(), lengths, len(numels), bits, part_bits, *tables, scratch.data_ptr())
+    kinds = torch.int64, torch.float64, torch.int64, torch.float64
+    tables = [address(table, kind, table.numel()) for table, kind in zip(found, kinds, strict=True)]
+    status = _lib().gk_magnitudes(
+        address(vector, torch.float32, sum(numels)),
+        lengths,
+        len(numels),
+        bits,
+        part_bits,
+        *tables,
+        address(scratch, torch.int64, 4 * found.counts.shape[1]),
+    )
     _require(status)
     return found
 
@@ -223,11 +238,15 @@ class _Parts:
     """Addresses and lengths of P sparse vectors, as the kernels read them."""
 
     def __init__(self, parts: Sequence[SparseGradient], threads: int) -> None:
-        count = len(parts)
+        count, kept = len(parts), [part.kept for part in parts]
         self.tensors = [(part.indices.contiguous(), part.values.contiguous()) for part in parts]
-        self.indices = (c_void_p * count)(*[indices.data_ptr() for indices, _ in self.tensors])
-        self.values = (c_void_p * count)(*[values.data_ptr() for _, values in self.tensors])
-        self.kept = (c_int64 * count)(*[part.kept for part in parts])
+        self.indices = (c_void_p * count)(
+            *[address(one, torch.int32, n) for (one, _), n in zip(self.tensors, kept, strict=True)]
+        )
+        self.values = (c_void_p * count)(
+            *[address(one, torch.float32, n) for (_, one), n in zip(self.tensors, kept, strict=True)]
+        )
+        self.kept = (c_int64 * count)(*kept)
         self.room = _lib().gk_scatter_bytes(parts[0].numel, count, threads)
         self.scratch = _scratch.at_least(self.room)
 
@@ -237,7 +256,7 @@ def scatter_mean(backend: int, parts: Sequence[SparseGradient], out: Tensor) -> 
     numel = out.numel()
     threads = _threads(numel)
     read = _Parts(parts, threads)
-    finite = torch.empty((), dtype=torch.bool)
+    finite = torch.empty((), dtype=torch.bool, device="cpu")
     _require(
         _lib().gk_scatter_mean(
             backend,
@@ -245,8 +264,8 @@ def scatter_mean(backend: int, parts: Sequence[SparseGradient], out: Tensor) -> 
             read.values,
             read.kept,
             len(parts),
-            out.data_ptr(),
-            finite.data_ptr(),
+            address(out, torch.float32, numel),
+            address(finite, torch.bool, 1),
             numel,
             numel >= STREAM_FROM,
             read.scratch,
@@ -262,7 +281,8 @@ def union(parts: Sequence[SparseGradient]) -> SparseGradient:
     numel, most = parts[0].numel, sum(part.kept for part in parts)
     threads = _threads(numel)
     read = _Parts(parts, threads)
-    indices, values, count = torch.empty(most, dtype=torch.int32), torch.empty(most), c_int64()
+    indices = torch.empty(most, dtype=torch.int32, device="cpu")
+    values, count = torch.empty(most, dtype=torch.float32, device="cpu"), c_int64()
     _require(
         _lib().gk_union(
             read.indices,
@@ -270,8 +290,8 @@ def union(parts: Sequence[SparseGradient]) -> SparseGradient:
             read.kept,
             len(parts),
             numel,
-            indices.data_ptr(),
-            values.data_ptr(),
+            address(indices, torch.int32, most),
+            address(values, torch.float32, most),
             ctypes.byref(count),
             read.scratch,
             read.room,

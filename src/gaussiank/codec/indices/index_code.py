@@ -74,7 +74,7 @@ class IndexCode(ABC):
         if not count:
             if section.numel():
                 raise error(Fault.SURPLUS)
-            return torch.empty(0, dtype=torch.int32)
+            return torch.empty(0, dtype=torch.int32, device="cpu")
         indices = self.decode_reference(section.numpy(), count, numel)
         if indices[0] < 0 or indices[-1] >= numel or bool((np.diff(indices) <= 0).any()):
             raise error(Fault.RANGE)
@@ -100,7 +100,7 @@ class DeviceCode(IndexCode):
         """Decode int32 ``[slots]`` indices on the device of the section; unused slots give any number."""
 
 
-_NOTHING = torch.empty(0, dtype=torch.uint8)
+_NOTHING = torch.empty(0, dtype=torch.uint8, device="cpu")
 
 
 def check_indices(indices: Indices, numel: int) -> None:

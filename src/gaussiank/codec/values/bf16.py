@@ -13,7 +13,7 @@ from gaussiank.codec.bits import pad
 
 from .value_code import Rounding, ValueCode, power_of_two, saturate, to_grid
 
-NAN = torch.tensor(0x7FC0, dtype=torch.int16)
+NAN = torch.tensor(0x7FC0, dtype=torch.int16, device="cpu")
 LARGEST = float(torch.finfo(torch.bfloat16).max)
 
 

@@ -49,6 +49,7 @@ class Bits2(ScaledBlocks):
 
     def to_values(self, codes: Tensor, scale: Tensor) -> Tensor:
         """Read the bits."""
-        values = torch.where(codes & 1 == 1, -scale, scale) * torch.where(codes >= 2, 2.0, 1.0) + 0.0
-        signals = torch.tensor([0.0, torch.inf, -torch.inf, torch.nan], device=codes.device)
+        signed = torch.where(codes & 1 == 1, -scale, scale)
+        values = torch.where(codes >= 2, 2 * signed, signed) + 0.0
+        signals = torch.tensor([0.0, torch.inf, -torch.inf, torch.nan], dtype=torch.float32, device=codes.device)
         return torch.where(scale.isnan(), signals[codes], values)

@@ -74,7 +74,7 @@ class PowerBlocks(LevelCode):
         scales = section[level_bytes(slots, self.bits) :].clone().view(torch.int8)
         exponents = scales.long().repeat_interleave(BLOCK)[:count]
         finite = levels.double() * power_of_two(exponents)
-        signals = torch.where(levels.abs() == 1, levels * torch.inf, torch.nan)
+        signals = torch.where(levels.abs() == 1, levels.float() * torch.inf, torch.nan)
         signals = torch.where(levels == 0, 0.0, signals)
         return torch.where(exponents == BROKEN, signals, finite.float())
 

@@ -15,7 +15,9 @@ from .blocks import in_blocks, level_bytes, pack_levels, unpack_levels
 from .value_code import LevelCode, Rounding
 
 BLOCK = 64
-BROKEN = torch.tensor(0x7FC0, dtype=torch.int16)  # one of bfloat16's NaN, so that there is one way to write it
+BROKEN = torch.tensor(0x7FC0, dtype=torch.int16, device="cpu")
+"""One of bfloat16's NaN, so that there is one way to write it."""
+
 LARGEST = float(torch.finfo(torch.bfloat16).max)
 
 
