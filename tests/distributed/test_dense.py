@@ -177,3 +177,21 @@ def test_a_user_for_whom_dense_is_faster_is_told_once(two_workers: Any) -> None:
     assert len(told) == 1
     assert "has sent whole gradients for 200 steps: dense all-reduce is faster on this link. Leave out" in told[0]
     assert not silent
+
+
+def with_another_collective(rank: int, world_size: int) -> list[str]:
+    """A state goes on under another collective: what one has learnt is no other's."""
+    before, after = small_buckets(), small_buckets()
+    split = gaussiank.compress(before, 0.05, collective="split")
+    for step in range(3):
+        step_of(before, rank, step)
+    gathered = gaussiank.compress(after, 0.05, collective="allgather")
+    gathered.load_state_dict(split.state_dict())
+    for step in range(3, 5):
+        step_of(after, rank, step)
+    return sorted(gathered.state_dict()["routes"])
+
+
+def test_hints_of_collectives_say_whose_they_are(two_workers: Any) -> None:
+    for names in two_workers.run(with_another_collective):
+        assert {name.split(" ")[0] for name in names} == {"Split@2", "AllGather@2"}

@@ -14,16 +14,14 @@ from gaussiank.codec import Wire, chosen_wire
 from gaussiank.collectives import Collective, entries_within, parse_collective
 from gaussiank.compressors import Capped, Compressor, parse_compressor
 from gaussiank.ddp.optimizer_checks import check_optimizers
-from gaussiank.momentum import MomentumCorrection
+from gaussiank.momentum import LocalClip, MomentumCorrection
 from gaussiank.observer import Observer
-from gaussiank.reducer import Scope, require_scope
+from gaussiank.reducer import OnNonfinite, Scope, Settings, require_scope
 from gaussiank.schedule import Constant, Schedule, require_density
 
 from .acceptance import ddp_of, require_reducible
 from .copies import drop_copies
-from .state import Compression, OnNonfinite, require_no_hook
-
-_YEAR_S = 365 * 86400.0
+from .state import Compression, require_no_hook
 
 
 def compress(
@@ -108,13 +106,7 @@ def compress(
     """
     ddp = ddp_of(model)
     require_no_hook(ddp)
-    if on_nonfinite not in ("propagate", "raise"):
-        raise ValueError(f"on_nonfinite must be propagate or raise, got {on_nonfinite!r}. Choose one of them.")
     require_scope(scope)
-    if clip_norm is not None and momentum is not None and momentum.clip_norm is not None:
-        raise ValueError(
-            f"clip_norm must be given once, got {clip_norm} and {momentum.clip_norm} in momentum. Leave one out."
-        )
     if isinstance(compressor, str):
         compressor = parse_compressor(compressor)
     require_reducible(ddp, scope, sends_all=compressor.sends_all)
@@ -124,24 +116,20 @@ def compress(
         workers = dist.get_world_size(ddp.process_group)
         limit = entries_within(max_bytes, collective, wire, ddp.parameters(), workers, layers=scope == "layer")
         compressor = Capped(compressor, limit)
-    if timeout_s is not None and not 0 < timeout_s <= _YEAR_S:
-        raise ValueError(
-            f"timeout_s must be above 0 and at most {_YEAR_S:.0f}, a year, got {timeout_s}. 300 waits for five minutes."
-        )
-    compression = Compression(
-        ddp,
-        schedule=density if callable(density) else Constant(require_density(density)),
-        compressor=compressor,
+    trained = sum(parameter.requires_grad for parameter in ddp.module.parameters())
+    clip = None if clip_norm is None else LocalClip(clip_norm, max(1, trained), per_layer=scope == "layer")
+    settings = Settings(
+        density if callable(density) else Constant(require_density(density)),
+        compressor,
         scope=scope,
         momentum=momentum,
-        clip_norm=clip_norm,
+        clip=clip,
         on_nonfinite=on_nonfinite,
-        scaler=scaler,
         collective=collective,
         wire=wire,
         timeout_s=timeout_s,
-        observer=recorder,
     )
+    compression = Compression(ddp, settings, scaler=scaler, observer=recorder)
     drop_copies(ddp)
     ddp.register_comm_hook(compression, hook)
     has_residual = compressor.keeps_rest and not compressor.sends_all

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,30 +15,23 @@ from torch._C._distributed_c10d import GradBucket  # torch.distributed shows it 
 from torch.nn.parallel import DistributedDataParallel
 
 from gaussiank import __version__, checkpoint
-from gaussiank.codec import Wire
 from gaussiank.collectives import (
     Collective,
     Done,
     Promise,
     await_all,
-    group_timeout_s,
     require_agreement,
     then,
     together,
 )
-from gaussiank.compressors import Compressor
 from gaussiank.feedback import ErrorFeedback, OptimizerUse
 from gaussiank.layout import Layout, Strides, strides_in_memory
 from gaussiank.metrics import Metrics
-from gaussiank.momentum import LocalClip, MomentumCorrection
 from gaussiank.observer import Observer
 from gaussiank.ops import RESIDUAL_DTYPES
-from gaussiank.reducer import GradientReducer, Scope
-from gaussiank.schedule import Schedule, describe
+from gaussiank.reducer import GradientReducer, Settings
 
 from .copies import CopiedCompression, copy_of, text_of
-
-OnNonfinite = Literal["propagate", "raise"]
 
 
 class Compression:
@@ -54,31 +47,15 @@ class Compression:
     def __init__(
         self,
         model: DistributedDataParallel,
+        settings: Settings,
         *,
-        schedule: Schedule,
-        compressor: Compressor,
-        scope: Scope,
-        momentum: MomentumCorrection | None,
-        clip_norm: float | None,
-        on_nonfinite: OnNonfinite,
         scaler: torch.amp.GradScaler | None = None,
-        collective: Collective,
-        wire: Wire,
-        timeout_s: float | None,
         observer: Observer | None = None,
     ) -> None:
         numels = _checked_numels(model)
         self.config: Mapping[str, object] = {
             "gaussiank version": __version__,
-            "density": describe(schedule),
-            "compressor": compressor,
-            "scope": scope,
-            "momentum": momentum,
-            "clip_norm": clip_norm,
-            "on_nonfinite": on_nonfinite,
-            "collective": collective,
-            "wire": wire,
-            "timeout_s": timeout_s,
+            **settings.agreed(),
             "recorder": observer and observer.settings,  # it may communicate: every worker needs it
             "model parameters": numels,
         }
@@ -88,14 +65,7 @@ class Compression:
         self._group = model.process_group
         self._reducer = GradientReducer(
             {name: parameter.shape for name, parameter in named.items()},
-            schedule=schedule,
-            compressor=compressor,
-            per_layer=scope == "layer",
-            momentum=momentum,
-            raise_nonfinite=on_nonfinite == "raise",
-            collective=collective,
-            wire=wire,
-            timeout_s=group_timeout_s(model.process_group) if timeout_s is None else timeout_s,
+            settings,
             group=model.process_group,
             observer=observer,
             use=OptimizerUse(dict(model.module.named_parameters())),
@@ -103,11 +73,7 @@ class Compression:
         if observer:
             observer.attach(self.config, numels, self._reducer.feedback, model.process_group)
         self._model = weakref.ref(model)
-        self._whole_model = scope == "model"
-        self._clip: LocalClip | None = None
-        if clip_norm is not None:
-            trained = sum(parameter.requires_grad for parameter in named.values())
-            self._clip = LocalClip(clip_norm, max(1, trained), per_layer=scope == "layer")
+        self._whole_model = settings.scope == "model"
         self._scaler = scaler
         self._unused_possible = bool(model.find_unused_parameters or model.static_graph)
         self._names = {id(parameter): name for name, parameter in named.items()}
@@ -278,7 +244,6 @@ class Compression:
         if self._whole_model and not self._reducer.dense:
             self._waiting.append((bucket, Promise(grad.device)))
             return self._waiting[-1][1].future
-        self._clip_locally([bucket], [grad])
         if (done := self._reducer.repeat(lambda: self._layout([bucket]), grad)) is not None:
             return done
         if self._reducer.dense:
@@ -292,7 +257,6 @@ class Compression:
         buckets = [bucket for bucket, _ in waiting]
         grads = [bucket.buffer() for bucket in buckets]
         held = self._without_gradient(buckets, grads)
-        self._clip_locally(buckets, grads)
 
         def hand_out(done: Done) -> None:
             def own(grad: Tensor) -> Tensor:
@@ -303,10 +267,6 @@ class Compression:
                 promise.attempt(partial(own, grad))
 
         then(self._reducer.reduce_sparse(self._layout(buckets), grads, held), hand_out)
-
-    def _clip_locally(self, buckets: list[GradBucket], grads: list[Tensor]) -> None:
-        if self._clip is not None:
-            self._clip.apply(self._layout(buckets), grads, self._scaler.get_scale() if self._scaler else 1.0)
 
     def _layout(self, buckets: list[GradBucket]) -> Layout:
         # by parameter: after DDP rebuilds its buckets, one can have the same size and its parameters reversed

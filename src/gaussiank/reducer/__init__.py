@@ -1,6 +1,7 @@
 """From one flat gradient to the mean over workers; knows no wrapper."""
 
 from .reducer import GradientReducer
-from .selection import Scope, Selector, require_scope
+from .selection import Selector
+from .settings import OnNonfinite, Scope, Settings, require_scope
 
-__all__ = ["GradientReducer", "Scope", "Selector", "require_scope"]
+__all__ = ["GradientReducer", "OnNonfinite", "Scope", "Selector", "Settings", "require_scope"]

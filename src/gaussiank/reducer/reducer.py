@@ -14,32 +14,28 @@ from torch import Tensor
 
 from gaussiank.codec import Wire
 from gaussiank.collectives import (
-    EXACT,
-    AllGather,
     Collective,
     DenseAllReduce,
     Done,
     Engine,
     Exchange,
     engine_of,
-    fitting_wire,
-    require_feedback,
+    group_timeout_s,
     ring_bytes,
     then,
 )
-from gaussiank.compressors import Compressor
 from gaussiank.feedback import ErrorFeedback, OptimizerUse, require_same_worker
 from gaussiank.layout import Layout
 from gaussiank.metrics import Metrics
-from gaussiank.momentum import MomentumCorrection
 from gaussiank.observer import Observer, Unobserved
 from gaussiank.ops import RESIDUAL_DTYPES
-from gaussiank.schedule import Schedule, require_density
+from gaussiank.schedule import require_density
 from gaussiank.sparse import SparseGradient
 
 from .dense import DensePath
 from .finite import require_finite, write_back
 from .selection import Selector
+from .settings import Settings
 
 FORMAT = 1
 _DENSE_STEPS = 200  # in a row, by the choice of ``auto``, until the user is told
@@ -190,8 +186,9 @@ class BucketStep:
 
     @property
     def _route(self) -> str:
-        names = self._layout.names
-        return f"{names[0]}..{names[-1]}/{self._layout.numel}"
+        """Whose hint it is: of this collective among as many workers, for these parameters."""
+        names, workers = self._layout.names, self._reducer.world_size
+        return f"{type(self._collective).__name__}@{workers} {names[0]}..{names[-1]}/{self._layout.numel}"
 
     def _select(self, accumulated: Tensor) -> SparseGradient:
         return self._reducer.selector.select(self._layout, accumulated, self._measured.density, self._turn)
@@ -205,15 +202,8 @@ class GradientReducer:
     """Carry the gradients of one model from local to mean, step after step, on this worker.
 
     Args:
-        parameters: name -> shape of every parameter, or its numel.
-        schedule: density over steps.
-        compressor: which entries to send.
-        per_layer: count k for each parameter by itself.
-        momentum: momentum correction, or None.
-        raise_nonfinite: raise when a mean is not finite, instead of passing it on.
-        collective: how the sparse gradients become a mean.
-        wire: how their entries travel; None loses nothing. Indices that all workers draw alike are not sent.
-        timeout_s: seconds after which a message fails that a worker did not answer.
+        parameters: name -> shape or numel of every parameter.
+        settings: how, the same on every worker.
         group: process group, or None for the default one; messages go over groups of their own with its workers.
         observer: told of every vector on its way, or None.
         use: tells whether optimizers have used the means; without it every mean counts as used.
@@ -228,42 +218,32 @@ class GradientReducer:
     def __init__(
         self,
         parameters: Mapping[str, int | Sequence[int]],
+        settings: Settings,
         *,
-        schedule: Schedule,
-        compressor: Compressor,
-        per_layer: bool = False,
-        momentum: MomentumCorrection | None = None,
-        raise_nonfinite: bool = False,
-        collective: Collective | None = None,
-        wire: Wire | None = None,
-        timeout_s: float = 300.0,
         group: dist.ProcessGroup | None = None,
         observer: Observer | None = None,
         use: OptimizerUse | None = None,
     ) -> None:
-        if momentum is not None and not compressor.keeps_rest:
-            raise ValueError(f"momentum must be None for a compressor without feedback, got {momentum}. Leave it out.")
-        collective = collective or AllGather()
-        require_feedback(collective, compressor)
-        self.wire = fitting_wire(wire or EXACT, compressor, collective)
+        timeout_s = group_timeout_s(group) if settings.timeout_s is None else settings.timeout_s
+        self.wire, self.compressor = settings.fitting_wire, settings.compressor
+        self._schedule, self._clip = settings.schedule, settings.clip
+        self.raise_nonfinite = settings.on_nonfinite == "raise"
         self._engine = engine_of(group, timeout_s)
         self._rank, self.world_size = dist.get_rank(group), dist.get_world_size(group)
-        self._schedule, self.compressor = schedule, compressor
-        self.raise_nonfinite = raise_nonfinite
         self.observer = observer or Unobserved()
-        self.selector = Selector(compressor, per_layer=per_layer, rank=self._rank)
-        joined = collective.join(group, timeout_s)
+        self.selector = Selector(self.compressor, per_layer=settings.scope == "layer", rank=self._rank)
+        joined = settings.collective.join(group, timeout_s)
         self._plan = CollectivePlan(joined, self._engine, self.selector, wire=self.wire, world_size=self.world_size)
         self.routes: dict[str, Tensor] = {}  # what the collective wants to know at the next step, by layout
         self._parts = 0  # exchanges begun in this step
         self._use = use
-        self.feedback = ErrorFeedback(parameters, momentum=momentum, world_size=self.world_size, use=use)
+        self.feedback = ErrorFeedback(parameters, momentum=settings.momentum, world_size=self.world_size, use=use)
         self._dense = DensePath(
             self._engine,
             self.feedback,
             self.observer,
-            dtype=compressor.dense_dtype,
-            raise_nonfinite=raise_nonfinite,
+            dtype=self.compressor.dense_dtype,
+            raise_nonfinite=self.raise_nonfinite,
             world_size=self.world_size,
         )
         self.step = self.exchanges = 0
@@ -379,6 +359,7 @@ class GradientReducer:
         """Start the mean of a whole gradient as in the last step; None where that does not say how it goes."""
         if not self._dense.repeats(self._parts, grad):
             return None
+        self._clip_locally(layout_of, [grad])
         return self._dense.repeat(self._label(layout_of), grad)
 
     def reduce_dense(self, layout_of: Callable[[], Layout], grad: Tensor, held: Sequence[slice] = ()) -> Done:
@@ -390,6 +371,7 @@ class GradientReducer:
             grad: ``[numel]`` local gradient; becomes the mean in place.
             held: places of parameters without gradient, whose residual stays.
         """
+        self._clip_locally(layout_of, [grad])
         return self._dense.reduce(self._label(layout_of), layout_of, grad, held)
 
     def reduce_sparse(self, layout: Layout, grads: Sequence[Tensor], held: Sequence[slice] = ()) -> Done:
@@ -404,6 +386,7 @@ class GradientReducer:
             A future of the first gradient.
         """
         started = time.perf_counter()
+        self._clip_locally(lambda: layout, grads)
         grad = grads[0] if len(grads) == 1 else torch.cat(list(grads))
         k, collective = self._plan.choose(layout, self.measured.density)
         if collective is None:  # to send all of it costs less
@@ -413,6 +396,10 @@ class GradientReducer:
         self._parts += 1
         step.take(k, held, started)
         return self._engine.carry(step.label, step.send, step.receive, phased=collective.phased, device=grad.device)
+
+    def _clip_locally(self, layout_of: Callable[[], Layout], grads: Sequence[Tensor]) -> None:
+        if self._clip is not None:
+            self._clip.apply(layout_of(), grads, self._scale)
 
     def pass_through(self, grad: Tensor) -> torch.futures.Future[Any]:
         """Start the mean of a ``torch.sparse`` gradient, an embedding's, as DDP itself would."""
@@ -467,7 +454,8 @@ class GradientReducer:
         self.require_fitting(state)
         self.feedback.load_state_dict(state["feedback"])
         self.selector.load_hints(state["hints"])
-        self.routes = {key: hint.clone() for key, hint in state.get("routes", {}).items()}
+        routes = state.get("routes", {})
+        self.routes = {key: hint.clone() for key, hint in routes.items() if "@" in key}  # older ones name no collective
         self.step, self._used_before = state["step"], None
         self.exchanges = state.get("exchanges", self.step)
         self._dense.stop()

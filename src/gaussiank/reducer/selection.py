@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,18 +15,6 @@ from gaussiank.compressors import Compressor, Taken, Turn, finish_take
 from gaussiank.layout import Layout
 from gaussiank.schedule import entries
 from gaussiank.sparse import SparseGradient
-
-Scope = Literal["bucket", "layer", "model"]
-
-
-def require_scope(scope: str) -> None:
-    """Raise unless ``scope`` is a known one.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if scope not in get_args(Scope):
-        raise ValueError(f"scope must be one of {', '.join(get_args(Scope))}, got {scope!r}. Choose one of them.")
 
 
 @dataclass

@@ -14,7 +14,7 @@ from gaussiank.codec import Wire, default_wire
 from gaussiank.collectives import parse_collective
 from gaussiank.compressors import COMPRESSORS, parse_compressor
 from gaussiank.layout import Layout
-from gaussiank.reducer import GradientReducer
+from gaussiank.reducer import GradientReducer, Settings
 from gaussiank.schedule import Constant
 from gaussiank.sparse import SparseGradient
 
@@ -51,7 +51,7 @@ def _select_s(name: str, numel: int, device: torch.device, effort: Effort, alone
     layout, grad, taken = Layout(("vector",), (numel,)), torch.empty(numel, device=device), []
     wire = default_wire([grad])
     reducer = GradientReducer(
-        {"vector": numel}, schedule=Constant(MEASURED_DENSITY), compressor=compressor, wire=wire, group=alone
+        {"vector": numel}, Settings(Constant(MEASURED_DENSITY), compressor, wire=wire), group=alone
     )
     generator = torch.Generator(device).manual_seed(0)
     for _ in range(WARM_STEPS + effort.least):
@@ -85,10 +85,12 @@ def _exchange_s(name: str, numel: int, device: torch.device, effort: Effort) -> 
     layout, grad, taken = Layout(("vector",), (numel,)), torch.empty(numel, device=device), []
     reducer = GradientReducer(
         {"vector": numel},
-        schedule=Constant(MEASURED_DENSITY),
-        compressor=parse_compressor("topk"),
-        wire=default_wire([grad]),
-        collective=parse_collective(name),
+        Settings(
+            Constant(MEASURED_DENSITY),
+            parse_compressor("topk"),
+            wire=default_wire([grad]),
+            collective=parse_collective(name),
+        ),
     )
     for _ in range(WARM_STEPS + 3 * effort.least):
         grad.normal_()

@@ -12,7 +12,7 @@ from gaussiank.codec import chosen_wire
 from gaussiank.collectives import parse_collective, ring_bytes
 from gaussiank.compressors import parse_compressor
 from gaussiank.layout import Layout
-from gaussiank.reducer import GradientReducer
+from gaussiank.reducer import GradientReducer, Settings
 from gaussiank.schedule import Constant
 
 from .carriers import TIMEOUT_S, Spent
@@ -46,11 +46,13 @@ class VectorCarrier:
         if self._method.family == "ours":
             self._reducer = GradientReducer(
                 {"vector": self.numel},
-                schedule=Constant(self._density),
-                compressor=parse_compressor(self._method.compressor),
-                collective=parse_collective(self._method.collective),
-                wire=chosen_wire(self._method.wire, [self._grad]),
-                timeout_s=TIMEOUT_S,
+                Settings(
+                    Constant(self._density),
+                    parse_compressor(self._method.compressor),
+                    collective=parse_collective(self._method.collective),
+                    wire=chosen_wire(self._method.wire, [self._grad]),
+                    timeout_s=TIMEOUT_S,
+                ),
             )
 
     def step(self) -> float:
