@@ -134,6 +134,8 @@ def main() -> int:
         way = options.ways[number % len(options.ways)]
         end = options.ends[number // len(options.ways) % len(options.ends)]
         statuses = run_pair(way, end)
+        if number % 50 == 49:
+            print(f"{number + 1} pairs", flush=True)
         if any(status not in wanted(rank, end) for rank, status in enumerate(statuses)):
             bad[f"{way}, {end}"] += 1
             print(f"pair {number}: {way}, {end}: ended with {statuses}", flush=True)
