@@ -9,8 +9,7 @@ import torch
 
 from gaussiank.codec import INDEX_CODES, VALUE_CODES, Wire
 from gaussiank.collectives.collective import Call
-from gaussiank.collectives.frames import Frames
-from gaussiank.collectives.split import Split, _cut, _rebalanced
+from gaussiank.collectives.split import Frames, Split, _cut, _rebalanced
 from gaussiank.sparse import SparseGradient
 
 

@@ -3,13 +3,12 @@
 ``Wire`` is the compact form. ``encode`` writes format 1, of entries as they are; ``decode`` reads every format.
 """
 
-from .choice import chosen_wire, default_wire
 from .indices import INDEX_CODES, SharedDraw
 from .payload import counts, framed, framed_sizes
 from .raw import HEADER_BYTES, encode, entries_within, payload_bytes
 from .reading import decode
 from .values import VALUE_CODES, Rounding
-from .wire import Wire
+from .wire import Wire, chosen_wire, default_wire
 
 __all__ = [
     "HEADER_BYTES",
