@@ -2,6 +2,7 @@
 # make test   lint, types and the whole test suite
 # make kills  kill a short run 100 times at random moments (COUNT=100), resume it, and compare the bits
 # make setup  only the set-up that both do first
+# make core   the library alone: install it into an empty environment, and run the core's tests there
 # make fuzz   feed the codec's C decoders with damaged bytes for a minute, guided by coverage; needs a C compiler
 # make sanitize  the tests of the kernels, with every access to memory and every shift checked (needs gcc)
 
@@ -22,19 +23,19 @@ STAMP = $(VENV)/.gaussiank-ready
 SITE = $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit lab sanitize fuzz kills clean
+.PHONY: help setup demo test lint types unit lab core sanitize fuzz kills clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml setup.py $(wildcard csrc/*) requirements/tools.txt Makefile
+$(STAMP): pyproject.toml lab/pyproject.toml setup.py $(wildcard csrc/*) requirements/tools.txt Makefile
 	@test -x $(PY) || $(PYTHON) -m venv $(SITE) $(VENV)
 	@$(PY) -c "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)" \
 	  || { echo "installing $(TORCH)"; $(PY) -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"; }
-	@echo "installing gaussiank and its tools"
-	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements/tools.txt -e .
+	@echo "installing gaussiank, its lab and the tools"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements/tools.txt -e . -e lab
 	@touch $@
 	@echo "ready: $(VENV)/bin/gaussiank --help"
 
@@ -53,11 +54,23 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(PY) -m mypy
 
+# The library's tests, with the lab and all that it installs out of reach: see tests/alone.py.
 unit: $(STAMP)
-	$(PY) -m pytest --ignore tests/lab
+	$(PY) -m pytest -p tests.alone --ignore tests/lab tests src
 
 lab: $(STAMP)
-	$(PY) -m pytest -p no:cacheprovider tests/lab
+	$(PY) -m pytest -p no:cacheprovider tests/lab lab
+
+# An environment of its own with torch, numpy, the library and what runs tests. It lends nothing from another.
+CORE = build/core
+CORE_TESTS ?= tests src
+
+core:
+	@rm -rf $(CORE) && $(PYTHON) -m venv $(CORE)
+	@$(CORE)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	@$(CORE)/bin/python -m pip install --quiet --disable-pip-version-check -e .
+	@$(CORE)/bin/python -m pip install --quiet --disable-pip-version-check $$(grep -E "^(pytest|hypothesis)" requirements/tools.txt)
+	$(CORE)/bin/python -m pytest -p tests.alone -p no:cacheprovider --ignore tests/lab $(CORE_TESTS)
 
 # Each library is asked for by its whole path, so that Python starts with both. Leaks are Python's own.
 SANITIZED = build/sanitize/_kernels.so
@@ -88,4 +101,4 @@ kills: $(STAMP)
 	$(PY) scripts/kill_and_resume.py --count $(COUNT)
 
 clean:
-	rm -rf $(VENV) build *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build lab/build *.egg-info src/*.egg-info lab/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -17,13 +17,13 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
-from gaussiank.lab.checkpoint import CheckpointPlan
-from gaussiank.lab.config import TrainConfig
-from gaussiank.lab.launch import launch
-from gaussiank.lab.recipes import default
-from gaussiank.lab.records import RECORDS_NAME
-from gaussiank.lab.run import run
-from gaussiank.lab.summary import bytes_text
+from gaussiank_lab.checkpoint import CheckpointPlan
+from gaussiank_lab.config import TrainConfig
+from gaussiank_lab.launch import launch
+from gaussiank_lab.recipes import default
+from gaussiank_lab.records import RECORDS_NAME
+from gaussiank_lab.run import run
+from gaussiank_lab.summary import bytes_text
 
 
 def measure(form: Literal["plain", "dcp"], arguments: argparse.Namespace) -> float:

@@ -23,9 +23,9 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 import gaussiank
-from gaussiank.lab.data import DATASETS, Batches, Wanted
-from gaussiank.lab.launch import launch
-from gaussiank.lab.models import MODELS
+from gaussiank_lab.data import DATASETS, Batches, Wanted
+from gaussiank_lab.launch import launch
+from gaussiank_lab.models import MODELS
 
 NAMES = ("ddp", "ddp again", "ddp's python hook", "dense", "auto of a given link", "auto")
 GIVEN = "auto:mbit=1e6:message_us=1e9"

@@ -25,9 +25,9 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 import gaussiank
-from gaussiank.lab.data import DATASETS, Batches, Wanted
-from gaussiank.lab.launch import launch
-from gaussiank.lab.models import MODELS
+from gaussiank_lab.data import DATASETS, Batches, Wanted
+from gaussiank_lab.launch import launch
+from gaussiank_lab.models import MODELS
 
 TARGET = 1.05
 WARMUP_STEPS = 10

@@ -26,9 +26,10 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import gaussiank
-from gaussiank.lab.config import TrainConfig
-from gaussiank.lab.data import Batches
-from gaussiank.lab.launch import launch
+from gaussiank_lab.config import TrainConfig
+from gaussiank_lab.data import Batches
+from gaussiank_lab.launch import launch
+from gaussiank_lab.study.recorder import Recorder
 
 TARGET = 1.02
 EVERY = 50
@@ -39,7 +40,7 @@ def measure(model_name: str, blocks: int, batch_size: int, folder: str) -> None:
     config = TrainConfig(model=model_name)
     data = config.load_data()
     models = [DistributedDataParallel(config.spec.build(data.outputs)) for _ in range(2)]
-    recorder = gaussiank.Recorder(Path(folder) / "study", every=EVERY)
+    recorder = Recorder(Path(folder) / "study", every=EVERY)
     gaussiank.compress(models[0], density=0.001)
     gaussiank.compress(models[1], density=0.001, recorder=recorder)
     optimizers = [torch.optim.SGD(model.parameters(), lr=0.01) for model in models]

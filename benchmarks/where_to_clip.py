@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gaussiank.lab.data import DATASETS, Batches, Wanted
-from gaussiank.lab.models import MODELS
+from gaussiank_lab.data import DATASETS, Batches, Wanted
+from gaussiank_lab.models import MODELS
 
 WAYS = ("none", "local", "after", "return")
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SOURCE = Path("/usr/share/datasets/fashion-mnist")
-OUT = Path(__file__).parent.parent / "src/gaussiank/lab/data/fashion_mnist_subset.npz"
+OUT = Path(__file__).parent.parent / "lab/gaussiank_lab/data/fashion_mnist_subset.npz"
 COUNTS = {"train": 10_000, "t10k": 2_000}
 SEED = 20170825  # the day Fashion-MNIST was published
 CLASSES = 10

@@ -23,10 +23,10 @@ from torch.nn.parallel import DistributedDataParallel
 import gaussiank
 from gaussiank import ops
 from gaussiank.compressors import Selection, Taken, TopK, Turn, finish_take
-from gaussiank.lab.config import TrainConfig
-from gaussiank.lab.data import Batches
+from gaussiank_lab.config import TrainConfig
+from gaussiank_lab.data import Batches
 
-OUT = Path(__file__).parent.parent / "src/gaussiank/lab/bench/residual.npz"
+OUT = Path(__file__).parent.parent / "lab/gaussiank_lab/bench/residual.npz"
 SEED = 19110877
 
 

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from gaussiank.compressors import TopK
 from gaussiank.feedback import ErrorFeedback
-from gaussiank.lab.data import DATASETS, Batches, Wanted
-from gaussiank.lab.data.image_set import GREY_28, ImageShape
-from gaussiank.lab.models import MODELS
 from gaussiank.layout import Layout
 from gaussiank.schedule import entries
 from gaussiank.sparse import SparseGradient
+from gaussiank_lab.data import DATASETS, Batches, Wanted
+from gaussiank_lab.data.image_set import GREY_28, ImageShape
+from gaussiank_lab.models import MODELS
 
 OUT = Path(__file__).parent.parent / "tests/fixtures/selections.npz"
 DENSITIES = (0.01, 0.001, 0.0001)

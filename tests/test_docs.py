@@ -1,4 +1,7 @@
-"""Every Python block of README.md and docs/*.md runs, unless it says ``# not run``."""
+"""Every Python block of README.md and docs/*.md runs, unless it says ``# not run``.
+
+Blocks that import the lab are run by ``tests/lab/test_docs.py``, the others here, with the library alone.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,12 +30,15 @@ def blocks(page: Path) -> Iterator[tuple[int, str]]:
             yield text.count("\n", 0, found.start()) + 2, "\n".join(lines) + "\n"
 
 
-CASES = [
-    pytest.param(page, line, code, id=f"{page.relative_to(ROOT).as_posix()}:{line}")
-    for page in PAGES
-    if page.is_file()
-    for line, code in blocks(page)
-]
+def cases(lab: bool) -> list[Any]:
+    """Return page, line and code of the blocks that import the lab, or of the others."""
+    return [
+        pytest.param(page, line, code, id=f"{page.relative_to(ROOT).as_posix()}:{line}")
+        for page in PAGES
+        if page.is_file()
+        for line, code in blocks(page)
+        if ("gaussiank_lab" in code) == lab
+    ]
 
 
 def test_readme_exists() -> None:
@@ -53,8 +60,12 @@ def no_process_group() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_process_group")
-@pytest.mark.parametrize(("page", "line", "code"), CASES)
+@pytest.mark.parametrize(("page", "line", "code"), cases(lab=False))
 def test_block_runs(page: Path, line: int, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_block(page, line, code, tmp_path, monkeypatch)
+
+
+def run_block(page: Path, line: int, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     module = types.ModuleType("__main__")  # dataclasses and pickle look their module up by name
     monkeypatch.setitem(sys.modules, "__main__", module)

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests.imports import LIBRARY, ROOT
 
 import gaussiank
 
@@ -45,7 +47,7 @@ def test_unknown_name() -> None:
 def test_package_alone_loads_no_torch() -> None:
     loaded = loaded_by("import gaussiank; gaussiank.__version__")
     assert "gaussiank" in loaded
-    assert [name for name in loaded if name.startswith(("torch", "numpy", "gaussiank."))] == []
+    assert [name for name in loaded if name.startswith(("torch", "numpy", "gaussiank.", "gaussiank_lab"))] == []
 
 
 @pytest.mark.parametrize("room", ["schedule", "layout", "metrics"])
@@ -67,3 +69,51 @@ def test_rooms_are_found_by_name_and_listed() -> None:
     assert "(0, 1)" in printed
     assert "'compress'" in printed
     assert "'ops'" in printed
+
+
+WITHOUT_LAB = "import tests.alone, gaussiank; "
+MISSING = (
+    "gaussiank.{} has moved to the package gaussiank-lab, which is not installed. "
+    "Run: pip install gaussiank-lab (in a clone: pip install ./lab)."
+)
+
+
+@pytest.mark.parametrize("name", ["Recorder", "sim", "theory"])
+def test_what_has_gone_to_the_lab_names_the_package_to_install(name: str) -> None:
+    assert name not in (*gaussiank.__all__, *dir(gaussiank))
+    for statement in (f"gaussiank.{name}", f"from gaussiank import {name}"):
+        command = [sys.executable, "-c", WITHOUT_LAB + statement]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 1
+        assert done.stderr.endswith(f"ModuleNotFoundError: {MISSING.format(name)}\n")
+
+
+def test_the_command_with_the_library_alone_says_what_to_install() -> None:
+    program = "import tests.alone, runpy; runpy.run_module('gaussiank', run_name='__main__', alter_sys=True)"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == (
+        "gaussiank: the command line must be installed, and the package gaussiank-lab, which has it, is not. "
+        "Run: pip install gaussiank-lab (in a clone: pip install ./lab).\n"
+    )
+
+
+def test_every_module_of_the_library_loads_without_the_lab() -> None:
+    modules = [
+        ".".join(path.relative_to(LIBRARY.parent).with_suffix("").parts)
+        for path in sorted(LIBRARY.rglob("*.py"))
+        if path.name not in ("__init__.py", "__main__.py")
+    ]
+    program = f"import importlib, tests.alone\nfor name in {modules}: importlib.import_module(name)"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)
+
+
+def test_the_lab_wants_this_release_and_bounds_nothing_of_the_library() -> None:
+    library, lab = ((ROOT / name).read_text(encoding="utf-8") for name in ("pyproject.toml", "lab/pyproject.toml"))
+    assert f'version = "{gaussiank.__version__}"' in library
+    assert f'version = "{gaussiank.__version__}"' in lab
+    assert f'"gaussiank=={gaussiank.__version__}"' in lab
+    assert re.findall(r'^  "([a-z]+)>=', library, re.MULTILINE) == ["torch", "numpy"]
+    assert (ROOT / "LICENSE").read_bytes() == (ROOT / "lab/LICENSE").read_bytes()

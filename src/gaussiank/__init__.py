@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
     from .ddp import Compression, compress
     from .ddp.optimizer_checks import AdamWarning
     from .feedback import ErrorFeedback
-    from .lab.study.recorder import Recorder
     from .layout import Layout
     from .metrics import Metrics
     from .momentum import MomentumCorrection
+    from .observer import Observer
     from .schedule import Constant, DenseStart, Schedule, Warmup
     from .sparse import SparseGradient
 
@@ -49,9 +50,9 @@ _ROOMS = {
     "Metrics": "metrics",
     "Layout": "layout",
     "MomentumCorrection": "momentum",
+    "Observer": "observer",
     "RandomK": "compressors",
     "SIDCo": "compressors",
-    "Recorder": "lab.study.recorder",
     "Schedule": "schedule",
     "SparseGradient": "sparse",
     "TopK": "compressors",
@@ -78,8 +79,8 @@ __all__ = [
     "MSTopK",
     "Metrics",
     "MomentumCorrection",
+    "Observer",
     "RandomK",
-    "Recorder",
     "SIDCo",
     "Schedule",
     "SparseGradient",
@@ -93,7 +94,14 @@ __all__ = [
 ]
 
 
-_MODULES = ("checkpoint", "codec", "collectives", "compressors", "ops", "reshard", "schedule", "sim", "theory")
+_MODULES = ("checkpoint", "codec", "collectives", "compressors", "ops", "reshard", "schedule")
+
+# What has gone to the lab, by its old name here: module, and name in it (empty: the module itself).
+_LAB = {
+    "Recorder": ("gaussiank_lab.study.recorder", "Recorder"),
+    "sim": ("gaussiank_lab.sim", ""),
+    "theory": ("gaussiank_lab.theory", ""),
+}
 
 
 def __dir__() -> list[str]:
@@ -101,11 +109,31 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    # Rooms are entered on first use: the theory, the plots and --help need no torch and must not wait for it.
+    # Rooms are entered on first use: schedules, plots and --help need no torch and must not wait for it.
     if name in _MODULES:
         return importlib.import_module(f".{name}", __name__)
+    if name in _LAB:
+        return _moved(name)
     if name not in _ROOMS:
         raise AttributeError(f"module 'gaussiank' has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_ROOMS[name]}", __name__), name)
     globals()[name] = value
     return value
+
+
+def _moved(name: str) -> Any:
+    """Return what stood here before the lab became a package of its own, with a warning that says where it is."""
+    module, inner = _LAB[name]
+    try:
+        room = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != "gaussiank_lab":
+            raise
+        raise ModuleNotFoundError(
+            f"gaussiank.{name} has moved to the package gaussiank-lab, which is not installed. "
+            "Run: pip install gaussiank-lab (in a clone: pip install ./lab).",
+            name=error.name,
+        ) from None
+    place = "gaussiank_lab.Recorder" if name == "Recorder" else module
+    warnings.warn(f"gaussiank.{name} has moved. Use {place}.", DeprecationWarning, stacklevel=3)
+    return getattr(room, inner) if inner else room

@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from gaussiank.codec import Wire
-from gaussiank.lab.cli import app, main
-from gaussiank.lab.records import Records, read_records
+from gaussiank_lab.cli import app, main
+from gaussiank_lab.records import Records, read_records
 
 GAUSSIANK = [sys.executable, "-m", "gaussiank"]
 TRAIN = ["train", "--model", "fnn3", "--steps", "12", "--batch-size", "16", "--density", "0.01"]
@@ -178,5 +178,5 @@ def test_help_and_version_are_quick_to_read() -> None:
     shown = run(*GAUSSIANK, "--help").stdout
     assert "train" in shown
     assert "report" in shown
-    script = "import sys; from gaussiank.lab.cli import app; assert 'torch' not in sys.modules"
+    script = "import sys; from gaussiank_lab.cli import app; assert 'torch' not in sys.modules"
     assert run(sys.executable, "-c", script).returncode == 0

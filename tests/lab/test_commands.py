@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from gaussiank.lab.cli import app, main
-from gaussiank.lab.config import TrainConfig
-from gaussiank.lab.outputs import new_folder, require_file, require_folder
-from gaussiank.lab.records import RecordWriter
-from gaussiank.lab.report import write_figures, write_report
+from gaussiank_lab.cli import app, main
+from gaussiank_lab.config import TrainConfig
+from gaussiank_lab.outputs import new_folder, require_file, require_folder
+from gaussiank_lab.records import RecordWriter
+from gaussiank_lab.report import write_figures, write_report
 
 from .conftest import run_record
 

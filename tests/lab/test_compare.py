@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from gaussiank.lab.compare import read_runs, write_comparison
-from gaussiank.lab.metric import Metric
-from gaussiank.lab.report import headline
-from gaussiank.lab.summary import summary_rows
+from gaussiank_lab.compare import read_runs, write_comparison
+from gaussiank_lab.metric import Metric
+from gaussiank_lab.report import headline
+from gaussiank_lab.summary import summary_rows
 
 WriteRun = Callable[..., Path]
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from gaussiank.lab.data import DATASETS, download, idx
-from gaussiank.lab.data_command import show_data
+from gaussiank_lab.data import DATASETS, download, idx
+from gaussiank_lab.data_command import show_data
 
 
 def shown(name: str | None = None, data_dir: Path | None = None, download: bool = False) -> str:

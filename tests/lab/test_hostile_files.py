@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from gaussiank.lab.checkpoint import FORMS, Manifest
-from gaussiank.lab.cluster.probe_file import read_probe
-from gaussiank.lab.data.cifar10 import read_batch
-from gaussiank.lab.records import read_records
-from gaussiank.lab.study.study import read_study
-from gaussiank.lab.study.vectors import snapshots
+from gaussiank_lab.checkpoint import FORMS, Manifest
+from gaussiank_lab.cluster.probe_file import read_probe
+from gaussiank_lab.data.cifar10 import read_batch
+from gaussiank_lab.records import read_records
+from gaussiank_lab.study.study import read_study
+from gaussiank_lab.study.vectors import snapshots
 
 
 class Harm:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import gaussiank
-from gaussiank.lab import machine
+from gaussiank_lab import machine
 
 
 def git(place: Path, *command: str) -> None:

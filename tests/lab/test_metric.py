@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gaussiank.lab.metric import ACCURACY, Metric
+from gaussiank_lab.metric import ACCURACY, Metric
 
 NATS = Metric("loss", "loss", "nats/byte", "about")
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from gaussiank.lab.data import DATASETS, ImageShape, Wanted, fashion_mnist_subset
-from gaussiank.lab.models import MODELS, find_model
-from gaussiank.lab.models.lstm_an4 import SpeechModel
-from gaussiank.lab.models.transformer import Transformer
-from gaussiank.lab.tasks import LanguageModelling, SpeechRecognition
+from gaussiank_lab.data import DATASETS, ImageShape, Wanted, fashion_mnist_subset
+from gaussiank_lab.models import MODELS, find_model
+from gaussiank_lab.models.lstm_an4 import SpeechModel
+from gaussiank_lab.models.transformer import Transformer
+from gaussiank_lab.tasks import LanguageModelling, SpeechRecognition
 
 NUMEL = {
     "fnn3": 199_210,

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 from numpy.typing import NDArray
 
-from gaussiank.lab import labels, plots
-from gaussiank.lab.metric import Metric
-from gaussiank.lab.records import Records, read_records
+from gaussiank_lab import labels, plots
+from gaussiank_lab.metric import Metric
+from gaussiank_lab.records import Records, read_records
 
 NATS = Metric("loss", "loss", "nats/byte")
 WriteRun = Callable[..., Path]
@@ -247,7 +247,7 @@ def test_figures_ignore_the_users_settings(write_run: WriteRun) -> None:
 
 def test_readers_import_neither_torch_nor_pyplot() -> None:
     program = (
-        "import sys, gaussiank.lab.records, gaussiank.lab.plots, gaussiank.lab.report, gaussiank.lab.summary\n"
+        "import sys, gaussiank_lab.records, gaussiank_lab.plots, gaussiank_lab.report, gaussiank_lab.summary\n"
         "assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from gaussiank.lab.config import TrainConfig
-from gaussiank.lab.models import MODELS
-from gaussiank.lab.recipes import default, paper, resolve
+from gaussiank_lab.config import TrainConfig
+from gaussiank_lab.models import MODELS
+from gaussiank_lab.recipes import default, paper, resolve
 
 # the paper's table of settings
 PAPER = {

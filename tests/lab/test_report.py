@@ -8,10 +8,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from gaussiank.lab.metric import Metric
-from gaussiank.lab.records import read_records
-from gaussiank.lab.report import headline, report_html, setting, write_figures, write_report
-from gaussiank.lab.summary import summary_rows
+from gaussiank_lab.metric import Metric
+from gaussiank_lab.records import read_records
+from gaussiank_lab.report import headline, report_html, setting, write_figures, write_report
+from gaussiank_lab.summary import summary_rows
 
 WriteRun = Callable[..., Path]
 VOID = {"meta", "wbr", "br", "link", "img"}

@@ -8,8 +8,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from gaussiank import Recorder
-from gaussiank.lab.cli import app
+from gaussiank_lab.cli import app
+from gaussiank_lab.study.recorder import Recorder
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from gaussiank.lab.metric import Metric
-from gaussiank.lab.records import read_records
-from gaussiank.lab.summary import Row, bytes_text, ms_text, name_lines, summary_rows, summary_table, times_text
+from gaussiank_lab.metric import Metric
+from gaussiank_lab.records import read_records
+from gaussiank_lab.summary import Row, bytes_text, ms_text, name_lines, summary_rows, summary_table, times_text
 
 WriteRun = Callable[..., Path]
 LONG = (

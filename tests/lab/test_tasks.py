@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from gaussiank.lab.tasks import ImageClassification, LanguageModelling, SpeechRecognition, edit_distance
+from gaussiank_lab.tasks import ImageClassification, LanguageModelling, SpeechRecognition, edit_distance
 
 
 def test_images_are_judged_by_right_answers() -> None:

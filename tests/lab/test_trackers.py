@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gaussiank.lab.trackers import open_trackers, require_trackers
+from gaussiank_lab.trackers import open_trackers, require_trackers
 
 STEP = {"kind": "step", "method": "randomk:feedback=false", "step": 7, "loss": 0.5, "kept": 62.0, "step_s": 0.018}
 EVAL = {"kind": "eval", "method": "topk", "step": 8, "accuracy": 0.75, "ema_accuracy": 0.8, "epoch": 1.0}
@@ -19,7 +19,8 @@ EVAL = {"kind": "eval", "method": "topk", "step": 8, "accuracy": 0.75, "ema_accu
 
 def test_what_is_not_installed_is_said_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    sentence = r"^track must be installed, got wandb, which is not\. Install it: pip install 'gaussiank\[wandb\]'\.$"
+    remedy = r"Install it: pip install 'gaussiank-lab\[wandb\]'\.$"
+    sentence = r"^track must be installed, got wandb, which is not\. " + remedy
     with pytest.raises(ValueError, match=sentence):
         require_trackers(["wandb:project"])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: importlib.machinery.ModuleSpec(name, None))

@@ -13,12 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from gaussiank.lab.config import TrainConfig
-from gaussiank.lab.data import Data, ImageSet, TokenSet
-from gaussiank.lab.models import MODELS
-from gaussiank.lab.recipes import default
-from gaussiank.lab.tasks import LanguageModelling
-from gaussiank.lab.train import Training
+from gaussiank_lab.config import TrainConfig
+from gaussiank_lab.data import Data, ImageSet, TokenSet
+from gaussiank_lab.models import MODELS
+from gaussiank_lab.recipes import default
+from gaussiank_lab.tasks import LanguageModelling
+from gaussiank_lab.train import Training
 
 Records = list[dict[str, Any]]
 
@@ -91,7 +91,7 @@ def test_language_models_train_and_are_judged_in_nats(model: str, lr: float) -> 
 
 
 def test_speech_model_trains_and_is_judged_by_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gaussiank.lab.models import lstm_an4
+    from gaussiank_lab.models import lstm_an4
 
     def small(characters: int) -> nn.Module:
         return lstm_an4.SpeechModel(characters, width=16, layers=2)

@@ -14,13 +14,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from gaussiank.lab import run as lab_run
-from gaussiank.lab import train_command
-from gaussiank.lab.checkpoint import CheckpointPlan, find_resume
-from gaussiank.lab.config import TrainConfig
-from gaussiank.lab.models import MODELS
-from gaussiank.lab.records import read_records
-from gaussiank.lab.train_command import Options, start
+from gaussiank_lab import run as lab_run
+from gaussiank_lab import train_command
+from gaussiank_lab.checkpoint import CheckpointPlan, find_resume
+from gaussiank_lab.config import TrainConfig
+from gaussiank_lab.models import MODELS
+from gaussiank_lab.records import read_records
+from gaussiank_lab.train_command import Options, start
 
 LAST = "00-topk-step-00000004"
 
@@ -364,7 +364,7 @@ def test_another_model_of_the_same_name_is_refused(run_dir: Path, monkeypatch: p
 
 @pytest.mark.usefixtures("_world_of_one")
 def test_two_runs_never_write_to_one_folder(run_dir: Path) -> None:
-    from gaussiank.lab.checkpoint import CheckpointFolder
+    from gaussiank_lab.checkpoint import CheckpointFolder
 
     resume = find_resume(run_dir)
     config = TrainConfig(**{**resume.manifest.config, "methods": ("topk",)})

@@ -75,7 +75,8 @@ def compress(
         timeout_s: seconds after which an exchange fails that a worker did not answer, above 0; larger than any pause
             that one worker takes alone between two backwards, for an evaluation or a checkpoint. The default is the
             process group's own, for which DDP itself waits (in the first two steps whatever is set here).
-        recorder: watches gradients, residuals and selections, ``Recorder("runs/mine")`` for example; changes nothing.
+        recorder: an ``Observer`` of gradients, residuals and selections, ``gaussiank_lab.Recorder`` for example.
+            It changes nothing.
 
     Returns:
         The compression: ``metrics`` of the last step, ``state_dict`` and ``load_state_dict`` for checkpoints.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gaussiank import ops
-from gaussiank.lab.bench.opsrun import OpsBench, OpsConfig
-from gaussiank.lab.bench.rows import Row
+from gaussiank_lab.bench.opsrun import OpsBench, OpsConfig
+from gaussiank_lab.bench.rows import Row
 
 
 @pytest.fixture(scope="session")

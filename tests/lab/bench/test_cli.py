@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from gaussiank.lab.bench.rows import read_rows
-from gaussiank.lab.cli import main
+from gaussiank_lab.bench.rows import read_rows
+from gaussiank_lab.cli import main
 
 BENCH = [sys.executable, "-m", "gaussiank", "bench", "ops"]
 ENV = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1"}

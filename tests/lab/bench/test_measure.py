@@ -4,8 +4,8 @@ import gc
 
 import pytest
 
-from gaussiank.lab.bench import measure
-from gaussiank.lab.bench.measure import Case, Spread, interleave, ratios, spread
+from gaussiank_lab.bench import measure
+from gaussiank_lab.bench.measure import Case, Spread, interleave, ratios, spread
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import torch
 
 from gaussiank import ops
 from gaussiank.compressors import COMPRESSORS, Taken, TopK, Turn
-from gaussiank.lab.bench.backends import Switch
-from gaussiank.lab.bench.operators import Ours, operator_names, operators
-from gaussiank.lab.bench.peers import PEERS
-from gaussiank.lab.bench.vectors import Vectors
+from gaussiank_lab.bench.backends import Switch
+from gaussiank_lab.bench.operators import Ours, operator_names, operators
+from gaussiank_lab.bench.peers import PEERS
+from gaussiank_lab.bench.vectors import Vectors
 
 ALL = operators(operator_names(), ops.backends().available)
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from gaussiank import ops
-from gaussiank.lab.bench.opscheck import PROMISES, CheckConfig, Promise, check
-from gaussiank.lab.bench.rows import Row
+from gaussiank_lab.bench.opscheck import PROMISES, CheckConfig, Promise, check
+from gaussiank_lab.bench.rows import Row
 
 SMALL = CheckConfig(large=20_000, small=5000, repeats=2)
 

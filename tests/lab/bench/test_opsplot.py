@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from matplotlib.colors import to_hex
 
-from gaussiank.lab.bench.opsplot import curves, time_over_size, write_plot
-from gaussiank.lab.bench.rows import Row
+from gaussiank_lab.bench.opsplot import curves, time_over_size, write_plot
+from gaussiank_lab.bench.rows import Row
 
 
 def row(operator: str, numel: int, seconds: float, **fields: object) -> Row:
@@ -79,6 +79,6 @@ def test_smallest_density_and_first_law_are_drawn(
         seen.append((law, density))
         return time_over_size(rows, law, density)
 
-    monkeypatch.setattr("gaussiank.lab.bench.opsplot.time_over_size", watched)
+    monkeypatch.setattr("gaussiank_lab.bench.opsplot.time_over_size", watched)
     write_plot([row for row in rows if row["density"] >= density], tmp_path)
     assert seen == [("normal", density)]

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from gaussiank import ops
-from gaussiank.lab.bench import opsrun
-from gaussiank.lab.bench.opsrun import OpsBench, OpsConfig, Setting, require_memory
-from gaussiank.lab.bench.rows import Row
+from gaussiank_lab.bench import opsrun
+from gaussiank_lab.bench.opsrun import OpsBench, OpsConfig, Setting, require_memory
+from gaussiank_lab.bench.rows import Row
 
 
 def test_one_list_of_rows_for_each_setting(

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from gaussiank.lab.bench import opsshow
-from gaussiank.lab.bench.opscheck import PROMISES, CheckConfig
-from gaussiank.lab.bench.opsrun import OpsConfig
-from gaussiank.lab.bench.opsshow import run_check, run_ops
-from gaussiank.lab.bench.rows import Row, read_rows
+from gaussiank_lab.bench import opsshow
+from gaussiank_lab.bench.opscheck import PROMISES, CheckConfig
+from gaussiank_lab.bench.opsrun import OpsConfig
+from gaussiank_lab.bench.opsshow import run_check, run_ops
+from gaussiank_lab.bench.rows import Row, read_rows
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console, RenderableType
 
-from gaussiank.lab.bench.opstable import laws_table, plain_text, setting_table, size_text
-from gaussiank.lab.bench.rows import Row
+from gaussiank_lab.bench.opstable import laws_table, plain_text, setting_table, size_text
+from gaussiank_lab.bench.rows import Row
 
 
 def printed(table: RenderableType) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gaussiank.lab.bench.rows import RowWriter, read_rows
+from gaussiank_lab.bench.rows import RowWriter, read_rows
 
 
 def test_rows_come_back_and_no_number_is_null(tmp_path: Path) -> None:

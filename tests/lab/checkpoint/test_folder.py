@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gaussiank.lab.checkpoint import CheckpointFolder, Place
-from gaussiank.lab.checkpoint.manifest import MANIFEST_NAME
+from gaussiank_lab.checkpoint import CheckpointFolder, Place
+from gaussiank_lab.checkpoint.manifest import MANIFEST_NAME
 
 
 def write(folder: CheckpointFolder, place: Place, method: str = "topk", text: str = "{}") -> Path:

@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from gaussiank.lab.checkpoint import CheckpointPlan, Manifest, Saver, find_resume, load_worker
-from gaussiank.lab.config import TrainConfig
-from gaussiank.lab.data import Data
-from gaussiank.lab.models import MODELS
-from gaussiank.lab.recipes import default
-from gaussiank.lab.train import Training
+from gaussiank_lab.checkpoint import CheckpointPlan, Manifest, Saver, find_resume, load_worker
+from gaussiank_lab.config import TrainConfig
+from gaussiank_lab.data import Data
+from gaussiank_lab.models import MODELS
+from gaussiank_lab.recipes import default
+from gaussiank_lab.train import Training
 
 STEPS = 7
 

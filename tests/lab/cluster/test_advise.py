@@ -14,13 +14,13 @@ import pytest
 from typer.testing import CliRunner
 
 import gaussiank
-from gaussiank.lab.cli import app, main
-from gaussiank.lab.cluster.advice import DENSITIES, LEAST_GAIN, TOLERANCE, advise
-from gaussiank.lab.cluster.advise_command import apply_advice, call_text, gain_text, likeness
-from gaussiank.lab.cluster.presets import PRESETS, Uncertainty
-from gaussiank.lab.cluster.setting import Setting, of_preset
-from gaussiank.lab.recipes import default
-from gaussiank.sim import Bucket, Cluster, Curve, Device, Link, Scenario, Tier, Workload
+from gaussiank_lab.cli import app, main
+from gaussiank_lab.cluster.advice import DENSITIES, LEAST_GAIN, TOLERANCE, advise
+from gaussiank_lab.cluster.advise_command import apply_advice, call_text, gain_text, likeness
+from gaussiank_lab.cluster.presets import PRESETS, Uncertainty
+from gaussiank_lab.cluster.setting import Setting, of_preset
+from gaussiank_lab.recipes import default
+from gaussiank_lab.sim import Bucket, Cluster, Curve, Device, Link, Scenario, Tier, Workload
 
 
 def setting(bandwidth_bits_s: float = 1e9, select_s: float = 1e-3, uncertainty: Uncertainty | None = None) -> Setting:
@@ -177,7 +177,7 @@ def test_json_and_applied_configuration_agree(tmp_path: Path) -> None:
     assert applied["methods"] == [found["best"]["compressor"]] == ["topk"]
     assert applied["density"] == found["best"]["density"]
     assert (applied["model"], applied["workers"]) == ("resnet20", 4)
-    from gaussiank.lab.config import TrainConfig
+    from gaussiank_lab.config import TrainConfig
 
     TrainConfig(**{**applied, "methods": tuple(applied["methods"])})  # train takes it
     other = tmp_path / "other.json"
@@ -222,7 +222,7 @@ def test_the_advised_row_is_in_the_table() -> None:
 
 def test_advice_from_a_preset_needs_no_torch_and_two_seconds() -> None:
     script = (
-        "import sys; from gaussiank.lab.cli import app; "
+        "import sys; from gaussiank_lab.cli import app; "
         "app(['advise', '--preset', '100gbe', '--model', 'resnet50'], standalone_mode=False); "
         "assert 'torch' not in sys.modules; assert 'matplotlib' not in sys.modules; "
         "import time; print(time.process_time())"

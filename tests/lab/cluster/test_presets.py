@@ -7,13 +7,13 @@ import pytest
 
 from gaussiank.codec import Wire
 from gaussiank.collectives import parse_collective
-from gaussiank.lab.cluster.methods import all_methods
-from gaussiank.lab.cluster.presets import PRESETS
-from gaussiank.lab.cluster.setting import of_preset, resolve
-from gaussiank.lab.cluster.shapes import BUCKET_NUMEL, SHAPES, find_shape
-from gaussiank.lab.cluster.wires import WIRES
-from gaussiank.sim import Cluster, Link, Tier, predict
-from gaussiank.sim.collectives import COLLECTIVES, Load
+from gaussiank_lab.cluster.methods import all_methods
+from gaussiank_lab.cluster.presets import PRESETS
+from gaussiank_lab.cluster.setting import of_preset, resolve
+from gaussiank_lab.cluster.shapes import BUCKET_NUMEL, SHAPES, find_shape
+from gaussiank_lab.cluster.wires import WIRES
+from gaussiank_lab.sim import Cluster, Link, Tier, predict
+from gaussiank_lab.sim.collectives import COLLECTIVES, Load
 
 NUMELS = {
     "alexnet": 61_100_840, "vgg16-imagenet": 138_357_544, "resnet50": 25_557_032, "inception-v4": 42_679_816,

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from gaussiank.compressors import COMPRESSORS
-from gaussiank.lab.cluster.advice import advise
-from gaussiank.lab.cluster.methods import all_methods
-from gaussiank.lab.cluster.probe_command import require_measurable
-from gaussiank.lab.cluster.probe_file import Probe, read_probe
-from gaussiank.lab.cluster.setting import resolve
-from gaussiank.sim import predict
+from gaussiank_lab.cluster.advice import advise
+from gaussiank_lab.cluster.methods import all_methods
+from gaussiank_lab.cluster.probe_command import require_measurable
+from gaussiank_lab.cluster.probe_file import Probe, read_probe
+from gaussiank_lab.cluster.setting import resolve
+from gaussiank_lab.sim import predict
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from gaussiank.lab.cluster.methods import compact_wire
-from gaussiank.lab.cluster.probe_file import MEASURED_DENSITY, Probe, read_probe, write_probe
-from gaussiank.lab.cluster.setting import resolve
-from gaussiank.lab.cluster.wires import WIRES
-from gaussiank.sim import Method, operation_s, simulate
+from gaussiank_lab.cluster.methods import compact_wire
+from gaussiank_lab.cluster.probe_file import MEASURED_DENSITY, Probe, read_probe, write_probe
+from gaussiank_lab.cluster.setting import resolve
+from gaussiank_lab.cluster.wires import WIRES
+from gaussiank_lab.sim import Method, operation_s, simulate
 
 LINKS = {
     "all_reduce": ((1e3, 3e-4), (1e6, 2e-3), (1e7, 1.8e-2)),

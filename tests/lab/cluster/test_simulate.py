@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from gaussiank.lab.cli import app
-from gaussiank.lab.cluster.paper_table import paper_rows
-from gaussiank.lab.cluster.setting import of_preset
-from gaussiank.lab.cluster.simulate_command import counts_of, parse_counts, run_simulation, show_paper
-from gaussiank.sim import Cluster, Tier
+from gaussiank_lab.cli import app
+from gaussiank_lab.cluster.paper_table import paper_rows
+from gaussiank_lab.cluster.setting import of_preset
+from gaussiank_lab.cluster.simulate_command import counts_of, parse_counts, run_simulation, show_paper
+from gaussiank_lab.sim import Cluster, Tier
 
 ARGUMENTS = ["simulate", "--preset", "10gbe-16xV100", "--model", "vgg16-imagenet"]
 
@@ -113,7 +113,7 @@ def test_mistakes_are_named(arguments: list[str], sentence: str) -> None:
 
 def test_command_needs_no_torch() -> None:
     script = (
-        "import sys; from gaussiank.lab.cli import app; "
+        "import sys; from gaussiank_lab.cli import app; "
         f"app({[*ARGUMENTS, '--workers', '16']!r}, standalone_mode=False); assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gaussiank.lab.data import Batches, ImageSet
+from gaussiank_lab.data import Batches, ImageSet
 
 
 def numbered(n: int) -> ImageSet:

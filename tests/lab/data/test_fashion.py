@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from gaussiank.lab.data import fashion_mnist_subset
+from gaussiank_lab.data import fashion_mnist_subset
 
 SCRIPT = Path(__file__).parents[3] / "scripts/make_fashion_subset.py"
 COUNTS = {"train": 30, "t10k": 10}
@@ -51,7 +51,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def test_the_shipped_file_holds_the_released_arrays() -> None:
-    with np.load(str(resources.files("gaussiank.lab.data") / "fashion_mnist_subset.npz")) as arrays:
+    with np.load(str(resources.files("gaussiank_lab.data") / "fashion_mnist_subset.npz")) as arrays:
         digests = {name: hashlib.sha256(arrays[name].tobytes()).hexdigest() for name in arrays.files}
     assert digests == SHA256
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gaussiank.lab.data import DATASETS, ImageShape, Wanted
+from gaussiank_lab.data import DATASETS, ImageShape, Wanted
 
 
 def write(place: Path, test: str = "val") -> None:

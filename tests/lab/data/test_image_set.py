@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gaussiank.lab.data import ImageSet, ImageShape
-from gaussiank.lab.data.image_set import fit, shifted
+from gaussiank_lab.data import ImageSet, ImageShape
+from gaussiank_lab.data.image_set import fit, shifted
 
 
 def ramp(channels: int, side: int) -> torch.Tensor:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gaussiank.lab.data import DATASETS, TokenSet, Wanted
-from gaussiank.lab.data.stdlib import source_files
+from gaussiank_lab.data import DATASETS, TokenSet, Wanted
+from gaussiank_lab.data.stdlib import source_files
 
 
 def tokens_of(split: object) -> list[int]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from gaussiank.lab.data import DATASETS, ImageShape, Wanted
+from gaussiank_lab.data import DATASETS, ImageShape, Wanted
 
 
 def test_the_stand_in_has_the_models_shape_and_a_thousand_classes() -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from gaussiank.lab.bench.rows import ROWS_NAME
-from gaussiank.lab.cluster.paper_table import METHODS, MODELS, paper_rows
-from gaussiank.lab.cluster.tables import seconds_text
-from gaussiank.lab.reproduce.recipes.iteration_time import ITERATION_TIME, MEASURED
+from gaussiank_lab.bench.rows import ROWS_NAME
+from gaussiank_lab.cluster.paper_table import METHODS, MODELS, paper_rows
+from gaussiank_lab.cluster.tables import seconds_text
+from gaussiank_lab.reproduce.recipes.iteration_time import ITERATION_TIME, MEASURED
 
 ROW = {
     **{"kind": "net", "model": "resnet20", "method": "topk", "workers": 4, "rate": "100mbit", "step_s": 0.25},

@@ -12,17 +12,17 @@ from rich.console import Console
 from tests.lab.study.conftest import train_recorded
 from typer.testing import CliRunner
 
-from gaussiank import Recorder
-from gaussiank.lab.cli import app
-from gaussiank.lab.records import RecordWriter
-from gaussiank.lab.reproduce.job import Job, complete
-from gaussiank.lab.reproduce.pages import write_pages
-from gaussiank.lab.reproduce.recipe import Outcome, Recipe
-from gaussiank.lab.reproduce.recipes import RECIPES, operator_time
-from gaussiank.lab.reproduce.runner import do_jobs, read_outcome, reproduce, save_outcome
-from gaussiank.lab.reproduce.settings import config
-from gaussiank.lab.reproduce.training import PUBLISHED, RANDOM, main_jobs
-from gaussiank.lab.run_files import study_dir
+from gaussiank_lab.cli import app
+from gaussiank_lab.records import RecordWriter
+from gaussiank_lab.reproduce.job import Job, complete
+from gaussiank_lab.reproduce.pages import write_pages
+from gaussiank_lab.reproduce.recipe import Outcome, Recipe
+from gaussiank_lab.reproduce.recipes import RECIPES, operator_time
+from gaussiank_lab.reproduce.runner import do_jobs, read_outcome, reproduce, save_outcome
+from gaussiank_lab.reproduce.settings import config
+from gaussiank_lab.reproduce.training import PUBLISHED, RANDOM, main_jobs
+from gaussiank_lab.run_files import study_dir
+from gaussiank_lab.study.recorder import Recorder
 
 K = 100
 Accuracy = Callable[[Job, str], float]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gaussiank.lab.reproduce.settings import PAPER_MODELS, SETTINGS, STAND_INS, config, models, standins
-from gaussiank.lab.reproduce.training import models_of, study_jobs
+from gaussiank_lab.reproduce.settings import PAPER_MODELS, SETTINGS, STAND_INS, config, models, standins
+from gaussiank_lab.reproduce.training import models_of, study_jobs
 
 
 @pytest.mark.parametrize("model", PAPER_MODELS)

@@ -1,4 +1,4 @@
-"""A training loop that treats a recorder as the hook does, without processes; tests/distributed has the hook itself."""
+"""A training loop that treats a recorder as the hook does, without processes; test_recorder_workers.py has the hook."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from tests.distributed.conftest import two_workers, worker_groups
 from torch import nn
 
-from gaussiank import ErrorFeedback, Layout, MomentumCorrection, Recorder, parse_compressor
+from gaussiank import ErrorFeedback, Layout, MomentumCorrection, parse_compressor
 from gaussiank.reducer import Selector
+from gaussiank_lab.study.recorder import Recorder
+
+__all__ = ["two_workers", "worker_groups"]  # fixtures
 
 Train = Callable[..., ErrorFeedback]
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from gaussiank.lab.study import ages as module
-from gaussiank.lab.study.ages import Ages, Sent
 from gaussiank.layout import Layout
 from gaussiank.sparse import SparseGradient
+from gaussiank_lab.study import ages as module
+from gaussiank_lab.study.ages import Ages, Sent
 
 NUMELS = {"a": 40, "b": 0, "c": 160}
 LAYOUTS = (Layout(("a", "b", "c"), (40, 0, 160)), Layout(("c", "a"), (160, 40)))

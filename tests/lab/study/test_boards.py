@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from gaussiank import Recorder
-from gaussiank.lab.study.boards import open_board, show
-from gaussiank.lab.study.study import read_study
+from gaussiank_lab.study.boards import open_board, show
+from gaussiank_lab.study.recorder import Recorder
+from gaussiank_lab.study.study import read_study
 
 
 class Board:
@@ -50,7 +50,7 @@ def test_samples_are_shown(study_dir: Path) -> None:
 
 def test_a_missing_tensorboard_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ValueError, match=r"pip install gaussiank\[tensorboard\]"):
+    with pytest.raises(ValueError, match=r"pip install gaussiank-lab\[tensorboard\]"):
         open_board(tmp_path)
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from gaussiank.lab.study.fit import best_fit, distribution, fit_laws, histogram
-from gaussiank.lab.study.measure import sketch_of
+from gaussiank_lab.study.fit import best_fit, distribution, fit_laws, histogram
+from gaussiank_lab.study.measure import sketch_of
 
 Draw = Callable[..., torch.Tensor]
 NUMEL = 100_000

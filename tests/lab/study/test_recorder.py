@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 import gaussiank
-from gaussiank import Recorder
-from gaussiank.lab.study.measure import sketch_of
-from gaussiank.lab.study.study import read_study
-from gaussiank.lab.study.vectors import snapshots
-from gaussiank.theory.bounds import tail_share
+from gaussiank_lab.study.measure import sketch_of
+from gaussiank_lab.study.recorder import Recorder
+from gaussiank_lab.study.study import read_study
+from gaussiank_lab.study.vectors import snapshots
+from gaussiank_lab.theory.bounds import tail_share
 
 from .conftest import Train, small_model, train_steps
 

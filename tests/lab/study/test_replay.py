@@ -9,13 +9,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from gaussiank import ErrorFeedback, Layout, Recorder, SparseGradient, ops
+from gaussiank import ErrorFeedback, Layout, SparseGradient, ops
 from gaussiank.codec import Wire
-from gaussiank.lab.study.replay import IN_RUN, Replayed, replay
-from gaussiank.lab.study.replay_table import replay_table
-from gaussiank.lab.study.sample import Part
-from gaussiank.lab.study.study import read_study
-from gaussiank.lab.study.vectors import snapshots
+from gaussiank_lab.study.recorder import Recorder
+from gaussiank_lab.study.replay import IN_RUN, Replayed, replay
+from gaussiank_lab.study.replay_table import replay_table
+from gaussiank_lab.study.sample import Part
+from gaussiank_lab.study.study import read_study
+from gaussiank_lab.study.vectors import snapshots
 
 from .conftest import Train
 

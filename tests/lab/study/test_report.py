@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gaussiank.lab.plots import figure_svg
-from gaussiank.lab.study import time_plots
-from gaussiank.lab.study.figures import FIGURES
-from gaussiank.lab.study.report import draw, page_html, write_analysis
-from gaussiank.lab.study.shape_plots import energy_against_density, moments_of
-from gaussiank.lab.study.study import Study, read_study
-from gaussiank.lab.study.summary import headline, layer_rows, shapes, tallies, whole_vectors
-from gaussiank.theory import BOUNDS
+from gaussiank_lab.plots import figure_svg
+from gaussiank_lab.study import time_plots
+from gaussiank_lab.study.figures import FIGURES
+from gaussiank_lab.study.report import draw, page_html, write_analysis
+from gaussiank_lab.study.shape_plots import energy_against_density, moments_of
+from gaussiank_lab.study.study import Study, read_study
+from gaussiank_lab.study.summary import headline, layer_rows, shapes, tallies, whole_vectors
+from gaussiank_lab.theory import BOUNDS
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def test_bounds_lie_under_the_truth(study: Study) -> None:
 def test_a_run_of_gradients_alone(tmp_path: Path) -> None:
     import torch
 
-    from gaussiank import Recorder
+    from gaussiank_lab.study.recorder import Recorder
 
     from .conftest import small_model, train_steps
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from gaussiank.lab.study.sent_log import SentLog
 from gaussiank.layout import Layout
 from gaussiank.sparse import SparseGradient
+from gaussiank_lab.study.sent_log import SentLog
 
 WHOLE = Layout(("w",), (40_000,))
 

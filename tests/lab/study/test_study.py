@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gaussiank.lab.study.study import VECTORS, read_study
+from gaussiank_lab.study.study import VECTORS, read_study
 
 
 def rewrite(study_dir: Path, change: Any) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gaussiank.lab.study.vectors import Piece, Snapshot, VectorStore, snapshots, thin
+from gaussiank_lab.study.vectors import Piece, Snapshot, VectorStore, snapshots, thin
 
 
 def snapshot(step: int, values: tuple[float, ...] = (1.0, 2.0, 3.0)) -> Snapshot:

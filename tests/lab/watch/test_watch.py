@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from tests.lab.conftest import eval_record, method_record, run_record, step_record
 
-from gaussiank.lab.records import RECORDS_NAME, RecordWriter
-from gaussiank.lab.watch.server import make_server
-from gaussiank.lab.watch.state import POINTS, state_of
-from gaussiank.lab.watch.tail import RecordTail
+from gaussiank_lab.records import RECORDS_NAME, RecordWriter
+from gaussiank_lab.watch.server import make_server
+from gaussiank_lab.watch.state import POINTS, state_of
+from gaussiank_lab.watch.tail import RecordTail
 
 
 def step(number: int, **changes: Any) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import socket
 import time
 from pathlib import Path
 
-from gaussiank.lab.bench.net.counters import read_counters
-from gaussiank.lab.bench.net.wires import DEVICE, address
+from gaussiank_lab.bench.net.counters import read_counters
+from gaussiank_lab.bench.net.wires import DEVICE, address
 
 PORT = 29_500
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gaussiank.lab.bench.net.netrun import NetBench, NetConfig
-from gaussiank.lab.bench.rows import Row
+from gaussiank_lab.bench.net.netrun import NetBench, NetConfig
+from gaussiank_lab.bench.rows import Row
 
 METHODS = ("ddp", "ddp-fp16", "ddp-powersgd", "paper-topk", "paper-dgc", "topk", "topk/auto", "gaussiank/split")
 

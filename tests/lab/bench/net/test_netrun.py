@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from gaussiank.lab.bench.net import netrun
-from gaussiank.lab.bench.net.carriers import Spent
-from gaussiank.lab.bench.net.methods import NetMethod, parse_method
-from gaussiank.lab.bench.net.netrun import NetBench, NetConfig, Setting, possible
-from gaussiank.lab.bench.net.ranks import Ranks
-from gaussiank.lab.bench.net.rates import parse_rate
-from gaussiank.lab.bench.net.trainer import StepRow, Trainer, Window
-from gaussiank.lab.bench.net.wires import missing
-from gaussiank.lab.bench.net.workloads import parse_workload
-from gaussiank.lab.bench.rows import Row
+from gaussiank_lab.bench.net import netrun
+from gaussiank_lab.bench.net.carriers import Spent
+from gaussiank_lab.bench.net.methods import NetMethod, parse_method
+from gaussiank_lab.bench.net.netrun import NetBench, NetConfig, Setting, possible
+from gaussiank_lab.bench.net.ranks import Ranks
+from gaussiank_lab.bench.net.rates import parse_rate
+from gaussiank_lab.bench.net.trainer import StepRow, Trainer, Window
+from gaussiank_lab.bench.net.wires import missing
+from gaussiank_lab.bench.net.workloads import parse_workload
+from gaussiank_lab.bench.rows import Row
 
 LENET5 = 61_706
 needs_namespaces = pytest.mark.skipif(missing() is not None, reason=f"{missing()}")

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from gaussiank.lab.bench.net import netcheck, netshow
-from gaussiank.lab.bench.net.netcheck import PROMISES, _bytes, _end_to_end, _exchange, _loopback
-from gaussiank.lab.bench.net.netplot import write_plots
-from gaussiank.lab.bench.net.netrun import NetConfig
-from gaussiank.lab.bench.net.netshow import run_check
-from gaussiank.lab.bench.net.nettable import off_percent, setting_table
-from gaussiank.lab.bench.rows import Row, read_rows
+from gaussiank_lab.bench.net import netcheck, netshow
+from gaussiank_lab.bench.net.netcheck import PROMISES, _bytes, _end_to_end, _exchange, _loopback
+from gaussiank_lab.bench.net.netplot import write_plots
+from gaussiank_lab.bench.net.netrun import NetConfig
+from gaussiank_lab.bench.net.netshow import run_check
+from gaussiank_lab.bench.net.nettable import off_percent, setting_table
+from gaussiank_lab.bench.rows import Row, read_rows
 
 
 def row(method: str, *rounds: float, **others: Any) -> Row:

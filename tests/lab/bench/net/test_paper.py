@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from gaussiank.lab.bench.net.paper import PaperExchange
+from gaussiank_lab.bench.net.paper import PaperExchange
 
 
 @pytest.fixture

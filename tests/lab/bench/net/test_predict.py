@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from gaussiank.lab.bench.net.predict import Judged, judge, method_of
-from gaussiank.lab.bench.net.predictshow import order_right, regrets, show_predictions
-from gaussiank.lab.bench.net.rates import parse_rate
-from gaussiank.lab.bench.rows import Row
+from gaussiank_lab.bench.net.predict import Judged, judge, method_of
+from gaussiank_lab.bench.net.predictshow import order_right, regrets, show_predictions
+from gaussiank_lab.bench.net.rates import parse_rate
+from gaussiank_lab.bench.rows import Row
 
 NUMEL, WORKERS = 1_000_000, 4
 

@@ -1,0 +1,220 @@
+"""What each rank runs: the training loop of one model with one way of exchange, a few steps at a time."""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from gaussiank_lab.config import TrainConfig
+from gaussiank_lab.data import Batch, Batches, Data
+from gaussiank_lab.recipes import resolve
+from gaussiank_lab.tasks import Task
+
+from .carriers import TIMEOUT_S, Carrier, Spent, carrier_of
+from .counters import Counters, read_counters
+from .methods import NetMethod
+from .vector import VectorCarrier
+from .wires import DEVICE
+from .workloads import Workload
+
+_SMOOTHED = 10
+_BARRIERS = 8
+
+
+class StepRow(NamedTuple):
+    """One step on this worker, in seconds.
+
+    Attributes:
+        step_s: the whole step.
+        forward_s: data, forward and loss.
+        backward_s: backward, and the exchange within it or after it.
+        optimizer_s: the optimizer's step.
+        loss: of this worker's batch, before the step.
+        spent: what the exchange took.
+    """
+
+    step_s: float
+    forward_s: float
+    backward_s: float
+    optimizer_s: float
+    loss: float
+    spent: Spent
+
+
+class Window(NamedTuple):
+    """Some steps in a row on this worker.
+
+    Attributes:
+        steps: one row each.
+        counters: what the kernel counted meanwhile; None on loopback, which is not ours alone.
+        numel: parameters.
+        reached: whether the last step reached the loss that was wanted.
+    """
+
+    steps: list[StepRow]
+    counters: Counters | None
+    numel: int
+    reached: bool = False
+
+
+class _Course(NamedTuple):
+    """What a model is trained on, and with; a vector has none."""
+
+    task: Task
+    batches: Iterator[Any]
+    optimizer: torch.optim.Optimizer
+
+
+class Trainer:
+    """Take orders of the lab; a method is set up, warmed up, measured, and dropped.
+
+    Args:
+        rank: of this worker.
+        world_size: of all.
+        url: where they meet.
+    """
+
+    def __init__(self, rank: int, world_size: int, url: str) -> None:
+        self._rank, self._world_size = rank, world_size
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // world_size))
+        timeout = datetime.timedelta(seconds=TIMEOUT_S)
+        dist.init_process_group("gloo", init_method=url, rank=rank, world_size=world_size, timeout=timeout)
+        self._counted = os.environ.get("GLOO_SOCKET_IFNAME") == DEVICE
+        self._data: dict[str, tuple[TrainConfig, Data]] = {}
+        self._carrier: Carrier | VectorCarrier | None = None
+        self._course: _Course | None = None
+        self._kept: dict[str, tuple[Carrier | VectorCarrier | None, _Course | None, int]] = {}
+
+    def prepare(self, workload: Workload, method: NetMethod, density: float, batch_size: int, seed: int) -> None:
+        """Make the model and whatever carries its gradients."""
+        torch.manual_seed(seed)
+        if workload.numel:
+            self._carrier = VectorCarrier(method, workload.numel, density)
+            return
+        config, data = self._loaded(workload.like, batch_size)
+        build = workload.build or config.spec.build
+        model = build(data.outputs)
+        self._numel = sum(parameter.numel() for parameter in model.parameters())
+        self._carrier = carrier_of(method, model, density)
+        optimizer = torch.optim.SGD(model.parameters(), config.lr, momentum=0.9, fused=True)
+        self._course = _Course(data.task, self._endless(data, batch_size, seed), optimizer)
+        torch.manual_seed((seed << 16) + 1 + self._rank)  # every worker drops out its own activations
+
+    def attach(self) -> None:
+        """Set up what may look at the link."""
+        assert self._carrier is not None  # prepared
+        self._carrier.attach()
+
+    def warm(self, steps: int) -> None:
+        """Take steps that do not count: DDP orders its buckets anew, hints settle."""
+        for _ in range(steps):
+            self._step()
+
+    def measure(self, most: int, budget_s: float, until_loss: float | None) -> Window:
+        """Take steps that count.
+
+        Args:
+            most: steps at most.
+            budget_s: seconds; a step longer than that is taken once.
+            until_loss: end when the loss falls below this, whatever the budget says; None takes all steps.
+        """
+        of_barrier = self._count_barriers()
+        before = read_counters(DEVICE) if self._counted else None
+        collected = gc.isenabled()
+        gc.collect()
+        gc.disable()
+        try:
+            rows = [self._step()]
+            if until_loss is not None:
+                return self._until(until_loss, most, rows)
+            slowest = torch.tensor([rows[0].step_s], dtype=torch.float64)
+            dist.all_reduce(slowest, op=dist.ReduceOp.MAX)  # all must take as many steps
+            rows += [self._step() for _ in range(min(most, int(budget_s / float(slowest))) - 1)]
+        finally:
+            if collected:
+                gc.enable()
+        dist.barrier()
+        counters = None
+        if before is not None:
+            barriers = 1 + len(rows) * isinstance(self._carrier, VectorCarrier)
+            counters = read_counters(DEVICE).since(before).without(of_barrier, barriers / _BARRIERS)
+        return Window(rows, counters, self._numel)
+
+    def _count_barriers(self) -> Counters:
+        """Return what some barriers send, which are the lab's own and no exchange's."""
+        dist.barrier()
+        before = read_counters(DEVICE) if self._counted else None
+        for _ in range(_BARRIERS):
+            dist.barrier()
+        return Counters(0, 0, 0, 0) if before is None else read_counters(DEVICE).since(before)
+
+    def _until(self, target: float, most: int, rows: list[StepRow]) -> Window:
+        """Train until the mean loss of the last ten steps, over all workers, is below a target."""
+        reached = False
+        while not reached and len(rows) < most:
+            rows.append(self._step())
+            recent = torch.tensor([statistics.fmean(row.loss for row in rows[-_SMOOTHED:])], dtype=torch.float64)
+            dist.all_reduce(recent)  # not timed
+            reached = len(rows) >= _SMOOTHED and float(recent) / self._world_size <= target
+        return Window(rows, None, self._numel, reached)
+
+    def keep(self, name: str) -> None:
+        """Put the model aside; another may be prepared."""
+        self._kept[name] = self._carrier, self._course, self._numel
+
+    def recall(self, name: str) -> None:
+        """Go on with a model that was put aside."""
+        self._carrier, self._course, self._numel = self._kept[name]
+
+    def drop(self) -> None:
+        """Forget the model, and all that were put aside."""
+        self._carrier = self._course = None
+        self._kept.clear()
+        gc.collect()
+
+    # ------------------------------------------------------------------ one step
+
+    def _step(self) -> StepRow:
+        carrier = self._carrier
+        if isinstance(carrier, VectorCarrier):
+            self._numel = carrier.numel
+            step_s = carrier.step()
+            return StepRow(step_s, 0.0, step_s, 0.0, 0.0, carrier.spent())
+        assert carrier is not None  # prepared
+        assert self._course is not None
+        task, batches, optimizer = self._course
+        began = time.perf_counter()
+        optimizer.zero_grad()
+        batch = next(batches)
+        output = carrier.module(*batch.inputs)
+        loss = task.loss(output, batch.targets)
+        lost = time.perf_counter()
+        loss.backward()
+        carrier.after_backward()
+        back = time.perf_counter()
+        optimizer.step()
+        ended = time.perf_counter()
+        return StepRow(ended - began, lost - began, back - lost, ended - back, loss.item(), carrier.spent())
+
+    def _loaded(self, name: str, batch_size: int) -> tuple[TrainConfig, Data]:
+        if name not in self._data:
+            config = TrainConfig(**resolve(None, None, {"model": name, "batch_size": batch_size}))
+            self._data[name] = (config, config.load_data())
+            gc.freeze()  # torch has a million objects, which every collection would look at for 0.15 s
+        return self._data[name]
+
+    def _endless(self, data: Data, batch_size: int, seed: int) -> Iterator[Any]:
+        batches = Batches(data.train, batch_size, rank=self._rank, world_size=self._world_size, seed=seed)
+        epoch = 0
+        while True:
+            for batch in batches.epoch(epoch):
+                yield Batch(data.train.prepare(batch.inputs), batch.targets)
+            epoch += 1

@@ -1,0 +1,120 @@
+"""The rows of the operator benchmark as tables of a terminal, 80 columns wide."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from gaussiank_lab.bench.rows import Row
+from gaussiank_lab.records import number
+from gaussiank_lab.summary import MISSING, UNDERLINED
+
+HEADERS = ("operator", "backend", "ms", "% of\nadd", "GB/s", "kept/k", "recall")
+
+
+def label(row: Row) -> str:
+    """Name a row's operator as people read it: without hint it is cold."""
+    return f"{row['operator']} cold" if row.get("state") == "cold" else str(row["operator"])
+
+
+def setting_title(row: Row) -> str:
+    """Name what was measured together.
+
+    Example:
+        >>> setting_title({"numel": 10_000_000, "law": "normal", "density": 0.001})
+        '1e7 entries, density 0.001, normal'
+    """
+    return f"{size_text(row['numel'])} entries, density {row['density']:g}, {row['law']}"
+
+
+def size_text(numel: int) -> str:
+    """Write a number of entries as a power of ten if it is near one.
+
+    Example:
+        >>> size_text(100_000), size_text(199_210), size_text(50_000_000)
+        ('1e5', '199,210', '5e7')
+    """
+    power = int(math.log10(numel))
+    return f"{numel // 10**power}e{power}" if numel % 10**power == 0 else f"{numel:,}"
+
+
+def setting_table(rows: Sequence[Row]) -> Group:
+    """Build the table of one setting, the fastest first; what was skipped stands below it.
+
+    Of our operators, only the fastest backend and the reference are shown.
+    """
+    table = _table(HEADERS, left=2)
+    measured = sorted((row for row in rows if row["kind"] != "skipped"), key=lambda row: number(row, "seconds"))
+    seen: set[str] = set()
+    for row in measured:
+        if row["family"] == "ours" and row["backend"] != "reference" and label(row) in seen:
+            continue
+        seen.add(label(row))
+        table.add_row(
+            Text(label(row), style="bold" if row["family"] == "ours" else ""),
+            row["backend"],
+            ms_text(number(row, "seconds")),
+            plain_text(100 * number(row, "of_ceiling")),
+            plain_text(number(row, "gb_per_s")),
+            plain_text(number(row, "kept_over_k")),
+            plain_text(number(row, "recall")),
+        )
+    skipped = [f"{label(row)} ({row['backend']}): {row['reason']}" for row in rows if row["kind"] == "skipped"]
+    below = [Text("Skipped: " + "; ".join(skipped) + ".")] if skipped else []
+    return Group(Text(setting_title(rows[0]), style="bold"), table, *below)
+
+
+def laws_table(rows: Sequence[Row]) -> Group | None:
+    """Build the table of kept/k over the laws, at the largest size and smallest density; None for one law."""
+    rows = [row for row in rows if row["kind"] == "operator" and row["state"] != "cold"]
+    laws = list(dict.fromkeys(row["law"] for row in rows))
+    if len(laws) < 2:
+        return None
+    numel, density = max(row["numel"] for row in rows), min(row["density"] for row in rows)
+    kept = {
+        (row["operator"], row["law"]): number(row, "kept_over_k")
+        for row in rows
+        if row["numel"] == numel and row["density"] == density
+    }
+    title = f"kept/k of {size_text(numel)} entries, density {density:g}, by law"
+    table = _table(("operator", *(law.replace("student-", "").replace("triangular", "triang.") for law in laws)))
+    for operator in dict.fromkeys(operator for operator, _ in kept):
+        table.add_row(operator, *(plain_text(kept.get((operator, law), math.nan)) for law in laws))
+    return Group(Text(title, style="bold"), table)
+
+
+def _table(headers: Sequence[str], left: int = 1) -> Table:
+    table = Table(box=UNDERLINED, show_edge=False, padding=0, header_style="bold")
+    for place, header in enumerate(headers):
+        table.add_column(header, justify="left" if place < left else "right", no_wrap=place > 0, overflow="fold")
+    return table
+
+
+def ms_text(seconds: float) -> str:
+    """Write a time in milliseconds with three digits.
+
+    Example:
+        >>> ms_text(0.0000123), ms_text(0.00412), ms_text(1.5)
+        ('0.0123', '4.12', '1,500')
+    """
+    return plain_text(1000 * seconds)
+
+
+def plain_text(value: float) -> str:
+    """Write a number with three digits and without an exponent.
+
+    Example:
+        >>> plain_text(0.00512), plain_text(97.04), plain_text(22.46), plain_text(0.0)
+        ('0.00512', '97.0', '22.5', '0')
+    """
+    if not math.isfinite(value):
+        return MISSING
+    if value == 0:
+        return "0"
+    rounded = float(f"{value:.3g}")
+    decimals = max(0, 2 - math.floor(math.log10(abs(rounded))))
+    return f"{rounded:,.{decimals}f}"

@@ -1,0 +1,221 @@
+"""Which method to use on a cluster, or none, with the gain that is predicted and how sure that is."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gaussiank_lab.sim import Cluster, Device, Link, Method, Scenario, Spread, Workload, simulate
+
+from .methods import DENSE, DENSE_16, compact_wire
+from .presets import Uncertainty
+from .setting import Setting
+from .wires import WIRES
+
+DENSITIES = (0.01, 0.005, 0.002, 0.001)
+"""Densities to choose from; below 0.001 convergence has not been shown."""
+COLLECTIVES = ("allgather", "hierarchical", "split", "tree", "leader")
+"""The first loses nothing; the others return to the residual what they cut, the later the more."""
+TOLERANCE = 0.03
+"""A method that loses less of the gradient is preferred when it is not slower than this share of the best."""
+LEAST_GAIN = 1.05
+"""A gain below 5 % is not worth another optimizer behaviour."""
+DRAWS = 64
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A method, and the seconds of a step that are predicted for it."""
+
+    method: Method
+    step_s: float
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do, and why.
+
+    Attributes:
+        compress: whether to compress at all.
+        best: the sparse method that is recommended, or would be.
+        baseline: the faster of the two dense methods.
+        dense: both dense methods.
+        gain: seconds of the baseline over those of ``best``.
+        low: gain that is exceeded with 90 % probability.
+        high: gain that is exceeded with 10 % probability.
+        waits_s: seconds of a step that the baseline waits for messages.
+        selects_s: seconds of a step that ``best`` spends on selection, encoding and its own waiting.
+        pays_below_bits_s: bandwidth of the outermost link below which one of ``ranked`` gains 5 %; 0 when none does at
+            any bandwidth that was looked at, infinity when one does at all of them.
+        ranked: the fastest candidate of each collective, best first.
+    """
+
+    compress: bool
+    best: Candidate
+    baseline: Candidate
+    dense: tuple[Candidate, ...]
+    gain: float
+    low: float
+    high: float
+    waits_s: float
+    selects_s: float
+    pays_below_bits_s: float
+    ranked: tuple[Candidate, ...]
+
+
+def advise(setting: Setting, workers: int, density: float | None = None, seed: int = 0) -> Advice:
+    """Choose density, codec, collective and scope for Top_k, and compare with the better dense method.
+
+    Among all candidates within 3 % of the fastest, the one that loses least is taken: the highest density, then the
+    collective that returns least to the residual. Compressing is recommended when it is predicted to gain 5 %, and to
+    gain at all with 90 % probability.
+
+    Args:
+        setting: cluster, model and how far their numbers may be off.
+        workers: how many.
+        density: the only one to consider, or None for ``DENSITIES``.
+        seed: of the uncertainty's draws.
+
+    Raises:
+        ValueError: workers do not fit the cluster, or a density out of its range.
+    """
+    scenario = replace(setting.scenario, spread=Spread())  # jitter is the same for all; means decide
+    dense = tuple(_timed(scenario, method, workers) for method in (DENSE, DENSE_16))
+    baseline = min(dense, key=lambda candidate: candidate.step_s)
+    methods = _candidates(workers, DENSITIES if density is None else (density,), accelerator=setting.accelerator)
+    timed = [_timed(scenario, method, workers) for method in methods]
+    ranked = _best_of_each(timed)
+    fastest_s, enough_s = ranked[0].step_s, baseline.step_s / LEAST_GAIN
+    limit_s = fastest_s * (1 + TOLERANCE)
+    if fastest_s <= enough_s < limit_s:
+        limit_s = enough_s
+    best = next(candidate for candidate in timed if candidate.step_s <= limit_s)
+    low, high = _interval(scenario, best.method, workers, setting.uncertainty, seed)
+    gain = baseline.step_s / best.step_s
+    alone_s = scenario.workload.alone_s
+    return Advice(
+        compress=gain >= LEAST_GAIN and low >= 1.0,
+        best=best,
+        baseline=baseline,
+        dense=dense,
+        gain=gain,
+        low=low,
+        high=high,
+        waits_s=max(0.0, baseline.step_s - alone_s),
+        selects_s=max(0.0, best.step_s - alone_s),
+        pays_below_bits_s=_break_even(scenario, [row.method for row in ranked], workers),
+        ranked=ranked,
+    )
+
+
+def best_gain(scenario: Scenario, workers: int, densities: Sequence[float], *, accelerator: bool = True) -> float:
+    """Return the gain of the fastest setting of Top_k over the better dense method, whatever it loses."""
+    return _gain(scenario, _candidates(workers, densities, accelerator=accelerator), workers)
+
+
+def _candidates(workers: int, densities: Sequence[float], *, accelerator: bool) -> list[Method]:
+    """List the methods in the order in which they are preferred."""
+    wires = ("raw+fp32", compact_wire(accelerator=accelerator))
+    collectives = COLLECTIVES if workers > 1 else COLLECTIVES[:1]
+    return [
+        Method(f"topk {collective} {wire} {scope}", "topk", density, WIRES[wire], collective, scope)
+        for density, collective, wire, scope in itertools.product(
+            sorted(densities, reverse=True), collectives, wires, ("bucket", "model")
+        )
+    ]
+
+
+def _timed(scenario: Scenario, method: Method, workers: int) -> Candidate:
+    return Candidate(method, simulate(scenario, method, workers, traced=1).step_s)
+
+
+def _best_of_each(timed: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    best: dict[str, Candidate] = {}
+    for candidate in timed:
+        known = best.get(candidate.method.collective)
+        if known is None or candidate.step_s < known.step_s:
+            best[candidate.method.collective] = candidate
+    return tuple(sorted(best.values(), key=lambda candidate: candidate.step_s))
+
+
+def _gain(scenario: Scenario, methods: Sequence[Method], workers: int) -> float:
+    dense_s, sparse_s = (
+        min(_timed(scenario, method, workers).step_s for method in group) for group in ((DENSE, DENSE_16), methods)
+    )
+    return dense_s / sparse_s
+
+
+def _interval(
+    scenario: Scenario, method: Method, workers: int, uncertainty: Uncertainty, seed: int
+) -> tuple[float, float]:
+    """Return the 10th and 90th percentile of the gain when every number is drawn as uncertain as it is."""
+    draws = np.random.default_rng(seed).standard_normal((DRAWS, 4))
+    scale = [uncertainty.bandwidth, uncertainty.latency, uncertainty.compute, uncertainty.own]
+    gains = [_gain(_scaled(scenario, *np.exp(row).tolist()), [method], workers) for row in draws * scale]
+    low, high = np.quantile(gains, [0.1, 0.9])
+    return float(low), float(high)
+
+
+def _scaled(scenario: Scenario, bandwidth: float, latency: float, compute: float, own: float) -> Scenario:
+    return Scenario(
+        _slower_model(scenario.workload, compute),
+        _slower_device(scenario.device, own),
+        _other_links(scenario.cluster, bandwidth, latency),
+        scenario.overlap,
+        scenario.spread,
+    )
+
+
+def _slower_model(workload: Workload, factor: float) -> Workload:
+    buckets = tuple(replace(bucket, backward_s=bucket.backward_s * factor) for bucket in workload.buckets)
+    return replace(
+        workload, buckets=buckets, forward_s=workload.forward_s * factor, optimizer_s=workload.optimizer_s * factor
+    )
+
+
+def _slower_device(device: Device, factor: float) -> Device:
+    curves = {name: getattr(device, name).times(factor) for name in ("encode", "decode", "merge", "clear", "cast")}
+    return replace(
+        device,
+        select={key: curve.times(factor) for key, curve in device.select.items()},
+        exchange={key: seconds * factor for key, seconds in device.exchange.items()},
+        **curves,
+    )
+
+
+def _other_links(cluster: Cluster, bandwidth: float, latency: float, outermost_only: bool = False) -> Cluster:
+    def other(link: Link) -> Link:
+        return replace(
+            link,
+            bandwidth_bits_s=link.bandwidth_bits_s * bandwidth,
+            latency_s=link.latency_s * latency,
+            message_s=link.message_s * latency,
+        )
+
+    tiers = [
+        replace(tier, link=other(tier.link)) if not outermost_only or tier is cluster.tiers[-1] else tier
+        for tier in cluster.tiers
+    ]
+    return replace(cluster, tiers=tuple(tiers))
+
+
+def _break_even(scenario: Scenario, methods: Sequence[Method], workers: int) -> float:
+    """Search the outermost link's bandwidth, from a thousandth to a thousand times, for a gain of 5 %."""
+
+    def worth(exponent: float) -> bool:
+        cluster = _other_links(scenario.cluster, 10**exponent, 1.0, outermost_only=True)
+        return _gain(replace(scenario, cluster=cluster), methods, workers) >= LEAST_GAIN
+
+    low, high = -3.0, 3.0
+    if workers == 1 or not worth(low):
+        return 0.0
+    if worth(high):
+        return math.inf
+    while high - low > 0.01:
+        middle = (low + high) / 2
+        low, high = (middle, high) if worth(middle) else (low, middle)
+    return scenario.cluster.tiers[-1].link.bandwidth_bits_s * float(10**low)

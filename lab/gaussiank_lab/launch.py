@@ -1,0 +1,184 @@
+"""Starts the workers: local processes of our own by torch's elastic launcher, or the torchrun job we are in."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import datetime
+import logging
+import os
+import signal
+import sys
+import traceback
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+
+from gaussiank.environment import number_from
+from gaussiank_lab.last_words import leave
+from gaussiank_lab.pulse import LostContactError, Pulse
+from gaussiank_lab.streams import steady_output
+
+_ADVICE = "To enable traceback"  # torch's message where a worker has left none
+TIMEOUT_S = 120.0
+"""A collective that hangs longer ends the run; torch's own default is 30 minutes."""
+
+
+def under_torchrun() -> bool:
+    """Tell whether this process is a worker that torchrun (or another launcher of its kind) has started."""
+    return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+
+
+def require_job() -> None:
+    """Raise unless what a launcher has said of this worker makes sense; torch reads it too.
+
+    Raises:
+        ValueError: a variable has no such number; names it.
+    """
+    workers = number_from("WORLD_SIZE", 1, least=1)
+    number_from("RANK", 0, most=workers - 1)
+    here = number_from("LOCAL_WORLD_SIZE", workers, least=1, most=workers)
+    number_from("LOCAL_RANK", 0, most=here - 1)
+    number_from("MASTER_PORT", 0, most=65_535)
+
+
+def restarts() -> int:
+    """Return how often the launcher has started the workers again after one of them failed."""
+    return number_from("TORCHELASTIC_RESTART_COUNT", 0)
+
+
+def launch(
+    work: Callable[..., None],
+    workers: int,
+    *arguments: Any,
+    timeout_s: float = TIMEOUT_S,
+    max_restarts: int = 0,
+) -> None:
+    """Run ``work(*arguments)`` on every worker, within a process group.
+
+    Args:
+        work: a module's own function, so that a new process can import it.
+        workers: how many processes to start here; under torchrun this one joins instead.
+        *arguments: passed on; must be picklable.
+        timeout_s: seconds after which a worker that does not answer ends all.
+        max_restarts: times that all workers are started again after one has failed.
+
+    Raises:
+        RuntimeError: a worker failed; names the rank and its error. The other workers have been ended.
+    """
+    if under_torchrun():
+        _within_group(work, arguments, timeout_s, None)
+        return
+
+    # Gloo's rendezvous after a restart finds what the first left in a shared store, and fails (pytorch issue 135712).
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    # A suspended worker hears no SIGTERM: torch kills it after this, or after 30 s in versions that do not know it.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "5")
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=workers,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=max_restarts,
+        monitor_interval=0.1,
+    )
+    if not max_restarts:  # what torch logs of a failure is said in our last line
+        for name in ("torch.distributed.elastic.multiprocessing.api", "torch.multiprocessing.spawn"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        elastic_launch(config, _within_group)(work, arguments, timeout_s, os.getpid())
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        raise RuntimeError(_why(rank, failure)) from error
+    except SignalException as error:
+        raise RuntimeError(f"the workers were ended, because of {error.sigval.name}.") from None
+
+
+def _why(rank: int, failure: Any) -> str:
+    """Say in a line why a worker ended: what it left, or what torch knows."""
+    said = failure.message  # a dictionary when the worker left its error behind, a traceback's text, or advice
+    lines = str(said["message"] if isinstance(said, dict) else said).strip().splitlines() or [""]
+    line = lines[0] if isinstance(said, dict) else lines[-1]  # a message's first line says it, a traceback's last
+    lost = f"{LostContactError.__name__}: "
+    if line.startswith(lost):  # who noticed is not who failed
+        return f"the workers were ended: {line.removeprefix(lost)}"
+    if line.startswith(_ADVICE):
+        line = f"it left no message, and ended with status {failure.exitcode}"
+    return f"worker {rank} failed and the others were ended: {line}"
+
+
+def _within_group(
+    work: Callable[..., None], arguments: tuple[Any, ...], timeout_s: float, launcher: int | None
+) -> None:
+    if launcher is not None:
+        _end_with(launcher)
+    steady_output()
+    require_job()
+    workers_here = number_from("LOCAL_WORLD_SIZE", number_from("WORLD_SIZE", 1))
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers_here))
+    backend = "cuda:nccl,cpu:gloo" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    try:
+        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
+        host, port = os.environ["MASTER_ADDR"], number_from("MASTER_PORT", 0)
+        pulse = Pulse(host, port, restarts(), dist.get_rank(), dist.get_world_size())
+        with pulse.explaining():
+            work(*arguments)
+        pulse.leave(timeout_s)
+    except Exception as error:  # noqa: BLE001  whatever it is, this worker must end, and say why
+        _fail(error)
+    dist.destroy_process_group()
+
+
+def _fail(error: Exception) -> NoReturn:
+    """Leave an error where the launcher looks for it, and end at once.
+
+    An ordinary exit would wait for messages that never come; and a group closed in order would let peers report the
+    lost connection before its cause. A suspended worker goes on, or it would not hear that the launcher ends it, which
+    torch waits 30 s for.
+    """
+    leave(f"{type(error).__name__}: {error}")
+    with contextlib.suppress(OSError):  # the message is left already
+        traceback.print_exception(error)
+        sys.stderr.flush()
+        sys.stdout.flush()
+    for children in Path("/proc").glob(f"{os.getppid()}/task/*/children"):  # the workers of this machine (Linux)
+        for worker in children.read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(worker), signal.SIGCONT)
+    os._exit(1)
+
+
+def _end_with(launcher: int) -> None:
+    """Let this worker be killed when its launcher ends in whatever way, so that no orphan writes on (Linux)."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() != launcher:  # it has ended already
+        os._exit(1)
+
+
+def world_size(wanted: int | None, usual: int | None = None) -> int:
+    """Return the number of workers: what torchrun says when it has started us, else what is wanted, usual, or 4.
+
+    Raises:
+        ValueError: torchrun has another number than is wanted.
+    """
+    if not under_torchrun():
+        return next(number for number in (wanted, usual, 4) if number is not None)
+    require_job()
+    given = number_from("WORLD_SIZE", 1)
+    if wanted not in (None, given):
+        raise ValueError(
+            f"workers must be left out under torchrun, got {wanted} where torchrun has {given}. Leave it out."
+        )
+    return given

@@ -1,0 +1,49 @@
+"""The command that regenerates the paper's study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+from rich.console import Console
+
+
+def reproduce(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME...|all]", help="Recipes, or all of them.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the recipes and what they test, and do nothing.")] = False,
+    scale: Annotated[str, typer.Option(help="small: 2 cores; full: the paper's setting; tiny: a test.")] = "small",
+    out: Annotated[Path | None, typer.Option(help="Directory of results (runs/reproduction-SCALE).")] = None,
+    train: Annotated[
+        bool, typer.Option("--train/--no-train", help="--no-train: conclude over models whose training is done.")
+    ] = True,
+    pages: Annotated[Path | None, typer.Option(help="Also write a page for every recipe to this directory.")] = None,
+) -> None:
+    """Regenerate figures and tables of the paper, with a verdict on each claim.
+
+    Training runs that recipes share are done once. Start it again after an interruption: finished runs are kept.
+    """
+    from gaussiank_lab.reproduce.pages import write_pages
+    from gaussiank_lab.reproduce.recipe import Scale
+    from gaussiank_lab.reproduce.recipes import RECIPES
+    from gaussiank_lab.reproduce.runner import reproduce as run
+
+    console = Console()
+    if scale not in get_args(Scale):
+        raise ValueError(f"scale must be one of {', '.join(get_args(Scale))}, got {scale!r}. Choose one of them.")
+    chosen: Any = scale
+    place = out or Path("runs") / f"reproduction-{scale}"
+    if list_:
+        for recipe in RECIPES.values():
+            count = f"{len(recipe.jobs(chosen))} training runs" if recipe.jobs(chosen) else "no training"
+            console.print(f"{recipe.name}: {recipe.title} ({count})", highlight=False, markup=False)
+    else:
+        if not names:
+            raise ValueError("names must name a recipe, got none. Give all, or one that --list shows.")
+        wanted = list(RECIPES) if names == ["all"] else names
+        unknown = [name for name in wanted if name not in RECIPES]
+        if unknown:
+            raise ValueError(f"names must be all or among {', '.join(RECIPES)}, got {unknown[0]!r}. Correct it.")
+        run([RECIPES[name] for name in wanted], chosen, place, console, train=train)
+    if pages is not None:
+        console.print(f"Pages: {write_pages(list(RECIPES.values()), place, pages)}", soft_wrap=True, highlight=False)

@@ -1,0 +1,190 @@
+"""Figures over the steps of a run: contraction, kept/k, fits, kurtosis, residual, direction, zeros."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, PercentFormatter
+
+from gaussiank_lab.labels import End, name_curves
+from gaussiank_lab.plots import METHOD_COLORS, METHOD_DASHES, _canvas, _log_axis, _plain
+from gaussiank_lab.study.fit import fit_laws
+from gaussiank_lab.study.shape_plots import DASHED, GREY, NAMES
+from gaussiank_lab.study.sketch import Floats
+from gaussiank_lab.study.study import VECTORS, Study
+from gaussiank_lab.study.summary import asked_density, law_name, whole_vectors
+from gaussiank_lab.theory import BOUNDS, LAWS, NoiseResidual
+
+_VECTOR_COLORS = {"grad": "#009E73", "residual": "#D55E00", "accumulated": "#0072B2"}
+
+
+@_plain()
+def energy_over_steps(study: Study) -> Figure:
+    """Draw the energy share sent by what ran and by each operator tried, and each bound's promise for Top_k."""
+    figure, axes = _canvas("step", "share of energy sent")
+    ends = []
+    rows = {"in this run": {s.step: 1 - s.value("contraction") for s in study.samples if "contraction" in s.record}}
+    if not rows["in this run"]:
+        rows = {"Top_k": {s.step: 1 - v.tail_share(asked_density(s)) for s, v in whole_vectors(study)}}
+    for sample in study.samples:
+        for name, tried in sample.record.get("operators", {}).items():
+            rows.setdefault(name, {})[sample.step] = 1 - tried["contraction"]
+    for number, (name, points) in enumerate(rows.items()):
+        ends += _line(axes, name, _positive(points), number)
+    for bound in BOUNDS.values():
+        promised = {sample.step: bound.delta(asked_density(sample)) for sample in study.samples}
+        axes.plot(*_arrays(promised), color=GREY, linestyle=DASHED, linewidth=1.1)
+        ends.append(End(f"{bound.name} bound", GREY, *[float(part[-1]) for part in _arrays(promised)]))
+    values = np.array([value for points in rows.values() for value in points.values() if value > 0])
+    if values.size:
+        low = min(values.min(), *(bound.delta(asked_density(study.samples[-1])) for bound in BOUNDS.values()))
+        _log_axis(axes, "y", low, values.max(), FuncFormatter(lambda value, _: f"{value:g}"))
+    return name_curves(figure, axes, ends)
+
+
+@_plain()
+def kept_over_steps(study: Study) -> Figure:
+    """Draw kept/k of every step of the run, and at samples what other operators would have kept (log scale)."""
+    figure, axes = _canvas("step", "kept / k")
+    ends = []
+    step = np.array([at for sample in study.samples for at in sample.record.get("since", {}).get("step", [])])
+    if not step.size:
+        return name_curves(figure, axes, [])
+    kept, k = (
+        np.array([at for sample in study.samples for at in sample.record["since"][key]], dtype=float)
+        for key in ("kept", "k")
+    )
+    rows = {"in this run": dict(zip(step.tolist(), (kept / k).tolist(), strict=True))}
+    for sample in study.samples:
+        for name, tried in sample.record.get("operators", {}).items():
+            rows.setdefault(name, {})[sample.step] = tried["kept"] / max(1.0, sample.value("k"))
+    for number, (name, points) in enumerate(rows.items()):
+        ends += _line(axes, name, _positive(points), number)
+    axes.axhspan(2 / 3, 4 / 3, color="#EFEFEF", zorder=0)
+    shown = np.array([value for points in rows.values() for value in points.values() if value > 0])
+    low, high = min(0.5, 0.8 * shown.min(initial=1)), max(2.0, 1.25 * shown.max(initial=1))
+    _log_axis(axes, "y", low, high, FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_ylim(low, high)
+    return name_curves(figure, axes, ends)
+
+
+@_plain()
+def residual_size(study: Study) -> Figure:
+    """Draw the norm of the residual over that of the gradient, and what pure noise would come to."""
+    figure, axes = _canvas("step", "norm of e / norm of g")
+    ratio = {}
+    for sample in study.samples:
+        if "residual" in sample.vectors and sample.vectors["grad"].square_sum > 0:
+            ratio[sample.step] = np.sqrt(sample.vectors["residual"].square_sum / sample.vectors["grad"].square_sum)
+    if not any(ratio.values()):
+        return name_curves(figure, axes, [])
+    ends = _line(axes, "in this run", ratio, 1)
+    noise = {s.step: NoiseResidual(asked_density(s)).energy_over_noise ** 0.5 for s in study.samples}
+    axes.plot(*_arrays(noise), color=GREY, linestyle=DASHED, linewidth=1.2)
+    ends.append(End("noise alone,\nin the long run", GREY, *[float(part[-1]) for part in _arrays(noise)]))
+    return name_curves(figure, axes, ends)
+
+
+@_plain()
+def residual_age(study: Study) -> Figure:
+    """Draw how many steps ago entries were last sent, and what pure noise would come to."""
+    figure, axes = _canvas("step", "steps since last sent")
+    ends = []
+    for number, (key, label) in enumerate((("mean", "mean"), ("median", "median"), ("p90", "90th percentile"))):
+        points = {s.step: float(s.record["age"][key]) for s in study.samples if "age" in s.record}
+        ends += _line(axes, label, points, number)
+    if ends:
+        noise = {s.step: min(s.step + 1.0, NoiseResidual(asked_density(s)).mean_age) for s in study.samples}
+        axes.plot(*_arrays(noise), color=GREY, linestyle=DASHED, linewidth=1.2)
+        ends.append(End("mean for noise", GREY, *[float(part[-1]) for part in _arrays(noise)]))
+    return name_curves(figure, axes, ends)
+
+
+@_plain()
+def kurtosis_over_steps(study: Study) -> Figure:
+    """Draw the kurtosis of g, e and u (log scale), and that of laws."""
+    figure, axes = _canvas("step", "kurtosis")
+    ends = []
+    for vector in VECTORS:
+        points = {s.step: s.vectors[vector].kurtosis for s in study.samples if vector in s.vectors}
+        points = {step: value for step, value in points.items() if value > 0}
+        if points:
+            axes.plot(*_arrays(points), color=_VECTOR_COLORS[vector], linewidth=1.8, marker="o", ms=3)
+            ends.append(End(NAMES[vector], _VECTOR_COLORS[vector], *[float(part[-1]) for part in _arrays(points)]))
+    if not ends:
+        return name_curves(figure, axes, [])
+    high = max(float(np.asarray(line.get_ydata()).max()) for line in axes.lines)
+    for law in ("triangular", "normal", "laplace"):
+        value = LAWS[law]().kurtosis
+        axes.axhline(value, color=GREY, linestyle=DASHED, linewidth=1.1)
+        ends.append(End(law_name(law), GREY, float(study.samples[-1].step), value))
+    _log_axis(axes, "y", 2, high, FuncFormatter(lambda value, _: f"{value:g}"))
+    return name_curves(figure, axes, ends)
+
+
+@_plain()
+def fits_over_steps(study: Study) -> Figure:
+    """Draw how far each fitted law lies from what is selected from: Kolmogorov-Smirnov distance, 0 is a perfect fit."""
+    figure, axes = _canvas("step", "distance of the fitted law")
+    rows: dict[str, dict[int, float]] = {}
+    for sample, sketch in whole_vectors(study):
+        for fit in fit_laws(sketch):
+            rows.setdefault(fit.name, {})[sample.step] = fit.distance
+    ends = []
+    for number, name in enumerate(law for law in LAWS if law in rows):
+        ends += _line(axes, law_name(name), rows[name], number)
+    if ends:
+        axes.set_ylim(0, None)
+    return name_curves(figure, axes, ends)
+
+
+@_plain()
+def cosine_over_steps(study: Study) -> Figure:
+    """Draw the cosine between the mean of what was sent and the mean of the dense gradients."""
+    figure, axes = _canvas("step", "cosine with the dense mean")
+    ends = _line(axes, "", {s.step: s.value("cosine") for s in study.samples if "cosine" in s.record}, 1)
+    if ends:
+        axes.set_ylim(min(0.0, axes.get_ylim()[0]), 1.02)
+    return name_curves(figure, axes, [])
+
+
+@_plain()
+def zeros_over_steps(study: Study) -> Figure:
+    """Draw the share of entries that are exactly zero, in percent."""
+    figure, axes = _canvas("step", "entries that are zero")
+    ends = []
+    for vector in VECTORS:
+        points = {
+            s.step: s.vectors[vector].zeros / max(1, s.vectors[vector].numel)
+            for s in study.samples
+            if vector in s.vectors
+        }
+        if points:
+            axes.plot(*_arrays(points), color=_VECTOR_COLORS[vector], linewidth=1.8, marker="o", ms=3)
+            ends.append(End(NAMES[vector], _VECTOR_COLORS[vector], *[float(part[-1]) for part in _arrays(points)]))
+    if ends:
+        axes.set_ylim(0, max(0.01, axes.get_ylim()[1]))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    return name_curves(figure, axes, ends)
+
+
+def _line(axes: Axes, name: str, points: dict[int, float], number: int) -> list[End]:
+    x, y = _arrays(points)
+    known = np.isfinite(y)
+    if not known.any():
+        return []
+    color = METHOD_COLORS[number % len(METHOD_COLORS)]
+    dashes = METHOD_DASHES[number // len(METHOD_COLORS) % len(METHOD_DASHES)]
+    marker = "o" if known.sum() <= 30 else ""
+    axes.plot(x, y, color=color, linestyle=dashes, linewidth=1.6, marker=marker, ms=3)
+    return [End(name.replace(":", ":\n"), color, float(x[known][-1]), float(y[known][-1]))]
+
+
+def _positive(points: dict[int, float]) -> dict[int, float]:
+    """Replace what a log axis cannot show by a gap."""
+    return {step: value if value > 0 else np.nan for step, value in points.items()}
+
+
+def _arrays(points: dict[int, float]) -> tuple[Floats, Floats]:
+    return np.array(list(points), dtype=np.float64), np.array(list(points.values()), dtype=np.float64)

@@ -1,1 +1,0 @@
-"""The training lab: data, models, the command line, records and reports."""
