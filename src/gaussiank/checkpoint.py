@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -75,8 +76,9 @@ def save(state: Mapping[str, Any], folder: str | Path, group: dist.ProcessGroup 
         require_one([step for _, step in written], "step")
         parts = [_Part(*part) for part, _ in written]
         together(lambda: _finish(folder, parts, state["step"]) if rank == 0 else None, group, what="compression.save")
-    except BaseException:
-        path.unlink(missing_ok=True)
+    except (OSError, ValueError):  # of all workers alike; after Ctrl-C or a lost worker, others may still name the file
+        if not _names(folder, path):
+            path.unlink(missing_ok=True)
         raise
 
 
@@ -131,7 +133,16 @@ def _finish(folder: Path, parts: list[_Part], step: int) -> None:
     write_whole(folder / MANIFEST_NAME, text.encode())
     for path in folder.iterdir():
         if _PART.fullmatch(path.name) and path.name not in {part.name for part in parts}:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another user's, for example: this save is whole without it
+                path.unlink()
+
+
+def _names(folder: Path, path: Path) -> bool:
+    """Tell whether the list of files is already the one with this file."""
+    try:
+        return path.name.encode() in (folder / MANIFEST_NAME).read_bytes()
+    except OSError:
+        return False
 
 
 def _listed(folder: Path) -> tuple[list[_Part], str]:
@@ -148,7 +159,7 @@ def _listed(folder: Path) -> tuple[list[_Part], str]:
             raise _damaged(path, f"have format {FORMAT}", f"{written!r}")
         claimed = str(content.pop("sha256"))
         parts = [_Part(**part) for part in content["files"]]
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError):
+    except (KeyError, TypeError, AttributeError, RecursionError, UnicodeDecodeError, json.JSONDecodeError):
         raise _damaged(path, "be a list of files", "something else") from None
     if claimed != _digest(content) or not parts or not all(_PART.fullmatch(str(part.name)) for part in parts):
         raise _damaged(path, "have the checksum that it names", "another one")

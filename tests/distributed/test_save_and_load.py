@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import gaussiank
-from gaussiank import reshard
+from gaussiank import checkpoint, durable, reshard
 
 
 def compressed(outputs: int = 60) -> tuple[nn.Module, gaussiank.Compression]:
@@ -198,3 +198,43 @@ def test_a_full_disk_on_one_worker_leaves_the_last_save(tmp_path: Path, two_work
     assert str(tmp_path) in said
     assert whole
     assert len(names) == 3
+
+
+def interrupted(rank: int, world_size: int, folder: str, how: str) -> tuple[str, bool]:
+    """Rank 1 gets Ctrl-C once rank 0 has written the list of files, or the folder cannot be synced then."""
+    _, compression = stepped(rank, steps=2)
+    compression.save(folder)
+    _, compression = stepped(rank)
+    state, together, sync, calls = compression.state_dict(), checkpoint.together, durable.sync_folder, 0
+
+    def interrupted_together(*given: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        outcome = together(*given, **named)
+        if rank == 1 and calls == 3:
+            raise KeyboardInterrupt
+        return outcome
+
+    def refused(path: Path) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument", str(path))
+
+    if how == "Ctrl-C":
+        checkpoint.together = interrupted_together
+    else:
+        durable.sync_folder = refused
+    said = ""
+    try:
+        compression.save(folder)
+    except (KeyboardInterrupt, OSError) as error:
+        said = type(error).__name__
+    finally:
+        checkpoint.together, durable.sync_folder = together, sync
+    dist.barrier()
+    _, other = compressed()
+    other.load(folder)
+    return said, same(other.state_dict(), state)
+
+
+def test_a_save_that_ends_badly_when_the_list_is_written_is_whole(tmp_path: Path, two_workers: Any) -> None:
+    assert two_workers.run(interrupted, str(tmp_path / "1"), "Ctrl-C") == [("", True), ("KeyboardInterrupt", True)]
+    assert two_workers.run(interrupted, str(tmp_path / "2"), "sync") == [("OSError", True)] * 2
