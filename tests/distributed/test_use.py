@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -131,6 +132,70 @@ def sharpness_aware(loop: Loop) -> int:
     return steps + 2
 
 
+def looked_at_in_between(loop: Loop) -> int:
+    """Backwards that exchange nothing come before the zeroing, as a generator's through the bare module."""
+    steps = ordinary(loop)
+    for way in (loop.model.module, loop.model):
+        loop.zero()
+        loop.backward(counts=False, factor=1e6)
+        with loop.model.no_sync():
+            way(fed(loop.rank, 0)).backward()
+        loop.zero()
+        loop.backward()
+        loop.step()
+    return steps + 2
+
+
+def stepped_over_nothing(loop: Loop) -> int:
+    """The gradient is taken away where it spikes, and the optimizer is called all the same."""
+    steps = ordinary(loop)
+    loop.zero()
+    loop.backward(counts=False, factor=1e6)
+    loop.optimizer.zero_grad(set_to_none=True)
+    loop.optimizer.step()
+    return steps + ordinary(loop)
+
+
+def by_a_new_optimizer(loop: Loop) -> int:
+    """Another optimizer takes over, and leaves out its first step."""
+    steps = ordinary(loop)
+    loop.optimizer = SGD(loop.model.parameters(), lr=1.0)
+    gc.collect()
+    loop.zero()
+    loop.backward(counts=False, factor=1e6)
+    return steps + ordinary(loop)
+
+
+def sharpness_aware_in_a_closure(loop: Loop) -> int:
+    """SAM: its step zeroes the first mean, and calls a closure for the one that counts."""
+    steps = ordinary(loop)
+    loop.zero()
+    loop.backward(counts=False)
+
+    def closure() -> float:
+        loop.zero()
+        loop.backward()
+        loop.used += loop.model.module.grads()
+        return 0.0
+
+    loop.optimizer.step(closure)
+    return steps + 1 + ordinary(loop)
+
+
+def left_by_an_exception(loop: Loop) -> int:
+    """A step that raises has used nothing, and the next one that ends ends it as well."""
+    steps = ordinary(loop)
+
+    def closure() -> float:
+        raise ZeroDivisionError
+
+    loop.zero()
+    loop.backward(counts=False, factor=1e6)
+    with pytest.raises(ZeroDivisionError):
+        SGD(loop.model.parameters(), lr=1.0).step(closure)
+    return steps + ordinary(loop) + skipped(loop)
+
+
 def before_the_buckets_are_built(loop: Loop) -> int:
     """DDP makes its buckets anew at the second backward: parts of both mean different parameters."""
     loop.optimizer.step()  # over nothing; but torch shows it
@@ -166,7 +231,8 @@ def by_two_optimizers(loop: Loop) -> int:
 
 LOOPS: list[Callable[[Loop], int]] = [
     ordinary, skipped, skipped_before_no_sync, accumulated, of_a_gan, sharpness_aware, before_the_buckets_are_built,
-    kept_while_the_buckets_are_built,
+    kept_while_the_buckets_are_built, looked_at_in_between, stepped_over_nothing, by_a_new_optimizer,
+    sharpness_aware_in_a_closure, left_by_an_exception,
 ]  # fmt: skip
 
 
@@ -265,6 +331,40 @@ def between(rank: int, world_size: int) -> dict[str, Any]:
 
 def test_a_state_between_backward_and_step_is_that_before_both(two_workers: Any) -> None:
     assert two_workers.run(between) == [{"steps": [3, 3, 4]}] * 2
+
+
+class Failing(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return tensor.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Tensor:
+        raise ZeroDivisionError
+
+
+def interrupted(rank: int, world_size: int) -> list[int]:
+    loop = Loop(rank, {})
+    ordinary(loop)
+    weights = list(loop.model.module.weights)
+
+    def forward(grads: list[Tensor]) -> Tensor:
+        first = Failing.apply(weights[0])  # made first, and so the last to go back: other buckets have left
+        return sum(
+            ((one * grad).sum() for one, grad in zip([first, *weights[1:]], grads, strict=True)), torch.zeros(())
+        )
+
+    loop.model.module.forward = forward  # type: ignore[method-assign]
+    loop.zero()
+    with pytest.raises(ZeroDivisionError):
+        loop.backward()
+    steps = [loop.compression.step, loop.compression.state_dict()["step"]]
+    loop.compression.discard()
+    return [*steps, loop.compression.step]
+
+
+def test_a_backward_that_raised_is_no_step(two_workers: Any) -> None:
+    assert two_workers.run(interrupted) == [[3, 3, 3]] * 2
 
 
 def spiking(rank: int, world_size: int) -> int:

@@ -17,20 +17,20 @@ Names = frozenset[str]
 
 
 @dataclass(eq=False)
-class _Steps:
-    """The steps of one optimizer over our parameters.
+class _Covered:
+    """What an optimizer steps over.
 
     Args:
-        names: those parameters.
-        size: how many parameters it has in all; with another number it is looked at again.
-        taken: whether it has completed one.
-        running: whether one is under way, in a closure of it for example.
+        members: identities of all its parameters; with others it is looked at again.
+        names: those of ours among them.
+        held: whether one of ours had a ``grad`` when its last step began.
+        over: means of which something was still in ``grad`` then.
     """
 
+    members: tuple[int, ...]
     names: Names
-    size: int
-    taken: bool = False
-    running: bool = False
+    held: bool = False
+    over: list[_Mean] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -39,17 +39,19 @@ class _Mean:
 
     Args:
         names: those parameters.
+        inside: whether it came in the middle of a step, in a closure of it for example.
         stepped: whether an optimizer has stepped over one of them since.
         skipped: what a ``GradScaler`` told a fused optimizer: a 0-d tensor, not 0 when that step changed nothing.
-        seen: parameters whose ``grad`` was looked at before the next backward added to it.
-        kept: whether one of them still held something.
+        seen: parameters whose ``grad`` was looked at before a later backward added to it.
+        gone: those of them where it was zero or None, and none of the mean is left whatever was added since.
     """
 
     names: Names
+    inside: bool = False
     stepped: bool = False
     skipped: Tensor | None = None
     seen: set[str] = field(default_factory=set)
-    kept: bool = False
+    gone: set[str] = field(default_factory=set)
 
 
 class OptimizerUse:
@@ -80,11 +82,14 @@ class OptimizerUse:
     def __init__(self, parameters: Mapping[str, Parameter]) -> None:
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self._parameters = {name: weakref.ref(parameter) for name, parameter in parameters.items()}
-        self._optimizers: weakref.WeakKeyDictionary[Optimizer, _Steps] = weakref.WeakKeyDictionary()
+        self._optimizers: weakref.WeakKeyDictionary[Optimizer, _Covered] = weakref.WeakKeyDictionary()
+        self._shown: set[str] = set()  # over which an optimizer was ever seen to step, of those that are gone too
+        self._running: Names = frozenset()  # over which one is in the middle of a step
         self._means: dict[str, _Mean] = {}
         self._waiting: list[_Mean] = []  # those that no optimizer has stepped over
         self._looking = False  # whether a gradient is worth a look before a backward adds to it
-        self._backward = self._joined = False
+        self._backward = self._joined = self._inside = False
+        self._since: list[Tensor | None] = []  # what a scaler told each step since the last backward, if it did
         self.steps = 0
         _WATCHING.add(self)
         looks = [
@@ -97,15 +102,21 @@ class OptimizerUse:
     # ------------------------------------------------------------------ what became of a mean
 
     @property
-    def unknown(self) -> bool:
-        """Whether no optimizer was ever seen to step over these parameters, or one is in the middle of a step."""
-        return not self.steps or any(one.running for one in self._optimizers.values())
+    def used(self) -> bool:
+        """Whether an optimizer has stepped over something since the last backward, and not in vain."""
+        return not all(map(_is_set, self._since))
+
+    @property
+    def unused(self) -> bool:
+        """Whether none has, though torch shows such steps; a backward in the middle of a step is used."""
+        return bool(self._shown) and not self._inside and not self.used
 
     def begin(self) -> bool:
         """Begin the exchanges of a backward; returns whether there is one.
 
         There is none on a worker that has joined early: what it still gives of its residuals is used by the others.
         """
+        self._since, self._inside = [], bool(self._running)
         self._joined = not self._backward
         return self._backward
 
@@ -116,6 +127,7 @@ class OptimizerUse:
     def exchanged(self, names: Iterable[str]) -> None:
         """Note that the mean of these parameters goes into their ``grad``."""
         mean = _Mean(frozenset(names), stepped=self._joined)
+        mean.inside = not mean.names.isdisjoint(self._running)
         self._means.update(dict.fromkeys(mean.names, mean))
         self._waiting = [one for one in self._waiting if one.names.isdisjoint(mean.names)]
         if not self._joined:
@@ -125,55 +137,61 @@ class OptimizerUse:
     def of(self, names: Iterable[str]) -> bool | None:
         """Return whether the last mean of these parameters counts as used; None where that cannot be told yet.
 
-        It does when an optimizer has stepped over one of them since, or is in the middle of a step; and where none was
-        ever seen to step over them, because then torch shows nothing. It does not when a ``GradScaler`` made a fused
-        optimizer skip.
+        It does when an optimizer has stepped over one of them since, or was in the middle of a step when it came; and
+        where none was ever seen to step over them, because then torch shows nothing. It does not when a ``GradScaler``
+        made a fused optimizer skip.
         """
         names = tuple(names)
-        steps = [one for one in self._optimizers.values() if not one.names.isdisjoint(names)]
-        if any(one.running for one in steps) or not any(one.taken for one in steps):
+        if self._shown.isdisjoint(names):
             return True
         means = [mean for name in names if (mean := self._means.get(name)) is not None]
-        if any(mean.stepped and not _is_set(mean.skipped) for mean in means):
+        if any(mean.inside or (mean.stepped and not _is_set(mean.skipped)) for mean in means):
             return True
         return False if any(mean.stepped for mean in means) else None
 
     def kept(self, names: Iterable[str]) -> bool:
         """Return whether the last mean of these parameters is still in ``grad``, or was when a backward added to it."""
+        kept = False
         for name in names:
-            mean = self._means.get(name)
-            if mean is not None:
-                self._see(name, mean)
-                if mean.kept:
-                    return True
-        return False
+            if (mean := self._means.get(name)) is not None:
+                if name not in mean.seen:  # no backward has come to it
+                    self._see(name, mean)
+                kept = kept or name not in mean.gone
+        return kept
 
     # ------------------------------------------------------------------ what torch tells
 
     def _begins(self, optimizer: Optimizer) -> None:
-        if (steps := self._of(optimizer)) is not None:
-            steps.running = True
+        members = tuple(id(parameter) for group in optimizer.param_groups for parameter in group["params"])
+        covered = self._optimizers.get(optimizer)
+        if covered is None or covered.members != members:
+            covered = self._optimizers[optimizer] = _Covered(members, frozenset(self._ours(optimizer)))
+        self._running |= covered.names
+        covered.held = any(map(self._has_grad, covered.names))
+        covered.over = [mean for mean in self._waiting if any(map(self._has_grad, mean.names & covered.names))]
 
     def _ends(self, optimizer: Optimizer) -> None:
-        if (steps := self._of(optimizer)) is None:
+        covered = self._optimizers.get(optimizer)
+        if covered is None or not (names := covered.names):
             return
         self.steps += 1
-        steps.taken, steps.running = True, False
+        self._shown |= names
+        self._running = (
+            frozenset()
+        )  # of those too that raised in the middle; what they ran around has been stepped over
+        skipped: Tensor | None = getattr(optimizer, "found_inf", None)
+        if covered.held or self._inside:
+            self._since.append(skipped)
         for mean in self._waiting:
-            if not mean.names.isdisjoint(steps.names):
-                mean.stepped, mean.skipped = True, getattr(optimizer, "found_inf", None)
+            if mean in covered.over or (mean.inside and not mean.names.isdisjoint(names)):
+                mean.stepped, mean.skipped = True, skipped
+        covered.over = []
         self._waiting = [mean for mean in self._waiting if not mean.stepped]
         self._looking = bool(self._waiting)
 
-    def _of(self, optimizer: Optimizer) -> _Steps | None:
-        """Return the steps of an optimizer that has some of our parameters, otherwise None."""
-        size = sum(len(group["params"]) for group in optimizer.param_groups)
-        steps = self._optimizers.get(optimizer)
-        if steps is None:
-            steps = self._optimizers[optimizer] = _Steps(frozenset(self._ours(optimizer)), size)
-        elif steps.size != size:
-            steps.names, steps.size = frozenset(self._ours(optimizer)), size
-        return steps if steps.names else None
+    def _has_grad(self, name: str) -> bool:
+        parameter = self._parameters[name]()
+        return parameter is not None and parameter.grad is not None
 
     def _ours(self, optimizer: Optimizer) -> Iterator[str]:
         for group in optimizer.param_groups:
@@ -183,12 +201,13 @@ class OptimizerUse:
                     yield name
 
     def _see(self, name: str, mean: _Mean) -> None:
-        if mean.stepped or mean.kept or name in mean.seen:
+        if mean.stepped or name in mean.gone:
             return
         mean.seen.add(name)
         parameter = self._parameters[name]()
         grad = None if parameter is None else parameter.grad
-        mean.kept = grad is not None and (grad.is_sparse or bool(grad.any()))
+        if grad is None or not (grad.is_sparse or bool(grad.any())):
+            mean.gone.add(name)
 
 
 _WATCHING: weakref.WeakSet[OptimizerUse] = weakref.WeakSet()

@@ -247,9 +247,8 @@ class GradientReducer:
             world_size=self.world_size,
         )
         self.step = self.exchanges = 0
-        self._used_before: int | None = (
-            None  # steps of optimizers when the last backward began; None: nothing to take back
-        )
+        self._backward = True  # whether the exchanges under way are those of a backward here; not after join
+        self._counted = False  # whether step counts a last backward that can be taken back
         self._scale = 1.0
         self._dense_steps, self._told_of_dense = 0, False
         self.measured = Metrics(density=self.density)
@@ -290,15 +289,14 @@ class GradientReducer:
 
     def _count_back(self) -> None:
         """Take back the number of the last step if no optimizer has used it: this one is that step."""
-        if self._use is not None:
-            self.step -= self._unused
-            self._used_before = self._use.steps if self._use.begin() else None
+        self.step -= self._unused
+        self._counted = False
+        self._backward = self._use is None or self._use.begin()
 
     @property
     def _unused(self) -> bool:
-        """Whether no optimizer has stepped since the last backward, though torch shows such steps."""
-        use = self._use
-        return use is not None and self._used_before == use.steps and not use.unknown
+        """Whether no optimizer has used the last backward, though torch shows their steps."""
+        return self._counted and self._use is not None and self._use.unused
 
     def discard(self) -> None:
         """Forget the last backward: residuals and step are as before it.
@@ -306,18 +304,15 @@ class GradientReducer:
         Raises:
             RuntimeError: an optimizer has used its mean.
         """
-        if self._use is not None:
-            if self._used_before is not None and self._use.steps > self._used_before:
-                raise RuntimeError(
-                    "discard must come before the optimizer's step, got a backward whose mean was used. "
-                    "Call it in place of the step."
-                )
-            if self._used_before is None:
-                return
-            self._used_before = None
+        if self._counted and self._use is not None and self._use.used:
+            raise RuntimeError(
+                "discard must come before the optimizer's step, got a backward whose mean was used. "
+                "Call it in place of the step."
+            )
         self.feedback.discard()
         self._dense.stop()
-        self.step -= 1
+        self.step -= self._counted
+        self._counted = False
 
     def _prepare(self, scale: float) -> bool:
         """Settle the last step and ask the collective; tells whether that stays as it was."""
@@ -337,6 +332,7 @@ class GradientReducer:
             self._dense.seal(self._parts)
         self.step += 1
         self.exchanges += 1
+        self._counted = self._backward
         if self._use is not None:
             self._use.seal()
         self.measured.launched_at = time.perf_counter()
@@ -456,7 +452,7 @@ class GradientReducer:
         self.selector.load_hints(state["hints"])
         routes = state.get("routes", {})
         self.routes = {key: hint.clone() for key, hint in routes.items() if "@" in key}  # older ones name no collective
-        self.step, self._used_before = state["step"], None
+        self.step, self._counted = state["step"], False
         self.exchanges = state.get("exchanges", self.step)
         self._dense.stop()
         self._scale = state.get("scale", 1.0)
