@@ -333,6 +333,25 @@ def test_a_state_between_backward_and_step_is_that_before_both(two_workers: Any)
     assert two_workers.run(between) == [{"steps": [3, 3, 4]}] * 2
 
 
+def joined_early(rank: int, world_size: int) -> int:
+    """Rank 0 has no more inputs, and ends with a backward in ``no_sync``."""
+    loop = Loop(rank, {})
+    ordinary(loop)
+    loop.zero()
+    with loop.model.join():
+        with loop.model.no_sync():
+            loop.backward(counts=False)
+        for _ in range(3 * rank):
+            loop.backward(counts=False)
+            loop.step()
+            loop.zero()
+    return loop.compression.step
+
+
+def test_a_worker_that_has_joined_counts_the_steps_of_the_others(two_workers: Any) -> None:
+    assert two_workers.run(joined_early) == [6, 6]
+
+
 class Failing(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -349,12 +368,13 @@ def interrupted(rank: int, world_size: int) -> list[int]:
     weights = list(loop.model.module.weights)
 
     def forward(grads: list[Tensor]) -> Tensor:
-        first = Failing.apply(weights[0])  # made first, and so the last to go back: other buckets have left
+        # made first, and so the last to go back, when other buckets have left
+        first = Failing.apply(weights[0])  # type: ignore[no-untyped-call]
         return sum(
             ((one * grad).sum() for one, grad in zip([first, *weights[1:]], grads, strict=True)), torch.zeros(())
         )
 
-    loop.model.module.forward = forward  # type: ignore[method-assign]
+    loop.model.module.forward = forward
     loop.zero()
     with pytest.raises(ZeroDivisionError):
         loop.backward()

@@ -88,7 +88,7 @@ class OptimizerUse:
         self._means: dict[str, _Mean] = {}
         self._waiting: list[_Mean] = []  # those that no optimizer has stepped over
         self._looking = False  # whether a gradient is worth a look before a backward adds to it
-        self._backward = self._joined = self._inside = False
+        self._joined = self._inside = False
         self._since: list[Tensor | None] = []  # what a scaler told each step since the last backward, if it did
         self.steps = 0
         _WATCHING.add(self)
@@ -111,18 +111,12 @@ class OptimizerUse:
         """Whether none has, though torch shows such steps; a backward in the middle of a step is used."""
         return bool(self._shown) and not self._inside and not self.used
 
-    def begin(self) -> bool:
-        """Begin the exchanges of a backward; returns whether there is one.
+    def begin(self, *, joined: bool = False) -> None:
+        """Begin the exchanges of a backward, or those of a worker that has joined early and has none.
 
-        There is none on a worker that has joined early: what it still gives of its residuals is used by the others.
+        What that still gives of its residuals is used by the others.
         """
-        self._since, self._inside = [], bool(self._running)
-        self._joined = not self._backward
-        return self._backward
-
-    def seal(self) -> None:
-        """End the exchanges of a backward."""
-        self._backward = False
+        self._since, self._inside, self._joined = [], bool(self._running), joined
 
     def exchanged(self, names: Iterable[str]) -> None:
         """Note that the mean of these parameters goes into their ``grad``."""
@@ -230,10 +224,8 @@ register_optimizer_step_post_hook(_tell_end)
 
 def _look(own: weakref.ref[OptimizerUse], name: str, _: Tensor) -> None:
     use = own()
-    if use is not None:
-        use._backward = True
-        if use._looking and (mean := use._means.get(name)) is not None:
-            use._see(name, mean)
+    if use is not None and use._looking and (mean := use._means.get(name)) is not None:
+        use._see(name, mean)
 
 
 def _is_set(flag: Tensor | None) -> bool:

@@ -247,7 +247,7 @@ class GradientReducer:
             world_size=self.world_size,
         )
         self.step = self.exchanges = 0
-        self._backward = True  # whether the exchanges under way are those of a backward here; not after join
+        self._joined = False  # whether the exchanges under way belong to no backward of this worker
         self._counted = False  # whether step counts a last backward that can be taken back
         self._scale = 1.0
         self._dense_steps, self._told_of_dense = 0, False
@@ -291,7 +291,9 @@ class GradientReducer:
         """Take back the number of the last step if no optimizer has used it: this one is that step."""
         self.step -= self._unused
         self._counted = False
-        self._backward = self._use is None or self._use.begin()
+        if self._use is not None:
+            self._joined = torch._C._current_graph_task_id() < 0  # in no backward
+            self._use.begin(joined=self._joined)
 
     @property
     def _unused(self) -> bool:
@@ -332,9 +334,7 @@ class GradientReducer:
             self._dense.seal(self._parts)
         self.step += 1
         self.exchanges += 1
-        self._counted = self._backward
-        if self._use is not None:
-            self._use.seal()
+        self._counted = not self._joined
         self.measured.launched_at = time.perf_counter()
         self._tell_of_dense()
 
