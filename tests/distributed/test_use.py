@@ -428,3 +428,25 @@ def clipped(rank: int, world_size: int, scope: str) -> list[tuple[Any, ...]]:
 def test_each_workers_gradient_is_clipped_before_the_selection(two_workers: Any) -> None:
     for scope in ("model", "layer"):
         assert_only_what_was_used_is_gone(two_workers.run(clipped, scope))
+
+
+def accumulated_with_momentum(rank: int, world_size: int) -> int:
+    """Gradients that hold the first mean must not enter the velocity: that grows without end."""
+    loop = Loop(rank, {"momentum": gaussiank.MomentumCorrection(0.9)})
+    ordinary(loop)
+    for _ in range(2):
+        loop.zero()
+        with loop.model.no_sync():
+            loop.backward()
+        loop.backward()
+        loop.step()
+    step = loop.compression.step
+    loop.zero()
+    loop.backward()
+    with pytest.raises(RuntimeError, match="momentum correction must have one synchronized backward for each step"):
+        loop.backward()
+    return step
+
+
+def test_momentum_correction_refuses_a_second_mean_in_a_step(two_workers: Any) -> None:
+    assert two_workers.run(accumulated_with_momentum) == [5, 5]

@@ -335,10 +335,20 @@ class ErrorFeedback:
         """Decide on a part that no optimizer has used: keep it open only if its mean was still in ``grad``."""
         if part.open and part not in self._step.going_on and self._use is not None:
             if self._use.kept(part.layout.names):
+                self._require_one_backward(part.layout)
                 self._step.going_on.append(part)
             else:
                 part.forget()
                 self._open_parts.remove(part)
+
+    def _require_one_backward(self, layout: Layout) -> None:
+        """Raise where a gradient holds an earlier mean and there is a velocity: that would take the mean in again."""
+        if self._momentum is not None and self._momentum.momentum > 0:
+            raise RuntimeError(
+                "momentum correction must have one synchronized backward for each step of the optimizer, got a second "
+                f"one for {layout.names[0]}, whose grad still holds the mean of the first. Put all but the last in "
+                "model.no_sync(), or zero the gradient before."
+            )
 
     def _addend(self, part: ResidualBuffers, velocity: Tensor | None, grad: Tensor) -> Tensor:
         """Return what the residual grows by: the gradient, or the velocity that it is added to."""
