@@ -17,6 +17,12 @@ settings.register_profile("fixed", derandomize=True, deadline=None, database=Non
 settings.load_profile("fixed")
 
 
+def pytest_report_collectionfinish(items: list[pytest.Item]) -> str:
+    """Count what ``each`` loops over inside a case, too."""
+    subcases = sum(getattr(getattr(item, "obj", None), "subcases", 1) for item in items)
+    return f"{len(items)} cases of {subcases} sub-cases"
+
+
 @pytest.fixture
 def rng() -> Any:
     """Return a torch generator that starts from the same state in every test."""

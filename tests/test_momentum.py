@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from tests.each import each
 
 from gaussiank.layout import Layout
 from gaussiank.momentum import LocalClip, MomentumCorrection
@@ -13,8 +14,8 @@ from gaussiank.momentum import LocalClip, MomentumCorrection
 LAYOUT = Layout(("weight", "empty", "bias"), (30, 0, 10))
 
 
-@pytest.mark.parametrize("world_size", [1, 4, 7])
-@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
+@each("world_size", [1, 4, 7])
+@each("scale", [0.01, 1.0, 100.0])
 def test_clips_each_parameter_to_its_share_of_the_norm(rng: torch.Generator, world_size: int, scale: float) -> None:
     grad = torch.randn(40, generator=rng) * scale
     grad[30:] *= 50

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.each import each
 from tests.imports import LIBRARY, ROOT
 
 import gaussiank
@@ -20,7 +21,7 @@ def loaded_by(statement: str) -> list[str]:
     return done.stdout.split()
 
 
-@pytest.mark.parametrize("name", gaussiank.__all__)
+@each("name", gaussiank.__all__)
 def test_every_public_name_resolves_to_its_room(name: str) -> None:
     value = getattr(gaussiank, name)
     if name == "__version__":

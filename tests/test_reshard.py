@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.each import each
 
 from gaussiank.feedback import ErrorFeedback
 from gaussiank.layout import Layout
@@ -43,8 +44,8 @@ def mass(states: list[dict[str, Any]], kind: str, name: str) -> torch.Tensor:
     return torch.stack([state["feedback"][kind][name].double() for state in states]).sum(0) / len(states)
 
 
-@pytest.mark.parametrize("after", [1, 2, 3, 4, 6, 8])
-@pytest.mark.parametrize("before", [1, 2, 3, 4, 7])
+@each("after", [1, 2, 3, 4, 6, 8])
+@each("before", [1, 2, 3, 4, 7])
 def test_mass_is_conserved(before: int, after: int) -> None:
     states = saved(before)
     moved = resharded(states, after)

@@ -5,6 +5,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.each import each
 
 from gaussiank.schedule import (
     DGC_STAGES,
@@ -58,7 +59,7 @@ def test_each_is_a_frozen_schedule(schedule: Schedule) -> None:
         schedule.density = 0.5  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("density", [0, 0.0, -0.1, 1.0001, float("nan"), float("inf"), True, "0.1", None])
+@each("density", [0, 0.0, -0.1, 1.0001, float("nan"), float("inf"), True, "0.1", None])
 def test_refuses_what_is_no_density(density: object) -> None:
     message = re.escape(f"must be in (0, 1], got {density!r}. Give the share of entries to send, such as 0.001.")
     with pytest.raises(ValueError, match=f"^density {message}$"):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.each import each
 
 from gaussiank import codec
 from gaussiank.codec import INDEX_CODES, VALUE_CODES, SharedDraw, Wire
@@ -91,7 +92,7 @@ def stored(name: str, values: str) -> torch.Tensor:
     return torch.tensor(bytearray(payload), dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("wire", WIRES, ids=str)
+@each("wire", WIRES, ids=str)
 def test_bytes_of_released_formats_decode_for_ever(wire: Wire, backend: str) -> None:
     both_kinds = wire.index == "rice"  # the first block in gamma, the second in unary
     payload = stored("rice_gamma" if both_kinds else wire.index, wire.values)
@@ -133,7 +134,7 @@ def test_format_1_decodes_for_ever() -> None:
 # ---------------------------------------------------------------------- foreign, truncated, damaged
 
 
-@pytest.mark.parametrize(
+@each(
     ("at", "value", "message"),
     [
         (0, 3, "payload must have wire version 1 or 2, got 3. Use one gaussiank on all workers."),
@@ -160,7 +161,7 @@ def test_refuses_a_wrong_byte(at: int, value: int, message: str) -> None:
         codec.decode(payload)
 
 
-@pytest.mark.parametrize("wire", WIRES, ids=str)
+@each("wire", WIRES, ids=str)
 def test_refuses_every_truncation_and_every_flipped_byte(wire: Wire, backend: str) -> None:
     payload = wire.encode(example(wire), shared=SHARED)
     for size in {*range(0, HEADER_BYTES + 4), *range(HEADER_BYTES, payload.numel(), 13), payload.numel() - 1}:
@@ -192,7 +193,7 @@ def test_refuses_another_length_or_wire() -> None:
         Wire("eliasfano", "bf16").decode(payload)
 
 
-@pytest.mark.parametrize("wire", [wire for wire in WIRES if wire.index != "seed"], ids=str)
+@each("wire", [wire for wire in WIRES if wire.index != "seed"], ids=str)
 def test_reads_nothing_before_the_payload_is_long_enough(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     def decode(*_: object) -> None:
         raise AssertionError("memory was asked for")
@@ -209,7 +210,7 @@ def test_reads_nothing_before_the_payload_is_long_enough(wire: Wire, monkeypatch
                 codec.decode(hostile)
 
 
-@pytest.mark.parametrize("wire", WIRES, ids=str)
+@each("wire", WIRES, ids=str)
 def test_a_payload_without_checksum_is_checked_all_the_same(wire: Wire) -> None:
     payload = wire.encode(example(wire), shared=SHARED)
     payload[3] |= 0x80

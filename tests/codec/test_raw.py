@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tests.each import each
 
 from gaussiank.codec import HEADER_BYTES, decode, encode, entries_within, payload_bytes, raw
 from gaussiank.ops import select_topk
@@ -36,9 +37,9 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
 # ---------------------------------------------------------------------- there and back
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
-@pytest.mark.parametrize("kept", [0, 1, 2, 63, 100])
-@pytest.mark.parametrize("padding", [None, 0, 1, 37])
+@each("dtype", DTYPES.values(), ids=str)
+@each("kept", [0, 1, 2, 63, 100])
+@each("padding", [None, 0, 1, 37])
 def test_what_goes_in_comes_out(rng: torch.Generator, dtype: torch.dtype, kept: int, padding: int | None) -> None:
     vector = torch.randn(100, generator=rng, dtype=dtype)
     sent = SparseGradient.pick(vector, select_topk(vector, kept) if kept else torch.empty(0, dtype=torch.int32))
@@ -81,8 +82,8 @@ def test_round_trip_of_anything(entries: dict[int, float], padding: int) -> None
     assert same_bits(read.values, sent.values)
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
-@pytest.mark.parametrize("offset", [0, 1, 2, 3, 4, 5, 6, 7, 8, 12])
+@each("dtype", DTYPES.values(), ids=str)
+@each("offset", [0, 1, 2, 3, 4, 5, 6, 7, 8, 12])
 def test_payload_may_lie_anywhere(offset: int, dtype: torch.dtype) -> None:
     sent = sparse({1: 2.5, 4: -0.1}, 6, dtype)
     moved = torch.cat([torch.zeros(offset, dtype=torch.uint8), encode(sent, capacity=3)])[offset:]
@@ -213,14 +214,14 @@ DAMAGED: dict[str, tuple[torch.Tensor, str]] = {
 }
 
 
-@pytest.mark.parametrize("case", DAMAGED)
+@each("case", DAMAGED)
 def test_refuses_a_damaged_payload(case: str) -> None:
     damaged, message = DAMAGED[case]
     with pytest.raises(ValueError, match="^" + re.escape(message)):
         raw.decode(damaged, numel=6)
 
 
-@pytest.mark.parametrize("cut", range(1, 24))
+@each("cut", range(1, 24))
 def test_refuses_a_truncated_payload(cut: int) -> None:
     written = encode(sparse({0: 1.0}, 4))
     sentence = "must be uint8 with a header" if cut > 8 else "must hold the 1 entries its header names"

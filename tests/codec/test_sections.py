@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.each import each
 
 from gaussiank.codec import INDEX_CODES, VALUE_CODES, Wire
 from gaussiank.codec.sections import (
@@ -22,8 +23,8 @@ NUMEL = 200_000
 
 
 @pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize("name", INDICES)
-@pytest.mark.parametrize("count", [0, 1, 64, 1000])
+@each("name", INDICES)
+@each("count", [0, 1, 64, 1000])
 def test_indices_come_back_from_a_row_of_known_length(
     name: str, count: int, choose: Callable[[int, int], torch.Tensor]
 ) -> None:
@@ -50,9 +51,9 @@ def test_damaged_indices_are_refused(name: str, choose: Callable[[int, int], tor
 
 
 @pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize("name", VALUE_CODES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("count", [0, 1, 100])
+@each("name", VALUE_CODES)
+@each("dtype", [torch.float32, torch.float64])
+@each("count", [0, 1, 100])
 def test_rounded_values_come_back_to_the_bit(name: str, dtype: torch.dtype, count: int, rng: torch.Generator) -> None:
     if (name == "fp64") != (dtype == torch.float64 and name in ("fp32", "fp64")):
         return  # the exact code follows the dtype

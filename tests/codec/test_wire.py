@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.each import each
 
 from gaussiank.codec import INDEX_CODES, VALUE_CODES, SharedDraw, Wire, native
 from gaussiank.codec.indices import DeviceCode
@@ -50,7 +51,7 @@ def require_same(got: SparseGradient, want: SparseGradient) -> None:
     assert torch.equal(got.values.view(bits), want.values.view(bits))
 
 
-@pytest.mark.parametrize("wire", WIRES, ids=str)
+@each("wire", WIRES, ids=str)
 def test_every_wire_brings_every_size_back(wire: Wire, backend: str, make: Make, drawn: Drawn) -> None:
     for numel, count in SIZES:
         for dtype in (torch.float32, torch.float64):
@@ -63,7 +64,7 @@ def test_every_wire_brings_every_size_back(wire: Wire, backend: str, make: Make,
                 require_same(wire.decode(payload, shared=shared), sparse)
 
 
-@pytest.mark.parametrize("wire", [wire for wire in WIRES if wire.index != "seed"], ids=str)
+@each("wire", [wire for wire in WIRES if wire.index != "seed"], ids=str)
 def test_a_payload_with_room_has_a_known_size_and_the_same_entries(wire: Wire, backend: str, make: Make) -> None:
     for numel, count, capacity in ((700, 65, 66), (700, 0, 3), (700, 64, 700), (700, 9, 7000), (200_000, 1, 1)):
         sparse = rounded(wire, make(numel, count))
@@ -74,7 +75,7 @@ def test_a_payload_with_room_has_a_known_size_and_the_same_entries(wire: Wire, b
         require_same(wire.decode(behind, numel), sparse)
 
 
-@pytest.mark.parametrize("wire", WIRES, ids=str)
+@each("wire", WIRES, ids=str)
 def test_reference_and_native_write_the_same_bytes(
     wire: Wire, make: Make, drawn: Drawn, reference_only: Callable[[], AbstractContextManager[None]]
 ) -> None:
@@ -94,8 +95,8 @@ def test_reference_and_native_write_the_same_bytes(
                 assert torch.equal(wire.encode(theirs, shared=shared), payload)
 
 
-@pytest.mark.parametrize("name", [name for name, code in INDEX_CODES.items() if isinstance(code, DeviceCode)])
-@pytest.mark.parametrize("values", FIXED)
+@each("name", [name for name, code in INDEX_CODES.items() if isinstance(code, DeviceCode)])
+@each("values", FIXED)
 def test_the_form_for_accelerators_reads_the_same_and_fills_up_with_nothing(
     name: str, values: str, make: Make, drawn: Drawn
 ) -> None:
@@ -113,8 +114,8 @@ def test_the_form_for_accelerators_reads_the_same_and_fills_up_with_nothing(
         assert got.values[count:].tolist() == [0.0] * (capacity - count)
 
 
-@pytest.mark.parametrize("values", FIXED)
-@pytest.mark.parametrize("name", ["chunks", "raw"])
+@each("values", FIXED)
+@each("name", ["chunks", "raw"])
 def test_accelerators_are_not_waited_for(name: str, values: str) -> None:
     # tensors on "meta" have no data: whatever needs a number of theirs on the host raises
     wire, dtype = Wire(name, values), torch.float64 if values == "fp64" else torch.float32
@@ -169,7 +170,7 @@ def test_refuses_unknown_settings(text: str, message: str) -> None:
         Wire.parse(text)
 
 
-@pytest.mark.parametrize("wire", WIRES, ids=str)
+@each("wire", WIRES, ids=str)
 def test_entries_within_is_the_most_that_fit(wire: Wire) -> None:
     for numel in (1, 100, 100_000, MAX_NUMEL):
         least = wire.max_bytes(1, numel)
@@ -181,7 +182,7 @@ def test_entries_within_is_the_most_that_fit(wire: Wire) -> None:
             wire.entries_within(least - 1, numel)
 
 
-@pytest.mark.parametrize("wire", WIRES, ids=str)
+@each("wire", WIRES, ids=str)
 def test_max_bytes_grows_with_the_entries_and_with_the_vector(wire: Wire) -> None:
     lengths = [*range(1, 70), 127, 128, 129, 255, 256, 4095, 4096, 65536, 65537, 2**20, MAX_NUMEL]
     for dtype in (torch.float32, torch.float64):
@@ -193,7 +194,7 @@ def test_max_bytes_grows_with_the_entries_and_with_the_vector(wire: Wire) -> Non
             assert sizes == sorted(sizes), numel
 
 
-@pytest.mark.parametrize("wire", WIRES, ids=str)
+@each("wire", WIRES, ids=str)
 def test_max_bytes_holds_for_fewer_entries_too(wire: Wire) -> None:
     for numel in (1, 7, 300, 4097, 100_000):
         sizes = [wire.max_bytes(k, numel) for k in range(min(numel, 600) + 1)]
@@ -211,16 +212,16 @@ def test_refuses_more_entries_than_room(make: Make) -> None:
         Wire("rice", "fp32").encode(make(100, 5), capacity=4)
 
 
-@pytest.mark.parametrize("index", [name for name in INDEX_CODES if name != "seed"])
-@pytest.mark.parametrize("places", [[3, 3], [4, 2], [-1, 2], [2, 10], [0, 5, 5, 9]])
+@each("index", [name for name in INDEX_CODES if name != "seed"])
+@each("places", [[3, 3], [4, 2], [-1, 2], [2, 10], [0, 5, 5, 9]])
 def test_refuses_indices_out_of_order(index: str, places: list[int], backend: str) -> None:
     sparse = SparseGradient(torch.tensor(places, dtype=torch.int32), torch.ones(len(places)), 10)
     with pytest.raises(ValueError, match=re.escape("indices must ascend without repeats in [0, numel), got others")):
         Wire(index, "fp32").encode(sparse)
 
 
-@pytest.mark.parametrize("values", [name for name, code in VALUE_CODES.items() if not code.exact])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@each("values", [name for name, code in VALUE_CODES.items() if not code.exact])
+@each("dtype", [torch.float32, torch.float64])
 def test_refuses_values_that_are_not_rounded(values: str, dtype: torch.dtype, backend: str) -> None:
     exact = torch.tensor([0.1, 0.2, -0.37], dtype=dtype)
     sparse = SparseGradient(torch.tensor([1, 2, 3], dtype=torch.int32), exact, 10)
@@ -311,7 +312,7 @@ RICE_BITS = {
 }
 
 
-@pytest.mark.parametrize("name", RICE_BITS)
+@each("name", RICE_BITS)
 def test_real_selections_take_no_more_than_measured(name: str, selections: dict[str, SparseGradient]) -> None:
     sparse = selections[name]
     sizes = {

@@ -4,14 +4,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.each import each
 
 from gaussiank.compressors import Capped, Compressor, Dense, GaussianK, RandomK, TopK, Turn
 from gaussiank.ops import select_topk
 
 
-@pytest.mark.parametrize("limit", [1, 7, 99])
-@pytest.mark.parametrize("inner", [TopK(), Dense(), RandomK(), GaussianK(), GaussianK("published")], ids=repr)
-@pytest.mark.parametrize("digits", [1, 6], ids=["ties", "no ties"])
+@each("limit", [1, 7, 99])
+@each("inner", [TopK(), Dense(), RandomK(), GaussianK(), GaussianK("published")], ids=repr)
+@each("digits", [1, 6], ids=["ties", "no ties"])
 def test_cut_keeps_the_largest_of_what_inner_chose(
     draw: Callable[..., torch.Tensor], digits: int, inner: Compressor, limit: int
 ) -> None:

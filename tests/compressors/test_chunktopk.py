@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.each import each
 
 from gaussiank.compressors import ChunkTopK, Turn
 from gaussiank.ops import select_topk
@@ -18,8 +19,8 @@ def shares(numel: int, chunk: int, k: int, indices: torch.Tensor) -> list[int]:
     return counts.tolist()
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 64, 200, 599, 600, 4096])
-@pytest.mark.parametrize("law", LAWS)
+@each("chunk", [1, 7, 64, 200, 599, 600, 4096])
+@each("law", LAWS)
 def test_each_chunk_sends_its_own_topk(draw: Draw, law: str, chunk: int) -> None:
     vector = draw(law, 600)
     for k in (1, 3, 46, 599, 600):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from tests.each import each
 
 from gaussiank.compressors import DGC, Turn
 from gaussiank.ops import select_topk
@@ -27,8 +28,8 @@ def slow(vector: torch.Tensor, k: int, sample: float, step: int) -> list[int]:
     return sorted(sorted(above, key=lambda i: (-magnitude[i], i))[:k])
 
 
-@pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize(("k", "sample"), [(1, 0.01), (10, 0.01), (100, 0.01), (1000, 0.01), (100, 0.1), (10_000, 0.5)])
+@each("law", LAWS)
+@each(("k", "sample"), [(1, 0.01), (10, 0.01), (100, 0.01), (1000, 0.01), (100, 0.1), (10_000, 0.5)])
 def test_follows_its_rule(draw: Callable[..., torch.Tensor], law: str, k: int, sample: float) -> None:
     vector = draw(law, 10_000)
     for step in (0, 1, 63):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.each import each
 
 from gaussiank import ops
 from gaussiank.compressors import GaussianK, Turn
@@ -44,8 +45,8 @@ def in_band(count: int, k: int) -> bool:
 # ---------------------------------------------------------------------- the published code and the paper
 
 
-@pytest.mark.parametrize("name", GRIDS)
-@pytest.mark.parametrize(("mode", "key"), [("published", "published_trace"), ("paper", "one_sided_4_tests_trace")])
+@each("name", GRIDS)
+@each(("mode", "key"), [("published", "published_trace"), ("paper", "one_sided_4_tests_trace")])
 def test_traces_on_grids(
     paper_vectors: dict[str, Any], grid: Callable[[str, int], torch.Tensor], name: str, mode: Any, key: str
 ) -> None:
@@ -65,9 +66,7 @@ def test_every_grid_is_tested(paper_vectors: dict[str, Any]) -> None:
     assert set(GRIDS) == set(paper_vectors["grids"])
 
 
-@pytest.mark.parametrize(
-    "density", ["0.5", "0.25", "0.1", "0.05", "0.015625", "0.01", "0.005", "0.004", "0.001", "0.0001"]
-)
+@each("density", ["0.5", "0.25", "0.1", "0.05", "0.015625", "0.01", "0.005", "0.004", "0.001", "0.0001"])
 def test_first_threshold_is_the_percentile_of_the_mode(
     paper_vectors: dict[str, Any], grid: Callable[[str, int], torch.Tensor], density: str
 ) -> None:
@@ -83,8 +82,8 @@ def test_first_threshold_is_the_percentile_of_the_mode(
         assert threshold == pytest.approx(0.5 - 2 * NormalDist().inv_cdf(shares[side]), rel=1e-9)
 
 
-@pytest.mark.parametrize("law", [*LAWS, "sparse", "integers", "constant"])
-@pytest.mark.parametrize(("mode", "most"), [("published", 3), ("paper", 4)])
+@each("law", [*LAWS, "sparse", "integers", "constant"])
+@each(("mode", "most"), [("published", 3), ("paper", 4)])
 def test_steps_are_a_half_and_one_and_a_half(draw: Draw, law: str, mode: Any, most: int) -> None:
     vector = draw(law, 20_000)
     for k in (1, 20, 200, 2000):
@@ -115,8 +114,8 @@ def test_refuses_unknown_mode() -> None:
 # ---------------------------------------------------------------------- the bracketed search
 
 
-@pytest.mark.parametrize("density", [0.01, 0.001])
-@pytest.mark.parametrize("law", LAWS)
+@each("density", [0.01, 0.001])
+@each("law", LAWS)
 def test_count_is_in_band_cold_and_warm(
     draw: Draw, tests_made: list[tuple[float, int]], law: str, density: float
 ) -> None:
@@ -133,16 +132,16 @@ def test_count_is_in_band_cold_and_warm(
         assert len(tests_made) <= 20
 
 
-@pytest.mark.parametrize("density", [0.25, 0.5, 0.75, 0.9, 1.0])
-@pytest.mark.parametrize("law", LAWS)
+@each("density", [0.25, 0.5, 0.75, 0.9, 1.0])
+@each("law", LAWS)
 def test_count_is_in_band_for_large_densities(draw: Draw, law: str, density: float) -> None:
     vector = draw(law, 10_000)
     k = int(density * 10_000)
     assert in_band(len(GaussianK().select(vector, k).indices), k)
 
 
-@pytest.mark.parametrize("factor", [1e-30, 1e-3, 0.3, 0.9, 1.1, 3, 1e3, 1e30])
-@pytest.mark.parametrize("law", ["normal", "cauchy", "uniform"])
+@each("factor", [1e-30, 1e-3, 0.3, 0.9, 1.1, 3, 1e3, 1e30])
+@each("law", ["normal", "cauchy", "uniform"])
 def test_a_wrong_hint_is_found_out(draw: Draw, law: str, factor: float) -> None:
     vector = draw(law, 50_000)
     _, hint = GaussianK().select(vector, 500)
@@ -156,7 +155,7 @@ def test_a_hint_that_is_no_threshold_does_no_harm(draw: Draw, hint: float) -> No
     assert in_band(len(GaussianK().select(vector, 500, Turn(hint=torch.tensor(hint))).indices), 500)
 
 
-@pytest.mark.parametrize("law", LAWS)
+@each("law", LAWS)
 def test_a_good_hint_needs_one_test(draw: Draw, tests_made: list[tuple[float, int]], law: str) -> None:
     vector = draw(law, 50_000)
     cold = GaussianK().select(vector, 500)
@@ -176,8 +175,8 @@ def test_a_hint_is_taken_as_it_is(draw: Draw) -> None:
         assert (len(sent), hint) == (place, threshold)
 
 
-@pytest.mark.parametrize("k", [1, 2, 10, 31])
-@pytest.mark.parametrize("law", [*LAWS, "integers", "constant"])
+@each("k", [1, 2, 10, 31])
+@each("law", [*LAWS, "integers", "constant"])
 def test_small_k_is_exact(draw: Draw, tests_made: list[tuple[float, int]], law: str, k: int) -> None:
     vector = draw(law, 10_000)
     sent, hint = GaussianK().select(vector, k, Turn(hint=torch.tensor(0.5)))

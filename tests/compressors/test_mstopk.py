@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from tests.each import each
 
 from gaussiank.compressors import MSTopK, Turn
 from gaussiank.ops import select_topk
@@ -35,8 +36,8 @@ def bounds_of_the_source(vector: torch.Tensor, k: int, samplings: int) -> tuple[
     return k1, k2, upper, lower
 
 
-@pytest.mark.parametrize("samplings", [1, 4, 12])
-@pytest.mark.parametrize("law", LAWS)
+@each("samplings", [1, 4, 12])
+@each("law", LAWS)
 def test_keeps_the_sure_ones_and_a_run_from_between(draw: Draw, law: str, samplings: int) -> None:
     vector = draw(law, 3000).double()  # float64, so that no threshold is rounded
     magnitude = vector.abs()

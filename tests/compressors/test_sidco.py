@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.each import each
 
 from gaussiank.compressors import SIDCo, Turn
 from gaussiank.compressors.sidco import _gamma_quantile
@@ -57,8 +58,8 @@ def test_one_pareto_stage_is_the_papers_formula(draw: Draw) -> None:
     assert chosen.tolist() == (vector.abs() > threshold).nonzero().squeeze(1).tolist()
 
 
-@pytest.mark.parametrize("shape", [0.02, 0.5, 1.0, 2.3, 40.0, 5000.0])
-@pytest.mark.parametrize("share", [0.9, 0.25, 0.01, 1e-6])
+@each("shape", [0.02, 0.5, 1.0, 2.3, 40.0, 5000.0])
+@each("share", [0.9, 0.25, 0.01, 1e-6])
 def test_gamma_quantile_inverts_the_law(shape: float, share: float) -> None:
     value = _gamma_quantile(shape, share)
     near = (2 * shape - 4 * math.log(share)) / 64**4
@@ -69,8 +70,8 @@ def test_gamma_quantile_inverts_the_law(shape: float, share: float) -> None:
         assert value == pytest.approx(-math.log(share), abs=near)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("stages", [1, 2, 4])
+@each("mode", MODES)
+@each("stages", [1, 2, 4])
 def test_finds_k_where_the_law_fits(draw: Draw, mode: str, stages: int) -> None:
     vector = draw("laplace", 1_000_000)  # its magnitudes are exponential, a member of all three families
     for k in (10_000, 1000):
@@ -83,8 +84,8 @@ def test_pareto_mode_finds_k_of_a_uniform_law(draw: Draw) -> None:
     assert kept_over_k(SIDCo("exponential", 1), vector, 10_000) == 0
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("scale", [1e-40, 1e-20, 1e18, 1e37])
+@each("mode", MODES)
+@each("scale", [1e-40, 1e-20, 1e18, 1e37])
 def test_scale_does_not_matter(draw: Draw, mode: str, scale: float) -> None:
     vector = draw("normal", 30_000).double()
     plain = SIDCo(mode, 3).select(vector, 300).indices.numel()  # type: ignore[arg-type]
@@ -92,8 +93,8 @@ def test_scale_does_not_matter(draw: Draw, mode: str, scale: float) -> None:
     assert scaled == pytest.approx(plain, rel=0.02)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("value", [0.0, 1.0, -3.0, 1e-45, 3e38])
+@each("mode", MODES)
+@each("value", [0.0, 1.0, -3.0, 1e-45, 3e38])
 def test_of_equal_magnitudes_nothing_is_above(mode: str, value: float) -> None:
     for stages in (1, 3):
         assert SIDCo(mode, stages).select(torch.full((1000,), value), 10).indices.numel() == 0  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ import dataclasses
 import re
 
 import pytest
+from tests.each import each
 
 from gaussiank.compressors import (
     COMPRESSORS,
@@ -27,12 +28,12 @@ def test_table_names_each_class_by_its_file() -> None:
     assert compressor_names() == tuple(COMPRESSORS)
 
 
-@pytest.mark.parametrize("name", COMPRESSORS)
+@each("name", COMPRESSORS)
 def test_a_name_alone_means_the_defaults(name: str) -> None:
     assert parse_compressor(name) == COMPRESSORS[name]()
 
 
-@pytest.mark.parametrize(
+@each(
     ("spec", "expected"),
     [
         (" topk ", TopK()),
@@ -51,14 +52,14 @@ def test_settings_follow_the_name(spec: str, expected: Compressor) -> None:
     assert parse_compressor(spec) == expected
 
 
-@pytest.mark.parametrize("name", COMPRESSORS)
+@each("name", COMPRESSORS)
 def test_every_setting_can_be_written_as_text(name: str) -> None:
     compressor = COMPRESSORS[name]()
     fields = dataclasses.asdict(compressor)  # type: ignore[call-overload]
     assert parse_compressor(":".join([name, *(f"{field}={value}" for field, value in fields.items())])) == compressor
 
 
-@pytest.mark.parametrize(
+@each(
     ("spec", "message"),
     [
         ("topkk", f"compressor must be one of {METHODS}, got 'topkk'. Correct it."),

@@ -3,14 +3,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import pytest
 import torch
+from tests.each import each
 
 from gaussiank.compressors import TopK, Turn
 
 
-@pytest.mark.parametrize("law", ["normal", "cauchy", "sparse", "integers", "constant"])
-@pytest.mark.parametrize("k", [1, 20, 2000])
+@each("law", ["normal", "cauchy", "sparse", "integers", "constant"])
+@each("k", [1, 20, 2000])
 def test_chooses_the_largest_and_of_equals_the_first(draw: Callable[..., torch.Tensor], law: str, k: int) -> None:
     vector = draw(law, 2000)
     expected = np.sort(np.argsort(-vector.abs().numpy(), kind="stable")[:k])

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.each import each
 
 from gaussiank.compressors import TrimmedTopK
 from gaussiank.ops import select_topk
@@ -12,8 +13,8 @@ from gaussiank.ops import select_topk
 LAWS = ["normal", "laplace", "t3", "uniform", "triangular", "cauchy", "lognormal", "shifted", "sparse", "integers"]
 
 
-@pytest.mark.parametrize("step", [0.07, 0.2, 0.3, 0.5, 0.9])
-@pytest.mark.parametrize("law", [*LAWS, "constant"])
+@each("step", [0.07, 0.2, 0.3, 0.5, 0.9])
+@each("law", [*LAWS, "constant"])
 def test_is_topk_itself(draw: Callable[..., torch.Tensor], law: str, step: float) -> None:
     vector = draw(law, 3000)
     for k in (1, 3, 30, 300, 1500, 2999, 3000):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.each import each
 
 from gaussiank.compressors import COMPRESSORS, Capped, Compressor, Turn, parse_compressor
 from gaussiank.feedback import ErrorFeedback
@@ -90,8 +91,8 @@ def require_contraction(vector: torch.Tensor, indices: torch.Tensor, share_left:
 # ---------------------------------------------------------------------- selection
 
 
-@pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("row", [*ROWS, *CAPPED])
+@each("law", LAWS)
+@each("row", [*ROWS, *CAPPED])
 def test_selection_is_lawful(draw: Draw, row: str, law: str) -> None:
     compressor = (ROWS | CAPPED)[row]
     for dtype in (torch.float32, torch.float64):
@@ -101,8 +102,8 @@ def test_selection_is_lawful(draw: Draw, row: str, law: str) -> None:
             require_contraction(vector, indices, 1.0)
 
 
-@pytest.mark.parametrize("name", VECTORS)
-@pytest.mark.parametrize("row", [*ROWS, *CAPPED])
+@each("name", VECTORS)
+@each("row", [*ROWS, *CAPPED])
 def test_selection_of_awkward_vectors_is_lawful(row: str, name: str) -> None:
     vector = VECTORS[name]
     for k in counts(vector.numel()):
@@ -121,14 +122,14 @@ def test_exact_rows_leave_no_more_than_their_share(draw: Draw, row: str) -> None
                 assert torch.equal(indices, select_topk(vector, k))
 
 
-@pytest.mark.parametrize("row", ROWS)
+@each("row", ROWS)
 def test_first_turn_is_the_default(draw: Draw, row: str) -> None:
     vector = draw("laplace", 3000)
     without, given = ROWS[row].select(vector, 60), ROWS[row].select(vector, 60, Turn())
     assert torch.equal(without.indices, given.indices)
 
 
-@pytest.mark.parametrize("row", ROWS)
+@each("row", ROWS)
 def test_rows_that_promise_k_send_at_most_k_and_not_nothing(draw: Draw, row: str) -> None:
     vector = draw("normal", 3000)
     kept = ROWS[row].select(vector, 60).indices.numel()
@@ -137,14 +138,14 @@ def test_rows_that_promise_k_send_at_most_k_and_not_nothing(draw: Draw, row: str
         assert kept == 60
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if row.startswith(("topk", "trimmed", "mstopk", "chunk", "rand"))])
+@each("row", [row for row in ROWS if row.startswith(("topk", "trimmed", "mstopk", "chunk", "rand"))])
 def test_rows_of_a_fixed_count_send_exactly_k(draw: Draw, row: str) -> None:
     for vector in [*(draw(law, 3000) for law in LAWS), *VECTORS.values()]:
         for k in counts(vector.numel()):
             assert ROWS[row].select(vector, k, Turn(step=5)).indices.numel() == k
 
 
-@pytest.mark.parametrize("spec", ROWS)
+@each("spec", ROWS)
 def test_cap_holds(draw: Draw, spec: str) -> None:
     vector = draw("laplace", 3000)
     for k in (1, 40, 3000):
@@ -154,7 +155,7 @@ def test_cap_holds(draw: Draw, spec: str) -> None:
         assert set(cut.tolist()) <= set(whole.tolist())
 
 
-@pytest.mark.parametrize("row", [*ROWS, *CAPPED])
+@each("row", [*ROWS, *CAPPED])
 def test_rows_are_frozen_and_compare_by_their_settings(row: str) -> None:
     compressor = (ROWS | CAPPED)[row]
     with pytest.raises(dataclasses.FrozenInstanceError, match="cannot assign to field 'threshold'"):
@@ -167,15 +168,15 @@ def test_rows_are_frozen_and_compare_by_their_settings(row: str) -> None:
     assert hash(twin) == hash(compressor)
 
 
-@pytest.mark.parametrize("row", [row for row in [*ROWS, *CAPPED] if not row.endswith("dense")])
-@pytest.mark.parametrize("k", [0, -1, 101])
+@each("row", [row for row in [*ROWS, *CAPPED] if not row.endswith("dense")])
+@each("k", [0, -1, 101])
 def test_refuses_k_outside_the_vector(row: str, k: int) -> None:
     message = f"k must be in [1, numel = 100], got {k}. Ask for at least one entry and at most all."
     with pytest.raises(ValueError, match="^" + re.escape(message)):
         (ROWS | CAPPED)[row].select(torch.ones(100), k)
 
 
-@pytest.mark.parametrize("row", [*ROWS, *CAPPED])
+@each("row", [*ROWS, *CAPPED])
 def test_refuses_what_is_no_vector(row: str) -> None:
     for vector, got in ((torch.ones(4, 25), r"shape \(4, 25\)"), (torch.ones(200)[::2], r"shape \(100,\)")):
         with pytest.raises(ValueError, match=rf"^accumulated must be flat and contiguous, got {got}"):
@@ -242,9 +243,9 @@ def test_fused_rows_are_known() -> None:
     }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
-@pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("row", FUSED)
+@each("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@each("law", LAWS)
+@each("row", FUSED)
 def test_take_is_add_select_remove(draw: Draw, row: str, law: str, dtype: torch.dtype) -> None:
     compressor, wide = FUSED[row], torch.float64 if dtype == torch.float64 else torch.float32
     fused = 0
@@ -259,8 +260,8 @@ def test_take_is_add_select_remove(draw: Draw, row: str, law: str, dtype: torch.
     assert fused or "mode" in row
 
 
-@pytest.mark.parametrize("name", VECTORS)
-@pytest.mark.parametrize("row", FUSED)
+@each("name", VECTORS)
+@each("row", FUSED)
 def test_take_of_awkward_vectors_is_add_select_remove(row: str, name: str) -> None:
     residual = VECTORS[name]
     for k in counts(residual.numel()):
@@ -270,8 +271,8 @@ def test_take_of_awkward_vectors_is_add_select_remove(row: str, name: str) -> No
             require_same_take(FUSED[row], -residual, residual, k, turn)
 
 
-@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
-@pytest.mark.parametrize("row", FUSED)
+@each("bad", [math.inf, -math.inf, math.nan])
+@each("row", FUSED)
 def test_take_sends_infinity_and_nan(draw: Draw, row: str, bad: float) -> None:
     for places in ([0], [999], [5, 902, 950], range(900), range(1000)):
         grad, residual = draw("normal", 1000), draw("normal", 1000, seed=3)
@@ -291,7 +292,7 @@ def test_take_refuses_what_select_refuses(row: str) -> None:
         FUSED[row].take(vector, torch.ones(99), torch.ones(100), 40, turn)
 
 
-@pytest.mark.parametrize("row", ROWS)
+@each("row", ROWS)
 def test_hint_of_another_compressor_is_no_hint(draw: Draw, row: str) -> None:
     vector = draw("normal", 3000)
     hints = [None, torch.tensor([3.0, 1.0, 0.5], dtype=torch.float64)]
@@ -312,8 +313,8 @@ def run(feedback: ErrorFeedback, selector: Selector, layout: Layout, grad: torch
     return sent
 
 
-@pytest.mark.parametrize("per_layer", [False, True], ids=["whole", "per layer"])
-@pytest.mark.parametrize("row", [*ROWS, *CAPPED])
+@each("per_layer", [False, True], ids=["whole", "per layer"])
+@each("row", [*ROWS, *CAPPED])
 def test_nothing_is_lost(draw: Draw, row: str, per_layer: bool) -> None:
     layout = Layout(("a", "b", "c"), (900, 3, 97))
     feedback = ErrorFeedback({"a": 900, "b": 3, "c": 97})
@@ -329,9 +330,9 @@ def test_nothing_is_lost(draw: Draw, row: str, per_layer: bool) -> None:
         before = after
 
 
-@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
-@pytest.mark.parametrize("per_layer", [False, True], ids=["whole", "per layer"])
-@pytest.mark.parametrize("row", [*ROWS, *CAPPED])
+@each("bad", [math.inf, -math.inf, math.nan])
+@each("per_layer", [False, True], ids=["whole", "per layer"])
+@each("row", [*ROWS, *CAPPED])
 def test_infinity_and_nan_are_always_sent(draw: Draw, row: str, per_layer: bool, bad: float) -> None:
     layout = Layout(("a", "b", "c"), (900, 3, 97))
     selector = Selector((ROWS | CAPPED)[row], per_layer=per_layer, rank=1)
@@ -348,7 +349,7 @@ def test_infinity_and_nan_are_always_sent(draw: Draw, row: str, per_layer: bool,
 BOUNDED = [row for row in ROWS if ROWS[row].keeps_rest and ROWS[row].capacity(10, 200) is not None]
 
 
-@pytest.mark.parametrize("row", BOUNDED)
+@each("row", BOUNDED)
 def test_every_entry_is_sent_sooner_or_later(row: str) -> None:
     numel = 200
     layout, selector = Layout(("w",), (numel,)), Selector(ROWS[row], per_layer=False, rank=0)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.each import each
 
 from gaussiank.compressors import COMPRESSORS, Capped, Compressor, TopK, Turn, parse_compressor
 from gaussiank.feedback import ErrorFeedback
@@ -104,8 +105,8 @@ def test_trace_of_the_paper() -> None:
     assert grad.tolist() == [4.0, 3.0, 2.0, 1.0]
 
 
-@pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("dtype", RESIDUAL_DTYPES, ids=str)
+@each("spec", SPECS)
+@each("dtype", RESIDUAL_DTYPES, ids=str)
 def test_residual_and_sent_are_what_came_in_to_the_bit(rng: torch.Generator, spec: str, dtype: torch.dtype) -> None:
     compressor: Compressor = Capped(TopK(), limit=11) if spec == "capped" else parse_compressor(spec)
     layout = Layout(("w",), (2000,))
@@ -208,10 +209,10 @@ class Reference:
         return sent
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("clip_norm", [None, 4.0])
-@pytest.mark.parametrize("masking", [True, False], ids=["masking", "no masking"])
-@pytest.mark.parametrize("nesterov", [True, False], ids=["nesterov", "plain"])
+@each("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@each("clip_norm", [None, 4.0])
+@each("masking", [True, False], ids=["masking", "no masking"])
+@each("nesterov", [True, False], ids=["nesterov", "plain"])
 def test_momentum_correction_is_that_of_its_paper(
     rng: torch.Generator, nesterov: bool, masking: bool, clip_norm: float | None, dtype: torch.dtype
 ) -> None:
@@ -414,9 +415,9 @@ def test_dense_and_sparse_steps_follow_each_other(rng: torch.Generator) -> None:
 # ---------------------------------------------------------------------- a step is whole or was not
 
 
-@pytest.mark.parametrize("momentum", [None, MomentumCorrection(0.9, clip_norm=5.0)], ids=["plain", "momentum"])
-@pytest.mark.parametrize("dense", [False, True], ids=["take", "take_all"])
-@pytest.mark.parametrize("case", ["not finite", "one not finite", "missing", "one missing", "not sealed", "taken only"])
+@each("momentum", [None, MomentumCorrection(0.9, clip_norm=5.0)], ids=["plain", "momentum"])
+@each("dense", [False, True], ids=["take", "take_all"])
+@each("case", ["not finite", "one not finite", "missing", "one missing", "not sealed", "taken only"])
 def test_a_step_that_is_not_whole_changes_nothing(
     rng: torch.Generator, momentum: MomentumCorrection | None, dense: bool, case: str
 ) -> None:
@@ -528,8 +529,8 @@ def layouts(*groups: str) -> list[Layout]:
     return [Layout(tuple(group), tuple(SIZES[name] for name in group)) for group in groups]
 
 
-@pytest.mark.parametrize("momentum", [None, MomentumCorrection(0.9)], ids=["plain", "momentum"])
-@pytest.mark.parametrize(
+@each("momentum", [None, MomentumCorrection(0.9)], ids=["plain", "momentum"])
+@each(
     ("before", "after"),
     [
         (["abcd"], ["dcba"]),
@@ -615,9 +616,9 @@ def test_dense_step_in_another_layout_flushes_too(rng: torch.Generator) -> None:
 SETTINGS = [None, MomentumCorrection(0.9, masking=False)]
 
 
-@pytest.mark.parametrize("momentum", SETTINGS, ids=["plain", "momentum"])
-@pytest.mark.parametrize("through_file", [False, True], ids=["memory", "file"])
-@pytest.mark.parametrize("groups", [["abcd"], ["dc", "ab"], ["a", "b", "c", "d"]], ids="+".join)
+@each("momentum", SETTINGS, ids=["plain", "momentum"])
+@each("through_file", [False, True], ids=["memory", "file"])
+@each("groups", [["abcd"], ["dc", "ab"], ["a", "b", "c", "d"]], ids="+".join)
 def test_saved_state_goes_on_to_the_bit(
     rng: torch.Generator, momentum: MomentumCorrection | None, through_file: bool, groups: list[str]
 ) -> None:
@@ -739,8 +740,8 @@ REFUSALS: dict[str, tuple[Callable[[State], State], str]] = {
 }
 
 
-@pytest.mark.parametrize("momentum", SETTINGS, ids=["plain", "momentum"])
-@pytest.mark.parametrize("case", REFUSALS)
+@each("momentum", SETTINGS, ids=["plain", "momentum"])
+@each("case", REFUSALS)
 def test_refuses_a_state_that_does_not_fit(
     rng: torch.Generator, case: str, momentum: MomentumCorrection | None
 ) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from tests.each import each
 
 from gaussiank import ops
 
@@ -62,6 +63,4 @@ LAWS: dict[str, Callable[[int, torch.Generator], torch.Tensor]] = {
 }
 
 
-@pytest.fixture(params=LAWS)
-def law(request: pytest.FixtureRequest) -> Callable[[int, torch.Generator], torch.Tensor]:
-    return LAWS[request.param]
+each_law = each("law", LAWS.values(), ids=LAWS)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.each import each
 
 from gaussiank import ops
 from gaussiank.ops import backend as backends_room
@@ -95,8 +96,8 @@ def test_a_library_of_another_version_is_refused(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- buffers
 
 
-@pytest.mark.parametrize("numel", [0, 1, 1000, 1_048_575, 1_048_576, 3_000_001])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@each("numel", [0, 1, 1000, 1_048_575, 1_048_576, 3_000_001])
+@each("dtype", [torch.float32, torch.float64], ids=str)
 def test_buffer_is_zeros_aligned_and_its_own(numel: int, dtype: torch.dtype) -> None:
     buffer, other = ops.residual_buffer(numel, dtype), ops.residual_buffer(numel, dtype)
     assert (buffer.shape, buffer.dtype, buffer.is_contiguous()) == ((numel,), dtype, True)

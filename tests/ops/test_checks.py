@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.each import each
 
 from gaussiank import ops
 
@@ -50,8 +51,8 @@ BUFFERS = [
 
 
 @pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize("call", [topk, threshold])
-@pytest.mark.parametrize(("changed", "message"), BUFFERS, ids=[message[:40] for _, message in BUFFERS])
+@each("call", [topk, threshold])
+@each(("changed", "message"), BUFFERS, ids=[message[:40] for _, message in BUFFERS])
 def test_buffers_that_do_not_fit(call: Call, changed: dict[str, torch.Tensor], message: str) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011  the message is compared below
         call(**changed)
@@ -60,7 +61,7 @@ def test_buffers_that_do_not_fit(call: Call, changed: dict[str, torch.Tensor], m
 
 
 @pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize("k", [0, -1, 9])
+@each("k", [0, -1, 9])
 def test_k_out_of_range(k: int) -> None:
     with pytest.raises(ValueError, match=rf"^k must be in \[1, numel = 8\], got {k}\."):
         topk(k=k)
@@ -71,7 +72,7 @@ def test_k_out_of_range(k: int) -> None:
 
 
 @pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize("hint", [torch.ones(1), torch.tensor(1), torch.tensor(1.0, device="meta")], ids=str)
+@each("hint", [torch.ones(1), torch.tensor(1), torch.tensor(1.0, device="meta")], ids=str)
 def test_hint_that_no_call_returned(hint: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"^hint must be a 0-d floating tensor on cpu, got "):
         topk(hint=hint)
@@ -80,7 +81,7 @@ def test_hint_that_no_call_returned(hint: torch.Tensor) -> None:
 
 
 @pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize("capacity", [0, -5, 9])
+@each("capacity", [0, -5, 9])
 def test_capacity_out_of_range(capacity: int) -> None:
     with pytest.raises(ValueError, match=rf"^capacity must be in \[1, numel = 8\], got {capacity}\."):
         threshold(capacity=capacity)

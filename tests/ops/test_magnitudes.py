@@ -8,6 +8,8 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
+from tests.each import each
+from tests.ops.conftest import each_law
 
 from gaussiank import ops
 from gaussiank.ops.magnitudes import reference_magnitudes
@@ -19,8 +21,9 @@ def cut(numel: int) -> list[int]:
     return [numel // 2, 0, 1, numel - numel // 2 - 1]
 
 
+@each_law
 @pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize(("bits", "part_bits"), [(4, 1), (0, 0), (7, 7)])
+@each(("bits", "part_bits"), [(4, 1), (0, 0), (7, 7)])
 def test_every_backend_counts_what_the_plain_form_counts(
     law: Law, bits: int, part_bits: int, rng: torch.Generator
 ) -> None:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.ops.conftest import KERNELS, LAWS
+from tests.each import each
+from tests.ops.conftest import KERNELS, LAWS, each_law
 from tests.ops.same import require_same
 
 from gaussiank import ops
@@ -55,7 +56,8 @@ def require_topk_like_reference(
 # ---------------------------------------------------------------------- exact take
 
 
-@pytest.mark.parametrize("dtype", NARROW, ids=str)
+@each_law
+@each("dtype", NARROW, ids=str)
 def test_takes_what_the_reference_takes(law: Law, dtype: torch.dtype, rng: torch.Generator) -> None:
     for numel in SIZES:
         residual, grad = law(numel, rng), law(numel, rng).to(dtype)
@@ -63,6 +65,7 @@ def test_takes_what_the_reference_takes(law: Law, dtype: torch.dtype, rng: torch
             require_topk_like_reference(grad, residual, k, None)
 
 
+@each_law
 def test_hint_changes_nothing_but_the_time(law: Law, rng: torch.Generator) -> None:
     for numel in (100, 20_000):
         residual, grad = law(numel, rng), law(numel, rng)
@@ -73,8 +76,9 @@ def test_hint_changes_nothing_but_the_time(law: Law, rng: torch.Generator) -> No
             require_topk_like_reference(grad, residual, k, torch.tensor(right, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("dtype", NARROW, ids=str)
-@pytest.mark.parametrize("stream", [False, True])
+@each_law
+@each("dtype", NARROW, ids=str)
+@each("stream", [False, True])
 def test_separate_output(
     law: Law, dtype: torch.dtype, stream: bool, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,6 +91,7 @@ def test_separate_output(
                 require_topk_like_reference(grad, residual, k, hint, out)
 
 
+@each_law
 @pytest.mark.usefixtures("threads")
 def test_threads_change_nothing(law: Law, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "ONE_THREAD_BELOW", 1)
@@ -97,8 +102,8 @@ def test_threads_change_nothing(law: Law, rng: torch.Generator, monkeypatch: pyt
                 require_topk_like_reference(grad, residual, k, hint)
 
 
-@pytest.mark.parametrize("offset", [1, 3, 5, 13])
-@pytest.mark.parametrize("dtype", NARROW, ids=str)
+@each("offset", [1, 3, 5, 13])
+@each("dtype", NARROW, ids=str)
 def test_slices_that_start_anywhere(offset: int, dtype: torch.dtype, rng: torch.Generator) -> None:
     residual, grad, out = (torch.randn(70_100, generator=rng) for _ in range(3))
     grad = grad.to(dtype)
@@ -169,6 +174,7 @@ def test_threads_of_python_do_not_disturb_each_other(rng: torch.Generator) -> No
 # ---------------------------------------------------------------------- selection alone
 
 
+@each_law
 def test_selects_what_the_reference_selects(law: Law, rng: torch.Generator) -> None:
     for numel in SIZES:
         vector = law(numel, rng)

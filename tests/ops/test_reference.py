@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.each import each
 
 from gaussiank.ops import (
     RESIDUAL_DTYPES,
@@ -49,10 +50,8 @@ def sparse(entries: dict[int, float], numel: int, dtype: torch.dtype = torch.flo
 # ---------------------------------------------------------------------- select_topk
 
 
-@pytest.mark.parametrize("k", [1, 2, 10, 100, 999, 1000])
-@pytest.mark.parametrize(
-    "law", ["normal", "laplace", "cauchy", "lognormal", "shifted", "sparse", "integers", "constant"]
-)
+@each("k", [1, 2, 10, 100, 999, 1000])
+@each("law", ["normal", "laplace", "cauchy", "lognormal", "shifted", "sparse", "integers", "constant"])
 def test_topk_is_the_brute_force_choice(draw: Callable[..., torch.Tensor], law: str, k: int) -> None:
     vector = draw(law, 1000)
     before = vector.clone()
@@ -62,14 +61,14 @@ def test_topk_is_the_brute_force_choice(draw: Callable[..., torch.Tensor], law: 
     assert torch.equal(vector, before)
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@each("dtype", FLOATS, ids=str)
 def test_topk_of_every_dtype(draw: Callable[..., torch.Tensor], dtype: torch.dtype) -> None:
     vector = draw("normal", 5000).to(dtype)  # bfloat16 has a few hundred magnitudes here: ties at every k
     for k in (1, 37, 500, 4999, 5000):
         assert select_topk(vector, k).tolist() == brute_topk(vector, k)
 
 
-@pytest.mark.parametrize(
+@each(
     "values",
     [
         [0.0] * 9,
@@ -102,7 +101,7 @@ def test_topk_counts_infinity_and_nan_as_the_largest() -> None:
     assert select_topk(vector, 4).tolist() == [1, 2, 4, 5]
 
 
-@pytest.mark.parametrize("k", [1, 50, 100, 101, 9_999])
+@each("k", [1, 50, 100, 101, 9_999])
 def test_topk_with_ties_across_a_long_vector(rng: torch.Generator, k: int) -> None:
     vector = torch.randint(-2, 3, (10_000,), generator=rng).float()
     assert select_topk(vector, k).tolist() == brute_topk(vector, k)
@@ -128,9 +127,9 @@ def test_topk_example_of_the_paper() -> None:
     assert float(rest.square().sum()) == 1.25
 
 
-@pytest.mark.parametrize("law", ["normal", "laplace", "uniform"])
-@pytest.mark.parametrize("numel", [1000, 100_000])
-@pytest.mark.parametrize("density", ["0.01", "0.001"])
+@each("law", ["normal", "laplace", "uniform"])
+@each("numel", [1000, 100_000])
+@each("density", ["0.01", "0.001"])
 def test_topk_threshold_and_contraction_on_grids(
     paper_vectors: dict[str, Any], grid: Callable[[str, int], torch.Tensor], law: str, numel: int, density: str
 ) -> None:
@@ -146,8 +145,8 @@ def test_topk_threshold_and_contraction_on_grids(
 # ---------------------------------------------------------------------- thresholds
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.5, 1.0, 2.0, 3.0, 1e300])
+@each("dtype", FLOATS, ids=str)
+@each("threshold", [-1.0, 0.0, 0.5, 1.0, 2.0, 3.0, 1e300])
 def test_above_is_strict(rng: torch.Generator, dtype: torch.dtype, threshold: float) -> None:
     vector = (torch.randint(-6, 7, (500,), generator=rng) / 2).to(dtype)
     expected = [i for i, value in enumerate(vector.tolist()) if abs(value) > threshold]
@@ -167,10 +166,8 @@ def test_above_finds_denormals_and_infinity_but_not_zero_and_nan() -> None:
 # ---------------------------------------------------------------------- moments and finiteness
 
 
-@pytest.mark.parametrize(
-    "law", ["normal", "laplace", "uniform", "lognormal", "shifted", "sparse", "integers", "constant"]
-)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@each("law", ["normal", "laplace", "uniform", "lognormal", "shifted", "sparse", "integers", "constant"])
+@each("dtype", [torch.float32, torch.float64], ids=str)
 def test_moments_are_those_of_numpy(draw: Callable[..., torch.Tensor], law: str, dtype: torch.dtype) -> None:
     vector = draw(law, 20_000).to(dtype)
     exact = vector.double().numpy()
@@ -183,19 +180,19 @@ def test_moments_are_those_of_numpy(draw: Callable[..., torch.Tensor], law: str,
     assert float(measured.max_abs) == np.abs(exact).max()
 
 
-@pytest.mark.parametrize("values", [[-5.0, -2.0], [2.0, 5.0], [-5.0, 2.0], [2.0, -5.0], [0.0, -5.0, 0.0]], ids=str)
+@each("values", [[-5.0, -2.0], [2.0, 5.0], [-5.0, 2.0], [2.0, -5.0], [0.0, -5.0, 0.0]], ids=str)
 def test_largest_magnitude_of_either_sign(values: list[float]) -> None:
     assert float(moments(torch.tensor(values)).max_abs) == 5.0
 
 
-@pytest.mark.parametrize("value", [3.0, -3.0, 0.0])
+@each("value", [3.0, -3.0, 0.0])
 def test_moments_of_one_entry(value: float) -> None:
     assert [float(moment) for moment in moments(torch.tensor([value]))] == [value, 0.0, abs(value), abs(value), 1.0]
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("bad", [INF, -INF, NAN])
-@pytest.mark.parametrize("place", [0, 500, 999])
+@each("dtype", FLOATS, ids=str)
+@each("bad", [INF, -INF, NAN])
+@each("place", [0, 500, 999])
 def test_one_entry_that_is_not_finite_is_seen(dtype: torch.dtype, bad: float, place: int) -> None:
     vector = torch.ones(1000, dtype=dtype)
     assert bool(all_finite(vector))
@@ -226,7 +223,7 @@ def test_first_entries_that_are_not_finite() -> None:
 # ---------------------------------------------------------------------- accumulate
 
 
-@pytest.mark.parametrize("grad_dtype", FLOATS, ids=str)
+@each("grad_dtype", FLOATS, ids=str)
 def test_accumulate_adds_in_the_dtype_of_the_residual(rng: torch.Generator, grad_dtype: torch.dtype) -> None:
     dtype = RESIDUAL_DTYPES[grad_dtype]
     residual = torch.randn(1000, generator=rng, dtype=dtype)
@@ -250,8 +247,8 @@ def test_accumulate_over_the_residual_itself(rng: torch.Generator) -> None:
 # ---------------------------------------------------------------------- scatter_mean
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize(
+@each("dtype", [torch.float32, torch.float64], ids=str)
+@each(
     ("parts", "mean"),
     [
         ([{0: 1, 1: 2, 2: 3}, {0: 10, 2: 20}], [5.5, 1, 11.5, 0]),
@@ -292,7 +289,7 @@ def test_mean_passes_infinity_and_nan_on() -> None:
 # ---------------------------------------------------------------------- what is refused
 
 
-@pytest.mark.parametrize(
+@each(
     ("vector", "message"),
     [
         (
@@ -327,13 +324,13 @@ def test_topk_checks_its_vector() -> None:
         select_topk(torch.zeros(2, 2), 1)
 
 
-@pytest.mark.parametrize("dtype", RESIDUAL_DTYPES, ids=str)
+@each("dtype", RESIDUAL_DTYPES, ids=str)
 def test_takes_each_vector_that_has_a_residual(dtype: torch.dtype) -> None:
     require_vector(torch.zeros(1, dtype=dtype), "grad")
     assert RESIDUAL_DTYPES[dtype] == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
-@pytest.mark.parametrize("k", [0, -1, 5])
+@each("k", [0, -1, 5])
 def test_refuses_k_outside_the_vector(k: int) -> None:
     message = re.escape(f"k must be in [1, numel = 4], got {k}. Ask for at least one entry and at most all.")
     with pytest.raises(ValueError, match=message):

@@ -7,6 +7,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from tests.each import each
 from tests.ops.conftest import KERNELS
 from tests.ops.same import require_same
 from torch import Tensor
@@ -37,8 +38,8 @@ def at(indices: list[int], numel: int = 10) -> SparseGradient:
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 16])  # powers of two are multiplied, others divided
-@pytest.mark.parametrize("kept", [0, 1, 500, 40_000])  # few entries are divided one by one, many all at once
+@each("count", [1, 2, 3, 4, 7, 16])  # powers of two are multiplied, others divided
+@each("kept", [0, 1, 500, 40_000])  # few entries are divided one by one, many all at once
 def test_mean_and_sum_in_rank_order(count: int, kept: int, rng: torch.Generator) -> None:
     numel = 300_001
     parts = random_parts(count, kept, numel, rng)
@@ -83,8 +84,8 @@ def test_union_is_the_sum_that_scatter_mean_divides(rng: torch.Generator) -> Non
     require_same(ops.union(parts).dense().div_(5), mean_of(parts))
 
 
-@pytest.mark.parametrize("name", KERNELS)
-@pytest.mark.parametrize("indices", [[3, 2], [2, 2], [-1, 4], [4, 10], [2**31 - 1], [-(2**31)], [9, 0, 5]], ids=str)
+@each("name", KERNELS)
+@each("indices", [[3, 2], [2, 2], [-1, 4], [4, 10], [2**31 - 1], [-(2**31)], [9, 0, 5]], ids=str)
 def test_indices_out_of_order_are_refused(name: str, indices: list[int]) -> None:
     message = r"^parts must hold indices that ascend within \[0, numel\), got others\. SparseGradient\.check\(\)"
     with ops.use_backend(name):

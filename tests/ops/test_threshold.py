@@ -8,7 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from tests.ops.conftest import KERNELS
+from tests.each import each
+from tests.ops.conftest import KERNELS, each_law
 from tests.ops.same import require_same
 
 from gaussiank import ops
@@ -31,7 +32,8 @@ def require_close(got: Moments, expected: Moments, vector: torch.Tensor) -> None
             assert float(got.std) == pytest.approx(exact.std(ddof=1), rel=1e-5, abs=1e-7 * scale)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@each_law
+@each("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_takes_what_the_reference_takes(law: Law, dtype: torch.dtype, rng: torch.Generator) -> None:
     for numel in (1, 63, 64, 1000, 2049, 65_537):
         residual, grad = law(numel, rng), law(numel, rng).to(dtype)
@@ -53,8 +55,8 @@ def test_takes_what_the_reference_takes(law: Law, dtype: torch.dtype, rng: torch
 
 
 @pytest.mark.usefixtures("backend", "threads")
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("capacity", [1, 1000, 250_000, 400_000])
+@each("stream", [False, True])
+@each("capacity", [1, 1000, 250_000, 400_000])
 def test_what_finds_no_room_stays(
     capacity: int, stream: bool, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,6 +83,7 @@ def test_nothing_is_above_infinity_and_nan_is_above_the_rest() -> None:
     assert not taken.moments.finite
 
 
+@each_law
 def test_selects_and_counts_above(law: Law, rng: torch.Generator) -> None:
     for numel in (1, 65, 4097, 131_073):
         vector = law(numel, rng)
@@ -92,6 +95,7 @@ def test_selects_and_counts_above(law: Law, rng: torch.Generator) -> None:
                     assert ops.count_above(vector, threshold) == count, name
 
 
+@each_law
 def test_moments_of_every_law(law: Law, rng: torch.Generator) -> None:
     for numel in (1, 2, 65, 4097, 131_073):
         vector = law(numel, rng)
@@ -118,7 +122,7 @@ def test_moments_have_the_same_bits_on_every_processor_and_thread_count(rng: tor
 
 
 @pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize("shift", [0.0, 1.0, 100.0])
+@each("shift", [0.0, 1.0, 100.0])
 def test_std_survives_a_shift(shift: float, rng: torch.Generator) -> None:
     vector = torch.randn(50_000, generator=rng).mul_(0.01).add_(shift)
     assert float(ops.moments(vector).std) == pytest.approx(float(vector.double().std()), rel=1e-4)

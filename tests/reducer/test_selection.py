@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.each import each
 
 from gaussiank.compressors import COMPRESSORS, Capped, Compressor, Dense, GaussianK, RandomK, Selection, TopK, Turn
 from gaussiank.layout import Layout
@@ -118,11 +119,9 @@ def test_random_draws_of_parameters_of_one_length_differ() -> None:
 # ---------------------------------------------------------------------- infinities and NaN
 
 
-@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
-@pytest.mark.parametrize("per_layer", [False, True], ids=["whole", "per layer"])
-@pytest.mark.parametrize(
-    "compressor", [GaussianK(), GaussianK("published"), RandomK(), Capped(TopK(), limit=2)], ids=repr
-)
+@each("bad", [math.inf, -math.inf, math.nan])
+@each("per_layer", [False, True], ids=["whole", "per layer"])
+@each("compressor", [GaussianK(), GaussianK("published"), RandomK(), Capped(TopK(), limit=2)], ids=repr)
 def test_what_is_not_finite_is_all_that_is_sent(
     rng: torch.Generator, compressor: Compressor, per_layer: bool, bad: float
 ) -> None:
@@ -165,8 +164,8 @@ def test_refuses_unknown_scope(scope: Any) -> None:
         require_scope(scope)
 
 
-@pytest.mark.parametrize("per_layer", [False, True], ids=["whole", "per layer"])
-@pytest.mark.parametrize("name", COMPRESSORS)
+@each("per_layer", [False, True], ids=["whole", "per layer"])
+@each("name", COMPRESSORS)
 def test_taking_is_adding_selecting_and_removing(draw: Callable[..., torch.Tensor], name: str, per_layer: bool) -> None:
     layout = Layout(("a", "b", "c"), (5000, 3, 997))
     two_steps, fused = (Selector(COMPRESSORS[name](), per_layer=per_layer, rank=1) for _ in range(2))

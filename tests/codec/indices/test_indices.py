@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.each import each
 
 from gaussiank.codec import native
 from gaussiank.codec.indices import INDEX_CODES, IndexCode
@@ -59,8 +60,8 @@ def sections(code: IndexCode, indices: torch.Tensor, numel: int) -> torch.Tensor
     return section
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("name", CODES)
+@each("pattern", PATTERNS)
+@each("name", CODES)
 def test_both_backends_write_the_same_bytes_and_read_them_back(
     name: str, pattern: str, reference_only: Callable[[], AbstractContextManager[None]]
 ) -> None:

@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from tests.each import each
 from torch import Tensor
 
 from gaussiank.codec.values import VALUE_CODES, ValueCode
@@ -58,8 +59,8 @@ def round_trip(code: ValueCode, rounded: torch.Tensor, room: int = 0) -> torch.T
     return code.decode(section, rounded.numel(), slots).to(rounded.dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", CODES)
+@each("dtype", [torch.float32, torch.float64])
+@each("name", CODES)
 def test_rounded_values_come_back_bit_for_bit(
     name: str, dtype: torch.dtype, backend: str, rng: torch.Generator
 ) -> None:
@@ -76,8 +77,8 @@ def test_rounded_values_come_back_bit_for_bit(
             assert same(round_trip(code, rounded, room), rounded)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", ON_GRID)
+@each("dtype", [torch.float32, torch.float64])
+@each("name", ON_GRID)
 def test_the_law_of_the_residual_holds_bit_for_bit(
     name: str, dtype: torch.dtype, backend: str, rng: torch.Generator
 ) -> None:
@@ -103,8 +104,8 @@ def test_the_law_holds_within_one_unit_where_scales_are_not_powers_of_two(
         assert bool((off[usual & normal] == 0).all()), what
 
 
-@pytest.mark.parametrize("name", CODES)
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@each("name", CODES)
+@each("bad", [torch.nan, torch.inf, -torch.inf])
 def test_infinities_and_nan_stay_visible(name: str, bad: float, backend: str, rng: torch.Generator) -> None:
     code = VALUE_CODES[name]
     for count, at in ((1, 0), (64, 63), (200, 70), (200, 199)):
@@ -120,7 +121,7 @@ def test_infinities_and_nan_stay_visible(name: str, bad: float, backend: str, rn
         assert bool(got[others].isfinite().all())
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "relative"),
     [
         ("bf16", 2**-8),
@@ -138,7 +139,7 @@ def test_error_is_as_small_as_it_says(name: str, relative: float, backend: str, 
     assert relative / 4 < float(error) <= relative * 1.01
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "values", "want"),
     [
         ("bf16", [1.00390625, 1.01171875, 3.3961775e38], [1.0, 1.015625, 3.3895314e38]),
@@ -171,7 +172,7 @@ def test_a_finer_grid_is_taken_where_it_loses_less(backend: str) -> None:
     assert torch.equal(code.round(few), torch.tensor([14.0, 4.0]))
 
 
-@pytest.mark.parametrize("name", [name for name in CODES if VALUE_CODES[name].stochastic])
+@each("name", [name for name in CODES if VALUE_CODES[name].stochastic])
 def test_stochastic_rounding_is_without_bias(name: str, backend: str, rng: torch.Generator) -> None:
     code = VALUE_CODES[name]
     values = torch.tensor([1.0, 0.7001, -0.30003, 0.111]).repeat_interleave(16)
@@ -236,8 +237,8 @@ def test_a_block_of_unlike_values_is_written_as_it_is(backend: str) -> None:
     assert torch.equal(code.decode(section, 64, 64), values)
 
 
-@pytest.mark.parametrize("name", VARYING)
-@pytest.mark.parametrize(
+@each("name", VARYING)
+@each(
     ("section", "message"),
     [
         (section_of(0x03F8, [0], [0], [], size=5), "fewer"),
