@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from tests.each import each
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -140,7 +141,7 @@ def exchange_all(rank: int, world_size: int, spec: str) -> list[Any]:
     return [(variant, exchange(rank, world_size, spec, *variant)) for variant in variants]
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@each("spec", SPECS)
 def test_mean_of_what_entered_is_right_and_bit_identical(contract_workers: Any, spec: str) -> None:
     by_rank = contract_workers.run(exchange_all, spec)
     for results in zip(*by_rank, strict=True):
@@ -186,8 +187,8 @@ def given(rank: int, world_size: int, spec: str, parts: list[dict[int, float]], 
     return out.tolist()
 
 
-@pytest.mark.parametrize("spec", LOSSLESS)
-@pytest.mark.parametrize(
+@each("spec", LOSSLESS)
+@each(
     ("parts", "numel", "mean"),
     [
         ([{0: 1.0, 1: 2.0, 2: 3.0}, {0: 10.0, 2: 20.0}], 4, [5.5, 1.0, 11.5, 0.0]),
@@ -209,7 +210,7 @@ def poisoned(rank: int, world_size: int, spec: str) -> tuple[bool, bool]:
     return bool(finite), bool(out[2 if world_size > 1 else 3].isnan())
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@each("spec", SPECS)
 def test_nan_of_one_worker_reaches_all(workers: Any, spec: str) -> None:
     assert workers.run(poisoned, spec) == [(False, True)] * workers.world_size
 
@@ -237,7 +238,7 @@ def accounted_and_real(rank: int, world_size: int, spec: str, steps: int) -> tup
 
 
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="only Linux counts the bytes that a process writes")
-@pytest.mark.parametrize("spec", SPECS)
+@each("spec", SPECS)
 def test_sent_bytes_are_those_the_kernel_counts(workers: Any, spec: str) -> None:
     steps = 2 * workers.world_size  # every worker leads as often
     results = workers.run(accounted_and_real, spec, steps)
@@ -266,7 +267,7 @@ def both_ways(rank: int, world_size: int, length: int) -> tuple[bool, list[int]]
     return all(torch.equal(one, expected) for one in rows), [straight.sent_bytes, ring.sent_bytes]
 
 
-@pytest.mark.parametrize("all_bytes", [8, STRAIGHT_BYTES, STRAIGHT_BYTES + 8])
+@each("all_bytes", [8, STRAIGHT_BYTES, STRAIGHT_BYTES + 8])
 def test_rows_are_the_same_whether_they_go_straight_or_round_a_ring(workers: Any, all_bytes: int) -> None:
     length = all_bytes // workers.world_size
     for same, sent_bytes in workers.run(both_ways, length):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.distributed import test_hook as hook_tests
 from tests.distributed.test_hook import Given, assert_nothing_lost, counted, feed, overflowing, resumed, run
+from tests.each import each
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import gaussiank
@@ -34,15 +35,15 @@ PHASED = ["split", "leader", "tree"]
 EVERY_DENSE = "auto:mbit=100000:latency_us=1:select_ns=100"
 
 
-@pytest.mark.parametrize("scope", ["bucket", "model"])
-@pytest.mark.parametrize("spec", [*SPECS, EVERY_DENSE])
+@each("scope", ["bucket", "model"])
+@each("spec", [*SPECS, EVERY_DENSE])
 def test_nothing_is_lost(workers: Any, spec: str, scope: str) -> None:
     how = {"density": 0.05, "scope": scope, "collective": spec}
     assert_nothing_lost(workers.run(run, 6, SMALL_BUCKETS, how, torch.float32))
 
 
-@pytest.mark.parametrize("compressor", ["gaussiank:mode=published", "randomk", "gaussiank"])
-@pytest.mark.parametrize("spec", SPECS)
+@each("compressor", ["gaussiank:mode=published", "randomk", "gaussiank"])
+@each("spec", SPECS)
 def test_nothing_is_lost_by_other_compressors(three_workers: Any, spec: str, compressor: str) -> None:
     how = {"density": 0.05, "collective": spec, "compressor": compressor}
     assert_nothing_lost(three_workers.run(run, 4, {}, how, torch.float32))
@@ -65,9 +66,9 @@ def test_dense_steps_of_a_schedule_flush_the_residual(two_workers: Any, spec: st
     assert not any(result[name][0].any() for result in results for name in result)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("spec", [*PHASED, "hierarchical:ranks_per_node=1", "allgather"])
-@pytest.mark.parametrize("how", [{}, {"momentum": gaussiank.MomentumCorrection()}], ids=["plain", "momentum"])
+@each("bad", [float("nan"), float("inf")])
+@each("spec", [*PHASED, "hierarchical:ranks_per_node=1", "allgather"])
+@each("how", [{}, {"momentum": gaussiank.MomentumCorrection()}], ids=["plain", "momentum"])
 def test_nonfinite_reaches_all_and_enters_no_residual(three_workers: Any, spec: str, bad: float, how: Any) -> None:
     assert three_workers.run(overflowing, bad, {"collective": spec, **how}) == [(True, True, True)] * 3
 
@@ -195,7 +196,7 @@ def sent(rank: int, world_size: int, spec: str) -> tuple[int, int]:
     return compression.metrics.sent_bytes, compression.metrics.k
 
 
-@pytest.mark.parametrize("spec", ["allgather", "split", "tree"])
+@each("spec", ["allgather", "split", "tree"])
 def test_metrics_count_the_bytes_of_every_message(workers: Any, spec: str) -> None:
     results = workers.run(sent, spec)
     expected = (

@@ -6,8 +6,8 @@ import warnings
 from dataclasses import replace
 from typing import Any
 
-import pytest
 import torch
+from tests.each import each
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel as DDP
@@ -67,7 +67,7 @@ def beside_ddp(rank: int, world_size: int, how: dict[str, Any]) -> None:
     assert repeats(compression)
 
 
-@pytest.mark.parametrize(
+@each(
     "how", [{"density": 1.0}, {"compressor": "dense"}, {"collective": ALWAYS_DENSE}], ids=["density", "dense", "auto"]
 )
 def test_repeated_steps_are_ddps_all_reduce_to_the_bit(workers: Any, how: dict[str, Any]) -> None:
@@ -86,7 +86,7 @@ def of_a_schedule(rank: int, world_size: int, scope: str) -> tuple[list[bool], T
     return repeating, mean, given, compression.feedback.residuals(names)
 
 
-@pytest.mark.parametrize("scope", ["bucket", "layer", "model"])
+@each("scope", ["bucket", "layer", "model"])
 def test_a_sparse_step_ends_the_repetition_and_loses_nothing(workers: Any, scope: str) -> None:
     results = workers.run(of_a_schedule, scope)
     for repeating, mean, _, residual in results:

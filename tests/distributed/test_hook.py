@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from tests.each import each
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel as DDP
@@ -99,16 +100,16 @@ def assert_nothing_lost(results: list[Totals], rtol: float = 0.0, atol: float = 
 SMALL_BUCKETS = {"bucket_cap_mb": 0.0005}
 
 
-@pytest.mark.parametrize("ddp", [{}, SMALL_BUCKETS, {"gradient_as_bucket_view": True}, {"static_graph": True}],
+@each("ddp", [{}, SMALL_BUCKETS, {"gradient_as_bucket_view": True}, {"static_graph": True}],
                          ids=["one bucket", "small buckets", "views", "static graph"])  # fmt: skip
-@pytest.mark.parametrize("scope", ["bucket", "layer", "model"])
+@each("scope", ["bucket", "layer", "model"])
 def test_nothing_is_lost_in_any_scope(workers: Any, ddp: dict[str, Any], scope: str) -> None:
     results = workers.run(run, 6, ddp, {"density": 0.02, "scope": scope}, torch.float32)
     assert_nothing_lost(results)
     assert any(result[name][0].any() for result in results for name in SHAPES)
 
 
-@pytest.mark.parametrize("compressor", [*COMPRESSORS, "gaussiank:mode=published", "randomk:shared=true"])
+@each("compressor", [*COMPRESSORS, "gaussiank:mode=published", "randomk:shared=true"])
 def test_nothing_is_lost_by_any_compressor(workers: Any, compressor: str) -> None:
     assert_nothing_lost(workers.run(run, 5, SMALL_BUCKETS, {"density": 0.05, "compressor": compressor}, torch.float32))
 
@@ -388,8 +389,8 @@ def overflowing(rank: int, world_size: int, bad: float, how: dict[str, Any]) -> 
     return seen, same, recovered
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize(
+@each("bad", [float("nan"), float("inf"), float("-inf")])
+@each(
     "how",
     [{}, {"compressor": "gaussiank"}, {"compressor": "randomk"}, {"scope": "model"},
      {"momentum": gaussiank.MomentumCorrection()}, {"density": gaussiank.Warmup((0.02, 1.0), stage_steps=3)}],
@@ -430,7 +431,7 @@ def refusing(rank: int, world_size: int, scope: str, density: float) -> str:
     return "no error"
 
 
-@pytest.mark.parametrize(("scope", "density"), [("bucket", 0.02), ("model", 0.02), ("bucket", 1.0)])
+@each(("scope", "density"), [("bucket", 0.02), ("model", 0.02), ("bucket", 1.0)])
 def test_raise_names_the_parameter_on_every_worker(workers: Any, scope: str, density: float) -> None:
     for message in workers.run(refusing, scope, density):
         assert "gradient of third must be finite, got infinity or NaN on some worker in step 0." in message
@@ -460,7 +461,7 @@ def resumed(rank: int, world_size: int, how: dict[str, Any]) -> bool:
     return same and one.step == two.step == 6
 
 
-@pytest.mark.parametrize(
+@each(
     "how",
     [{"density": 0.02}, {"density": 0.1, "compressor": "gaussiank"}, {"density": 0.02, "compressor": "randomk"},
      {"density": 0.02, "momentum": gaussiank.MomentumCorrection(nesterov=True)}],

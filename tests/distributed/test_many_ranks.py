@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from tests.each import each
 
 from gaussiank.codec import Wire
 from gaussiank.collectives import parse_collective
@@ -81,8 +82,8 @@ def exchanged(spec: str, steps: int, wire: str = "raw+fp32") -> Callable[[int], 
     return exchange
 
 
-@pytest.mark.parametrize("world_size", [2, 5, 16])
-@pytest.mark.parametrize("spec", ["allgather", "split", "split:trim=false", "leader"])
+@each("world_size", [2, 5, 16])
+@each("spec", ["allgather", "split", "split:trim=false", "leader"])
 def test_laws_hold_for_any_number_of_ranks(spec: str, world_size: int) -> None:
     results = in_threads(world_size, exchanged(spec, 3))
     mean = torch.stack([entered for _, _, entered, _ in results]).mean(0)

@@ -9,6 +9,7 @@ import torch
 from tests.distributed.test_compress_collectives import refusing
 from tests.distributed.test_hook import Given, Totals, assert_nothing_lost, feed, overflowing, resumed, run
 from tests.distributed.test_wires import ON_GRID, one_worker_law
+from tests.each import each
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import gaussiank
@@ -32,7 +33,7 @@ def train_all(rank: int, world_size: int, spec: str) -> list[Totals]:
             for how in HOWS]  # fmt: skip
 
 
-@pytest.mark.parametrize("spec", ABLE)
+@each("spec", ABLE)
 def test_nothing_is_lost(contract_workers: Any, spec: str) -> None:
     for results in zip(*contract_workers.run(train_all, spec), strict=True):
         assert_nothing_lost(list(results))
@@ -45,8 +46,8 @@ def counted(rank: int, world_size: int, spec: str, wire: str) -> tuple[int, int]
     return compression.metrics.sent_bytes, compression.metrics.k
 
 
-@pytest.mark.parametrize(("values", "value_bytes"), [("fp32", 4.0), ("bf16", 2.0), ("8bit", 65 / 64)])
-@pytest.mark.parametrize("spec", ABLE)
+@each(("values", "value_bytes"), [("fp32", 4.0), ("bf16", 2.0), ("8bit", 65 / 64)])
+@each("spec", ABLE)
 def test_only_values_are_sent(contract_workers: Any, spec: str, values: str, value_bytes: float) -> None:
     world_size = contract_workers.world_size
     results = contract_workers.run(counted, spec, f"rice+{values}")

@@ -12,6 +12,7 @@ from tests.distributed import test_collectives as contract
 from tests.distributed.conftest import WORLD_SIZES
 from tests.distributed.test_collectives import CASES, NUMEL, SPECS, joined
 from tests.distributed.test_hook import Given, Totals, assert_nothing_lost, feed, run
+from tests.each import each
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel as DDP
 
@@ -81,7 +82,7 @@ def exchange_all(rank: int, world_size: int, spec: str) -> list[Any]:
     return [(row, exchange(rank, world_size, spec, Wire.parse(row[0]), *row[1:])) for row in rows]
 
 
-@pytest.mark.parametrize("spec", COLLECTIVES_UNDER_TEST)
+@each("spec", COLLECTIVES_UNDER_TEST)
 def test_mean_is_what_entered_without_what_was_rounded_off(contract_workers: Any, spec: str) -> None:
     rounding, expected = set(), set()
     for results in zip(*contract_workers.run(exchange_all, spec), strict=True):
@@ -117,12 +118,12 @@ def poisoned(rank: int, world_size: int, spec: str) -> list[bool]:
     return seen
 
 
-@pytest.mark.parametrize("spec", COLLECTIVES_UNDER_TEST)
+@each("spec", COLLECTIVES_UNDER_TEST)
 def test_nan_of_one_worker_reaches_all(three_workers: Any, spec: str) -> None:
     assert three_workers.run(poisoned, spec) == [[True] * len(WIRES)] * 3
 
 
-@pytest.mark.parametrize("text", [*WIRES, STOCHASTIC])
+@each("text", [*WIRES, STOCHASTIC])
 def test_an_entry_and_its_rounding_error_are_the_value_to_the_bit(text: str) -> None:
     wire = Wire.parse(text)
     values = torch.randn(1000, generator=torch.Generator().manual_seed(5)).exp() - 0.5
@@ -252,7 +253,7 @@ def train_all(rank: int, world_size: int, spec: str) -> list[Totals]:
     return results
 
 
-@pytest.mark.parametrize("spec", TRAINED)
+@each("spec", TRAINED)
 def test_nothing_is_lost(contract_workers: Any, spec: str) -> None:
     for results in zip(*contract_workers.run(train_all, spec), strict=True):
         assert_nothing_lost(list(results))
