@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -188,20 +187,6 @@ def report(
     console.print(f"{'Report' if one else 'Comparison'}: {page}", soft_wrap=True, highlight=False)
     for path in write_figures(run_dirs[0], figures) if figures else ():
         console.print(f"Figure: {path}", soft_wrap=True, highlight=False)
-
-
-@app.add()
-def watch(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Directory that train writes, or will write.")],
-    port: Annotated[int, typer.Option(help="Port on this machine; 0 takes any that is free.")] = 8770,
-) -> None:
-    """Show a run while it goes on, on a page that this machine alone can open."""
-    from gaussiank_lab.watch.server import HOST, make_server
-
-    with make_server(run_dir, port) as server:
-        typer.echo(f"Watching {run_dir} at http://{HOST}:{server.server_address[1]}/ until Ctrl-C.")
-        with contextlib.suppress(KeyboardInterrupt):
-            server.serve_forever()
 
 
 app.add()(study_cli.analyze)
