@@ -4,6 +4,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -863,3 +864,17 @@ def test_what_is_drawn_is_forgotten_with_its_step(rng: torch.Generator) -> None:
     assert feedback.draw(WHOLE, torch.arange(NUMEL, dtype=torch.int32)).any()
     assert not end(feedback, FALSE)
     assert torch.equal(residual(feedback), before)
+
+
+def test_a_step_that_is_still_open_follows_the_scale() -> None:
+    uses: list[bool | None] = [None]  # what is told of the mean: nothing yet
+    use: Any = SimpleNamespace(of=lambda names: uses[-1], exchanged=lambda names: None, kept=lambda names: True)
+    feedback = ErrorFeedback({"w": 2}, use=use)
+    feedback.take(Layout(("w",), (2,)), torch.tensor([4.0, 3.0]), lambda u: SparseGradient.pick(u, select_topk(u, 1)))
+    feedback.judge(torch.tensor(True))
+    feedback.seal()
+    assert not feedback.settle()
+    feedback.rescale(2.0)
+    uses.append(True)
+    feedback.settle()
+    assert feedback.residual("w").tolist() == [0.0, 6.0]
