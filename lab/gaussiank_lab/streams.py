@@ -29,13 +29,16 @@ class _Steady:
     def _attempt(self, work: Callable[[], object]) -> None:
         try:
             work()
-        except BrokenPipeError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
         except OSError as error:
-            error.filename = error.filename or STANDARD_OUTPUT
-            raise
+            self._write_nowhere()  # what is left in the buffer too, or Python fails again when it ends, with status 120
+            if not isinstance(error, BrokenPipeError):
+                error.filename = error.filename or STANDARD_OUTPUT
+                raise
+
+    def _write_nowhere(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
