@@ -87,13 +87,13 @@ class OptimizerUse:
         self._running: Names = frozenset()  # over which one is in the middle of a step
         self._means: dict[str, _Mean] = {}
         self._waiting: list[_Mean] = []  # those that no optimizer has stepped over
-        self._looking = False  # whether a gradient is worth a look before a backward adds to it
+        self._looking: list[weakref.ref[OptimizerUse]] = []  # this, while gradients are worth a look
         self._joined = self._inside = False
         self._since: list[Tensor | None] = []  # what a scaler told each step since the last backward, if it did
         self.steps = 0
-        _WATCHING.add(self)
+        _WATCHING[:] = [own for own in _WATCHING if own() is not None] + [weakref.ref(self)]
         looks = [
-            parameter.register_hook(partial(_look, weakref.ref(self), name))
+            parameter.register_hook(partial(_look, self._looking, name))
             for name, parameter in parameters.items()
             if parameter.requires_grad
         ]
@@ -126,7 +126,10 @@ class OptimizerUse:
         self._waiting = [one for one in self._waiting if one.names.isdisjoint(mean.names)]
         if not self._joined:
             self._waiting.append(mean)
-        self._looking = self.steps > 0
+
+    def seal(self) -> None:
+        """End the exchanges of a backward: what the next one adds to is worth a look, unless a step comes before."""
+        self._looking[:] = [weakref.ref(self)] if self.steps and self._waiting else []
 
     def of(self, names: Iterable[str]) -> bool | None:
         """Return whether the last mean of these parameters counts as used; None where that cannot be told yet.
@@ -181,7 +184,8 @@ class OptimizerUse:
                 mean.stepped, mean.skipped = True, skipped
         covered.over = []
         self._waiting = [mean for mean in self._waiting if not mean.stepped]
-        self._looking = bool(self._waiting)
+        if not self._waiting:
+            self._looking.clear()
 
     def _has_grad(self, name: str) -> bool:
         parameter = self._parameters[name]()
@@ -204,17 +208,19 @@ class OptimizerUse:
             mean.gone.add(name)
 
 
-_WATCHING: weakref.WeakSet[OptimizerUse] = weakref.WeakSet()
+_WATCHING: list[weakref.ref[OptimizerUse]] = []
 
 
 def _tell_begin(optimizer: Optimizer, *_: Any) -> None:
-    for use in list(_WATCHING):
-        use._begins(optimizer)
+    for own in _WATCHING:
+        if (use := own()) is not None:
+            use._begins(optimizer)
 
 
 def _tell_end(optimizer: Optimizer, *_: Any) -> None:
-    for use in list(_WATCHING):
-        use._ends(optimizer)
+    for own in _WATCHING:
+        if (use := own()) is not None:
+            use._ends(optimizer)
 
 
 # registered once, for ever: a hook that is removed while torch goes through its hooks makes torch raise
@@ -222,10 +228,11 @@ register_optimizer_step_pre_hook(_tell_begin)
 register_optimizer_step_post_hook(_tell_end)
 
 
-def _look(own: weakref.ref[OptimizerUse], name: str, _: Tensor) -> None:
-    use = own()
-    if use is not None and use._looking and (mean := use._means.get(name)) is not None:
-        use._see(name, mean)
+def _look(looking: list[weakref.ref[OptimizerUse]], name: str, _: Tensor) -> None:
+    if looking:  # in an ordinary loop it never is
+        use = looking[0]()
+        if use is not None and (mean := use._means.get(name)) is not None:
+            use._see(name, mean)
 
 
 def _is_set(flag: Tensor | None) -> bool:

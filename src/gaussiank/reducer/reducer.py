@@ -335,6 +335,8 @@ class GradientReducer:
         self.step += 1
         self.exchanges += 1
         self._counted = not self._joined
+        if self._use is not None:
+            self._use.seal()
         self.measured.launched_at = time.perf_counter()
         self._tell_of_dense()
 
