@@ -110,13 +110,13 @@ class Line:
         return Message([work], lambda: vector)
 
     @_started_or_lost
-    def all_gather(self, row: Tensor, *, straight: bool = True, into: Tensor | None = None) -> Message[Tensor]:
+    def all_gather(self, row: Tensor, *, straight: bool = True) -> Message[Tensor]:
         """Send uint8 ``[bytes]`` to all; the result is ``[world_size, bytes]``.
 
         On a CPU short rows go ``straight`` from each worker to every other: Gloo's all-gather is a ring, in which each
         of ``world_size - 1`` messages waits for the one before it.
         """
-        rows = row.new_empty(self.world_size * row.numel()) if into is None else into[: self.world_size * row.numel()]
+        rows = row.new_empty(self.world_size * row.numel())
         if straight and row.is_cpu and rows.numel() <= STRAIGHT_BYTES:
             work = dist.all_to_all_single(rows, row.repeat(self.world_size), group=self.group, async_op=True)
         else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import sys
 import time
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -84,14 +83,14 @@ def _device(line: Line) -> str:
 def _speed(line: Line, length: int, select_s: float, *, enough_s: float, tries: int) -> Link:
     """Measure the shortest messages, and the bytes a second of one that takes long enough to tell."""
     peers = line.world_size - 1
-    zeros, received = _buffers(line)
+    zeros = torch.zeros(LOOK_BYTES, dtype=torch.uint8, device=_device(line))
     slowest(line, [0.0])  # so that all begin together
-    latency_s = min(_message_s(line, zeros[:1], received) for _ in range(tries)) / peers
-    straight_s = min(_message_s(line, zeros[:1], received, straight=True) for _ in range(tries))
+    latency_s = min(_message_s(line, zeros[:1]) for _ in range(tries)) / peers
+    straight_s = min(_message_s(line, zeros[:1], straight=True) for _ in range(tries))
     while True:
-        took_s = _message_s(line, zeros[:length], received)
+        took_s = _message_s(line, zeros[:length])
         if took_s < 4 * enough_s and (took_s >= enough_s or length >= LOOK_BYTES):  # or noise; above, surely slow
-            took_s = min(took_s, *(_message_s(line, zeros[:length], received) for _ in range(2)))
+            took_s = min(took_s, *(_message_s(line, zeros[:length]) for _ in range(2)))
         sending_s = took_s - peers * latency_s  # what waiting adds must not pass for a slow link
         if sending_s >= enough_s or length >= LOOK_BYTES:
             _give_back()
@@ -106,21 +105,12 @@ def _give_back() -> None:
 
 
 _MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-_BUFFERS: weakref.WeakKeyDictionary[dist.ProcessGroup, tuple[Tensor, Tensor]] = weakref.WeakKeyDictionary()
 
 
-def _buffers(line: Line) -> tuple[Tensor, Tensor]:
-    """Return what the longest message sends and brings; made once a group, or malloc keeps what each look took."""
-    if line.group not in _BUFFERS:
-        made = torch.zeros((1 + line.world_size) * LOOK_BYTES, dtype=torch.uint8, device=_device(line))
-        _BUFFERS[line.group] = made[:LOOK_BYTES], made[LOOK_BYTES:]
-    return _BUFFERS[line.group]
-
-
-def _message_s(line: Line, sent: Tensor, received: Tensor, *, straight: bool = False) -> float:
+def _message_s(line: Line, sent: Tensor, *, straight: bool = False) -> float:
     """Time a message that all workers begin together, and let them begin the next one so."""
     began = time.perf_counter()
-    line.all_gather(sent, straight=straight, into=received).wait().cpu()
+    line.all_gather(sent, straight=straight).wait().cpu()
     return slowest(line, [time.perf_counter() - began])[0]
 
 

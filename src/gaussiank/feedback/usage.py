@@ -173,9 +173,8 @@ class OptimizerUse:
             return
         self.steps += 1
         self._shown |= names
-        self._running = (
-            frozenset()
-        )  # of those too that raised in the middle; what they ran around has been stepped over
+        # of those too that raised in the middle: what they ran around has been stepped over
+        self._running = frozenset()
         skipped: Tensor | None = getattr(optimizer, "found_inf", None)
         if covered.held or self._inside:
             self._since.append(skipped)
