@@ -12,7 +12,7 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-LAB = frozenset({"gaussiank_lab", "typer", "rich", "matplotlib", "jinja2", "PIL"})
+LAB = frozenset({"gaussiank_lab", "typer", "rich", "matplotlib", "jinja2", "PIL", "scipy"})
 
 
 class Refuse(MetaPathFinder):

@@ -1,4 +1,4 @@
-"""Laws and closed forms, bounds and rates; needs neither torch nor scipy."""
+"""Laws on scipy, bounds and rates; needs no torch."""
 
 from .bounds import BOUNDS, CUBED, LINEAR, SQUARED, Bound
 from .laws import LAWS, GeneralisedGaussian, Laplace, Law, Logistic, Normal, StudentT, Triangular, Uniform

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from gaussiank_lab.theory.laws import Triangular
-from gaussiank_lab.theory.laws.law import require_share
+from gaussiank_lab.theory.laws import Triangular, require_share
 
 _OVERSHOOT = 0.5825971579390106
 """``-zeta(1/2) / sqrt(2 pi)``: how far, in steps' deviations, a normal random walk lands beyond a level on average."""
