@@ -878,3 +878,53 @@ def test_a_step_that_is_still_open_follows_the_scale() -> None:
     uses.append(True)
     feedback.settle()
     assert feedback.residual("w").tolist() == [0.0, 6.0]
+
+
+@each("decay", [0.0, 0.95])
+def test_a_decay_is_applied_before_the_gradient_joins_and_undone_with_the_step(
+    rng: torch.Generator, decay: float
+) -> None:
+    feedback = ErrorFeedback(SIZES, decay=decay)
+    for number, grad in enumerate(grads(rng, 4)):
+        before = residual(feedback)
+        sent = feedback.take(WHOLE, grad, top(9))
+        if number == 2:
+            end(feedback, FALSE)
+            assert torch.equal(residual(feedback), before)
+            continue
+        end(feedback, TRUE)
+        assert torch.equal(residual(feedback) + sent.dense(), before * decay + grad)
+    whole = next(grads(rng, 1))
+    expected = residual(feedback) * decay + whole
+    assert feedback.take_all(WHOLE, whole)
+    end(feedback, TRUE)
+    assert torch.equal(whole, expected)
+
+
+def test_a_rest_gives_back_what_only_a_step_needs(rng: torch.Generator) -> None:
+    feedback, awake = filled(rng), filled(rng.manual_seed(rng.initial_seed()))
+    feedback.rest()
+    part = feedback._parts[WHOLE]
+    assert part.next_residual.numel() == 0
+    for grad in grads(rng, 2):
+        sent, expected = (one.take(WHOLE, grad, top(9)) for one in (feedback, awake))
+        feedback.rest()  # of an open step: nothing happens
+        assert end(feedback, TRUE)
+        assert end(awake, TRUE)
+        assert torch.equal(sent.indices, expected.indices)
+        assert equal(feedback.state_dict(), awake.state_dict())
+        feedback.rest()
+
+
+def test_a_residual_may_rest_in_fewer_bits(rng: torch.Generator) -> None:
+    feedback = filled(rng)
+    before = residual(feedback)
+    feedback.rest(torch.bfloat16)
+    assert feedback.residual("a").dtype == torch.bfloat16
+    state = feedback.state_dict()
+    grad = next(grads(rng, 1))
+    for one in (feedback, ErrorFeedback(SIZES)):
+        one.load_state_dict(state)
+        sent = one.take(WHOLE, grad, top(9))
+        assert end(one, TRUE)
+        assert torch.equal(residual(one) + sent.dense(), before.bfloat16().float() + grad)

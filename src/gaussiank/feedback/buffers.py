@@ -52,6 +52,9 @@ class ResidualBuffers:
         """Open a step; returns the residual and velocity that it starts from: an open step's, or the committed ones."""
         if not self.open:
             self.open = True
+            if self.next_residual.numel() != self.residual.numel():  # after a rest
+                self.next_residual = _like(self.residual)
+                self.next_velocity = None if self.velocity is None else _like(self.velocity)
             return self.residual, self.velocity
         before = self.next_residual, self.next_velocity
         if self._spare is None:
@@ -64,6 +67,15 @@ class ResidualBuffers:
         self.residual, self.next_residual = self.next_residual, self.residual
         self.velocity, self.next_velocity = self.next_velocity, self.velocity
         self.open = False
+
+    def rest(self, dtype: torch.dtype | None, device: torch.device | None) -> None:
+        """Hold nothing but residual and velocity until the next step, in another dtype or elsewhere if one is given."""
+        if self.open:
+            return
+        self.residual = self.residual.to(device or self.residual.device, dtype or self.residual.dtype)
+        self.next_residual = self.residual.new_empty(0)
+        self.next_velocity = None if self.velocity is None else self.velocity.new_empty(0)
+        self._spare = None
 
     def forget(self) -> None:
         """End the open step: residual and velocity stay as they were before it."""

@@ -59,14 +59,15 @@ class ErrorFeedback:
     """Keep what was not sent, parameter by parameter, and add it to the next gradient.
 
     ``residual_after + taken == residual_before + grad`` holds bit for bit (with momentum correction, for the velocity
-    in the gradient's place). Residuals are float32 (float64 for float64 gradients), lie in bucket order, and move when
-    the order changes.
+    in the gradient's place; with a decay, for ``decay * residual_before``). Residuals are float32 (float64 for float64
+    gradients), lie in bucket order, and move when the order changes.
 
     Args:
         parameters: name -> shape of every parameter that may come, or its numel.
         momentum: momentum correction, or None.
         world_size: number of workers; scales the clipping norm.
         use: tells whether optimizers have used the means; without it every mean counts as used.
+        decay: what a residual is multiplied by, in float32, before a gradient joins it; below 1 it forgets.
 
     Example:
         >>> feedback = ErrorFeedback({"w": 4})
@@ -86,6 +87,7 @@ class ErrorFeedback:
         momentum: MomentumCorrection | None = None,
         world_size: int = 1,
         use: OptimizerUse | None = None,
+        decay: float = 1.0,
     ) -> None:
         self._shapes = {
             name: (given,) if isinstance(given, int) else tuple(given) for name, given in parameters.items()
@@ -94,6 +96,7 @@ class ErrorFeedback:
         self._momentum = momentum
         self._world_size = world_size
         self._use = use
+        self._decay = decay
         self._open_parts: list[ResidualBuffers] = []
         self._parts: dict[Layout, ResidualBuffers] = {}
         self._places: dict[str, tuple[ResidualBuffers, Piece]] = {}
@@ -220,6 +223,16 @@ class ErrorFeedback:
             part.forget()
         self._open_parts = []
 
+    def rest(self, dtype: torch.dtype | None = None, device: torch.device | None = None) -> None:
+        """Give back, after ``settle``, the buffers that only a step needs, until the next one.
+
+        Args:
+            dtype: what residuals are rounded to until then, None for their own. What rounding takes off is lost.
+            device: where they lie until then, None for where they are.
+        """
+        for part in {id(part): part for part, _ in self._places.values()}.values():
+            part.rest(dtype, device)
+
     def rescale(self, factor: float) -> None:
         """Multiply every residual and velocity by ``factor``, between two steps: their unit has changed.
 
@@ -329,7 +342,9 @@ class ErrorFeedback:
         if not part.open:
             self._open_parts.append(part)
         self._step.parts.append(part)
-        return part, part.begin()
+        residual, velocity = part.begin()
+        # a copy, so that a step which is forgotten has decayed nothing
+        return part, (residual if self._decay == 1 else residual * self._decay, velocity)
 
     def _go_on_or_forget(self, part: ResidualBuffers) -> None:
         """Decide on a part that no optimizer has used: keep it open only if its mean was still in ``grad``."""

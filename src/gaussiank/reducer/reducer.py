@@ -237,7 +237,9 @@ class GradientReducer:
         self.routes: dict[str, Tensor] = {}  # what the collective wants to know at the next step, by layout
         self._parts = 0  # exchanges begun in this step
         self._use = use
-        self.feedback = ErrorFeedback(parameters, momentum=settings.momentum, world_size=self.world_size, use=use)
+        self.feedback = ErrorFeedback(
+            parameters, momentum=settings.momentum, world_size=self.world_size, use=use, decay=settings.decay
+        )
         self._dense = DensePath(
             self._engine,
             self.feedback,

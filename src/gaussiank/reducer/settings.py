@@ -31,6 +31,7 @@ class Settings:
         collective: how the sparse gradients become a mean.
         wire: how their entries travel.
         timeout_s: seconds after which a message fails that a worker did not answer; None for the process group's own.
+        decay: what a residual is multiplied by before a gradient joins it, in [0, 1]; at 1 nothing is forgotten.
 
     Raises:
         ValueError: what does not go together, or is out of its range.
@@ -51,6 +52,7 @@ class Settings:
     collective: Collective = field(default_factory=AllGather)
     wire: Wire = EXACT
     timeout_s: float | None = None
+    decay: float = 1.0
 
     def __post_init__(self) -> None:
         require_scope(self.scope)
@@ -70,6 +72,8 @@ class Settings:
                 f"timeout_s must be above 0 and at most {_YEAR_S:.0f}, a year, got {self.timeout_s}. "
                 "300 waits for five minutes."
             )
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"decay must be in [0, 1], got {self.decay}. 1 forgets nothing.")
         require_feedback(self.collective, self.compressor)
         fitting_wire(self.wire, self.compressor, self.collective)
 
@@ -90,6 +94,7 @@ class Settings:
             "collective": self.collective,
             "wire": self.wire,
             "timeout_s": self.timeout_s,
+            **({} if self.decay == 1 else {"decay": self.decay}),
         }
 
 
