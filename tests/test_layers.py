@@ -12,7 +12,7 @@ from tests.imports import LAB, LAZY, LIBRARY, modules_of, name_of, room_of, tabl
 LEVELS = [
     {"durable", "environment", "sparse", "spec", "schedule", "layout", "metrics"},
     {"ops"},
-    {"dcp_metadata", "momentum", "observer"},
+    {"dcp_metadata", "momentum"},
     {"compressors", "codec", "feedback", "reshard"},
     {"collectives"},
     {"checkpoint", "reducer"},

@@ -17,8 +17,7 @@ from gaussiank.collectives import Auto
 from gaussiank.compressors import parse_compressor
 from gaussiank.ddp import Compression, compress
 from gaussiank.ddp.optimizer_checks import AdamWarning
-from gaussiank.metrics import Metrics
-from gaussiank.observer import Observer
+from gaussiank.metrics import Metrics, Observer
 from gaussiank_lab.clipping import GradientCarrier, clip_local
 from gaussiank_lab.config import TrainConfig
 from gaussiank_lab.data import Batch, Data

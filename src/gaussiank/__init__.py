@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     from .ddp.optimizer_checks import AdamWarning
     from .feedback import ErrorFeedback
     from .layout import Layout
-    from .metrics import Metrics
+    from .metrics import Metrics, Observer
     from .momentum import MomentumCorrection
-    from .observer import Observer
     from .schedule import Constant, DenseStart, Schedule, Warmup
     from .sparse import SparseGradient
 
@@ -50,7 +49,7 @@ _ROOMS = {
     "Metrics": "metrics",
     "Layout": "layout",
     "MomentumCorrection": "momentum",
-    "Observer": "observer",
+    "Observer": "metrics",
     "RandomK": "compressors",
     "SIDCo": "compressors",
     "Schedule": "schedule",

@@ -1,10 +1,18 @@
-"""What a step sent and how long it took, as measured on this worker."""
+"""What a step sent and how long it took, as measured on this worker; and what may watch gradients on their way."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:  # whoever reads measurements alone need not wait for torch
+    from torch import Tensor
+
+    from gaussiank.layout import Layout
+    from gaussiank.sparse import SparseGradient
 
 _COUNTING = threading.Lock()  # messages arrive on threads of the backend
 
@@ -53,15 +61,63 @@ class Metrics:
         self.kept += kept
         self.dense_bytes += dense_bytes
 
-    def note_arrived(self, left: float, sent_bytes: int) -> float:
-        """Count one exchange whose message left at ``left``."""
+    def note_received(self, left: float, sent_bytes: int, arrived: float | None = None) -> None:
+        """Count one exchange whose message left at ``left``, and the work since it ``arrived``; None for none."""
         now = time.perf_counter()
         with _COUNTING:
-            self.exchange_s += now - left
+            self.exchange_s += (arrived or now) - left
+            self.finish_s += now - (arrived or now)
             self.sent_bytes += sent_bytes
-        return now
 
-    def note_finished(self, arrived: float) -> None:
-        """Count the work since a message arrived."""
-        with _COUNTING:
-            self.finish_s += time.perf_counter() - arrived
+
+class Residuals(Protocol):
+    """What an observer may ask of the error feedback."""
+
+    def residuals(self, wanted: Layout, /) -> Tensor:
+        """Return a copy of the committed residuals of a layout's parameters, as it lays them out: ``[numel]``."""
+        ...
+
+    def settle(self) -> bool:
+        """End the step: commit its residuals. Only between steps."""
+        ...
+
+
+class Observer(Protocol):
+    """Watch one worker's vectors step after step, and change none of them.
+
+    The order within a step: ``begin``; then for each bucket ``taking``, ``taken`` and, some time later and perhaps in
+    another thread, ``arrived``. The accumulated vector is not passed on, because a fused selection never holds it: it
+    is the residual before the step plus the gradient or, with momentum correction, the residual after the step with
+    what was taken in its place, as long as no collective puts entries of other workers there.
+    """
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """What must be the same on every worker; compared when the model is compressed."""
+        ...
+
+    def attach(
+        self,
+        config: Mapping[str, object],
+        numels: Mapping[str, int],
+        residuals: Residuals,
+        group: Any,
+    ) -> None:
+        """Learn the compression's settings, its parameters, where its residuals are, and the process group."""
+        ...
+
+    def begin(self, step: int, density: float) -> None:
+        """Learn that the residuals of the last step are committed, and that another step begins."""
+        ...
+
+    def taking(self, layout: Layout, grads: Sequence[Tensor]) -> None:
+        """Look at local gradients before anything is taken from them. They must not be modified or kept."""
+        ...
+
+    def taken(self, layout: Layout, k: int, sparse: SparseGradient | None) -> None:
+        """Look at what was chosen; None when everything was."""
+        ...
+
+    def arrived(self, layout: Layout, grads: Sequence[Tensor]) -> None:
+        """Look at the mean over workers. It must not be modified or kept."""
+        ...

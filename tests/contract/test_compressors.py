@@ -319,7 +319,7 @@ def test_nothing_is_lost(draw: Draw, row: str, per_layer: bool) -> None:
     layout = Layout(("a", "b", "c"), (900, 3, 97))
     feedback = ErrorFeedback({"a": 900, "b": 3, "c": 97})
     selector = Selector((ROWS | CAPPED)[row], per_layer=per_layer, rank=2)
-    bound = selector.capacity(layout, 0.05)
+    bound = selector.asked(layout, 0.05).capacity
     before = torch.zeros(1000)
     for step, law in enumerate([*LAWS, *LAWS]):
         grad = draw(law, 1000, seed=step)
@@ -341,7 +341,7 @@ def test_infinity_and_nan_are_always_sent(draw: Draw, row: str, per_layer: bool,
         vector[list(places)] = bad
         sent = selector.select(layout, vector, 0.001, step).check()
         assert not bool(torch.isfinite(sent.values).all())
-        bound = selector.capacity(layout, 0.001)
+        bound = selector.asked(layout, 0.001).capacity
         assert sent.kept <= (1000 if bound is None else bound)
         assert torch.equal(sent.values.nan_to_num(), vector[sent.indices].nan_to_num())
 

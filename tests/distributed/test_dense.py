@@ -46,7 +46,7 @@ def step_of(model: DDP, rank: int, step: int) -> Tensor:
 
 
 def repeats(compression: gaussiank.Compression) -> bool:
-    return compression._reducer._dense.repeatable
+    return bool(compression._reducer._dense.expected)
 
 
 def small_buckets(**more: Any) -> DDP:

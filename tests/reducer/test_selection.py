@@ -35,17 +35,17 @@ class Recorder(Compressor):
 
 @pytest.mark.parametrize(("density", "whole", "layers"), [(0.01, 10, 6 + 1 + 4), (0.001, 1, 3), (1.0, 1000, 1000)])
 def test_k_is_counted_once_or_for_each_parameter(density: float, whole: int, layers: int) -> None:
-    assert Selector(TopK(), per_layer=False, rank=0).k(LAYOUT, density) == whole
-    assert Selector(TopK(), per_layer=True, rank=0).k(LAYOUT, density) == layers
+    assert Selector(TopK(), per_layer=False, rank=0).asked(LAYOUT, density).k == whole
+    assert Selector(TopK(), per_layer=True, rank=0).asked(LAYOUT, density).k == layers
 
 
 def test_capacity_adds_up_over_parameters() -> None:
-    assert Selector(TopK(), per_layer=True, rank=0).capacity(LAYOUT, 0.01) == 11
-    assert Selector(Dense(), per_layer=True, rank=0).capacity(LAYOUT, 0.01) == 1000
-    assert Selector(GaussianK(), per_layer=False, rank=0).capacity(LAYOUT, 0.1) == 133
-    assert Selector(GaussianK(), per_layer=True, rank=0).capacity(LAYOUT, 0.1) == 80 + 1 + 53
-    assert Selector(GaussianK("published"), per_layer=True, rank=0).capacity(LAYOUT, 0.1) is None
-    assert Selector(Capped(GaussianK("published"), limit=7), per_layer=False, rank=0).capacity(LAYOUT, 0.1) == 7
+    assert Selector(TopK(), per_layer=True, rank=0).asked(LAYOUT, 0.01).capacity == 11
+    assert Selector(Dense(), per_layer=True, rank=0).asked(LAYOUT, 0.01).capacity == 1000
+    assert Selector(GaussianK(), per_layer=False, rank=0).asked(LAYOUT, 0.1).capacity == 133
+    assert Selector(GaussianK(), per_layer=True, rank=0).asked(LAYOUT, 0.1).capacity == 80 + 1 + 53
+    assert Selector(GaussianK("published"), per_layer=True, rank=0).asked(LAYOUT, 0.1).capacity is None
+    assert Selector(Capped(GaussianK("published"), limit=7), per_layer=False, rank=0).asked(LAYOUT, 0.1).capacity == 7
 
 
 def test_whole_vector_is_one_selection(rng: torch.Generator) -> None:

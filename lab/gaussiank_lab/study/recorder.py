@@ -18,7 +18,7 @@ import gaussiank
 from gaussiank.collectives import AllGather, DenseAllReduce
 from gaussiank.compressors import parse_compressor
 from gaussiank.layout import Layout
-from gaussiank.observer import Residuals
+from gaussiank.metrics import Residuals
 from gaussiank.reducer import Selector
 from gaussiank.sparse import SparseGradient
 from gaussiank_lab.study.sample import Part, Sample

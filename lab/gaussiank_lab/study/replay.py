@@ -120,7 +120,7 @@ def _replay(
             accumulated = torch.from_numpy(piece.accumulated)
             sparse = selector.select(layout, accumulated, want, shot.step)
             times.append(best_us(partial(selector.select, layout, accumulated, want, shot.step)))
-            k += selector.k(layout, want)
+            k += selector.asked(layout, want).k
             kept += sparse.kept
             numel += layout.numel
             if wire is None:

@@ -14,8 +14,8 @@ from gaussiank.codec import Wire, chosen_wire
 from gaussiank.collectives import Collective, entries_within, parse_collective
 from gaussiank.compressors import Capped, Compressor, parse_compressor
 from gaussiank.ddp.optimizer_checks import check_optimizers
+from gaussiank.metrics import Observer
 from gaussiank.momentum import LocalClip, MomentumCorrection
-from gaussiank.observer import Observer
 from gaussiank.reducer import OnNonfinite, Scope, Settings, require_scope
 from gaussiank.schedule import Constant, Schedule, require_density
 

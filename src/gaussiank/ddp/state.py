@@ -26,8 +26,7 @@ from gaussiank.collectives import (
 )
 from gaussiank.feedback import ErrorFeedback, OptimizerUse
 from gaussiank.layout import Layout, Strides, strides_in_memory
-from gaussiank.metrics import Metrics
-from gaussiank.observer import Observer
+from gaussiank.metrics import Metrics, Observer
 from gaussiank.ops import RESIDUAL_DTYPES
 from gaussiank.reducer import GradientReducer, Settings
 

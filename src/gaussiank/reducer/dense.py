@@ -1,4 +1,4 @@
-"""Gradients that go out whole: the mean of all entries, with what the residual still holds."""
+"""Gradients that go out whole: the mean of all entries, with what the residual still holds; and what a mean becomes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,8 @@ from torch import Tensor
 from gaussiank.collectives import Done, Engine, ring_bytes, then
 from gaussiank.feedback import ErrorFeedback
 from gaussiank.layout import Layout
-from gaussiank.metrics import Metrics
-from gaussiank.observer import Observer, Unobserved
+from gaussiank.metrics import Metrics, Observer
 from gaussiank.ops import all_finite
-
-from .finite import require_finite
 
 LayoutOf = Callable[[], Layout]
 
@@ -30,17 +27,21 @@ class DensePath:
     Args:
         engine: carries the messages.
         feedback: the residuals.
-        observer: told of every vector on its way.
+        observer: told of every vector on its way, or None.
         dtype: what gradients are rounded to on their way, None for their own.
         raise_nonfinite: raise when a mean is not finite.
         world_size: number of workers.
+
+    Attributes:
+        expected: numels of the last step's gradients, while each that comes is the same and goes the same way; empty
+            where nothing can be repeated.
     """
 
     def __init__(
         self,
         engine: Engine,
         feedback: ErrorFeedback,
-        observer: Observer,
+        observer: Observer | None,
         *,
         dtype: torch.dtype | None,
         raise_nonfinite: bool,
@@ -48,37 +49,31 @@ class DensePath:
     ) -> None:
         self._engine, self._feedback, self._observer = engine, feedback, observer
         self._dtype, self._raise_nonfinite, self._world_size = dtype, raise_nonfinite, world_size
-        self._observed = not isinstance(observer, Unobserved)
-        self._untouched = not (self._observed or raise_nonfinite or dtype)  # nobody watches, judges or rounds a mean
+        self._untouched = not (observer or raise_nonfinite or dtype)  # nobody watches, judges or rounds a mean
         self._measured = Metrics()
-        self._numels: list[int] = []  # of the step that can be repeated
+        self.expected: list[int] = []
         self._sent: list[int] = []  # numels of this step, as long as nothing was kept
-
-    @property
-    def repeatable(self) -> bool:
-        """Whether the last step can be repeated."""
-        return bool(self._numels)
 
     def begin(self, measured: Metrics, *, same: bool) -> None:
         """Begin a step; ``same``: nothing stands against repeating the last one."""
         self._measured, self._sent = measured, []
         if not same:
-            self._numels = []
+            self.expected = []
 
     def seal(self, exchanges: int) -> None:
         """End a step that has started so many exchanges in all."""
-        if not self._numels and len(self._sent) == exchanges:
-            self._numels = self._sent
+        if len(self._sent) == exchanges:
+            self.expected = self._sent
 
     def stop(self) -> None:
         """Repeat no longer: something else happens in the step under way."""
-        if self._numels:
-            self._numels = []
+        if self.expected:
+            self.expected = []
             self._feedback.settle()  # left out at the begin of the step
 
     def repeats(self, part: int, grad: Tensor) -> bool:
         """Tell whether the gradient with a number goes as in the last step; once one does not, none does."""
-        if part < len(self._numels) and grad.numel() == self._numels[part]:  # DDP may have built its buckets anew
+        if part < len(self.expected) and grad.numel() == self.expected[part]:  # DDP may have built its buckets anew
             return True
         self.stop()
         return False
@@ -86,7 +81,7 @@ class DensePath:
     def repeat(self, label: Callable[[], str], grad: Tensor) -> Done:
         """Start the mean of a gradient that ``repeats``, in place."""
         measured, numel, size = self._measured, grad.numel(), ring_bytes(grad, self._world_size)
-        done = self._engine.average(label, grad, lambda left: measured.note_arrived(left, size))
+        done = self._engine.average(label, grad, lambda left: measured.note_received(left, size))
         measured.note_taken(0.0, numel=numel, k=numel, kept=numel, dense_bytes=size)
         return done
 
@@ -99,27 +94,27 @@ class DensePath:
             grad: ``[numel]`` local gradient; becomes the mean in place.
             held: places of parameters without gradient, whose residual stays.
         """
-        measured, observed = self._measured, self._observed
-        if observed:
-            self._observer.taking(layout_of(), [grad])
+        measured, observer = self._measured, self._observer
+        if observer:
+            observer.taking(layout_of(), [grad])
         started = time.perf_counter()
         judged = not self._feedback.empty and self._feedback.take_all(layout_of(), grad, held=held)
         took_s = time.perf_counter() - started
-        if observed:
-            self._observer.taken(layout_of(), grad.numel(), None)
+        if observer:
+            observer.taken(layout_of(), grad.numel(), None)
         dense_bytes = ring_bytes(grad, self._world_size)
         sent_bytes = dense_bytes * (self._dtype or grad.dtype).itemsize // grad.itemsize
 
         def arrived(left: float) -> None:
-            measured.note_arrived(left, sent_bytes)
+            measured.note_received(left, sent_bytes)
             if judged or self._raise_nonfinite:
                 finite = all_finite(grad)
                 if judged and measured is self._measured:  # else it is late, after an error
                     self._feedback.judge(finite)
                 if self._raise_nonfinite:
                     require_finite(finite, layout_of(), [grad], measured.step)
-            if observed:
-                self._observer.arrived(layout_of(), [grad])
+            if observer:
+                observer.arrived(layout_of(), [grad])
 
         done = self._engine.average(label, grad, arrived, self._dtype)
         numel = grad.numel()
@@ -146,3 +141,54 @@ class DensePath:
             return parts[0]
 
         return then(done, hand_out)
+
+
+def write_back(mean: Tensor, grads: Sequence[Tensor], finite: Tensor) -> Tensor:
+    """Copy the mean into the gradients, unless it is the one gradient itself; leave in ``mean`` what was rounded off.
+
+    Args:
+        mean: float ``[numel]``; becomes the rounding error.
+        grads: flat gradients, end to end as long as ``mean``; overwritten.
+        finite: 0-d bool tensor, whether the mean is.
+
+    Returns:
+        ``finite``, and whether no narrower dtype overflowed.
+
+    Example:
+        >>> mean, grad = torch.tensor([1.0, 1.001]), torch.zeros(2, dtype=torch.bfloat16)
+        >>> write_back(mean, [grad], torch.tensor(True)), grad.tolist(), mean.tolist()[0]
+        (tensor(True), [1.0, 1.0], 0.0)
+    """
+    if len(grads) == 1 and grads[0].data_ptr() == mean.data_ptr():
+        return finite
+    start = 0
+    for grad in grads:
+        part = mean[start : start + grad.numel()]
+        grad.copy_(part)
+        part.sub_(grad)
+        start += grad.numel()
+    return finite & torch.isfinite(mean).all()
+
+
+def require_finite(finite: Tensor, layout: Layout, grads: Sequence[Tensor], step: int) -> None:
+    """Raise when a mean is not finite; names the first parameter that is not.
+
+    Args:
+        finite: 0-d bool tensor, whether the mean is.
+        layout: parameters in ``grads``, end to end.
+        grads: the mean.
+        step: number of the step.
+
+    Raises:
+        RuntimeError: infinity or NaN came from some worker.
+    """
+    if bool(finite):
+        return
+    mean = torch.cat(list(grads))
+    for name, place in layout.slices():
+        if not bool(torch.isfinite(mean[place]).all()):
+            raise RuntimeError(
+                f"gradient of {name} must be finite, got infinity or NaN on some worker in step {step}. No residual "
+                "was changed; lower the learning rate, or let a GradScaler skip such steps with "
+                "on_nonfinite='propagate'."
+            )

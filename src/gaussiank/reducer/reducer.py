@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -26,15 +27,12 @@ from gaussiank.collectives import (
 )
 from gaussiank.feedback import ErrorFeedback, OptimizerUse, require_same_worker
 from gaussiank.layout import Layout
-from gaussiank.metrics import Metrics
-from gaussiank.observer import Observer, Unobserved
+from gaussiank.metrics import Metrics, Observer
 from gaussiank.ops import RESIDUAL_DTYPES
 from gaussiank.schedule import require_density
-from gaussiank.sparse import SparseGradient
 
-from .dense import DensePath
-from .finite import require_finite, write_back
-from .selection import Selector
+from .dense import DensePath, require_finite, write_back
+from .selection import Asked, Selector
 from .settings import Settings
 
 FORMAT = 1
@@ -47,7 +45,6 @@ class CollectivePlan:
     Args:
         collective: how workers agree, joined to their group.
         engine: lets it send and wait between two steps.
-        selector: says how many entries a vector sends.
         wire: how entries travel.
         world_size: number of workers.
 
@@ -55,11 +52,9 @@ class CollectivePlan:
         collective: as it is in the step under way.
     """
 
-    def __init__(
-        self, collective: Collective, engine: Engine, selector: Selector, *, wire: Wire, world_size: int
-    ) -> None:
+    def __init__(self, collective: Collective, engine: Engine, *, wire: Wire, world_size: int) -> None:
         self.collective = collective
-        self._engine, self._selector = engine, selector
+        self._engine = engine
         self._wire, self._world_size = wire, world_size
         self._asked: list[tuple[int, int]] = []  # numel and k of what is or could be sparse
         self._asked_before = self._asked  # in the last step that was no repetition
@@ -79,17 +74,14 @@ class CollectivePlan:
         self.collective = self._engine.ask(revised, f"the start of step {step}")
         return self.collective is not before
 
-    def choose(self, layout: Layout, density: float) -> tuple[int, Collective | None]:
-        """Return how many entries a vector sends, and how; None where ``auto`` would rather send all of it."""
-        k = self._selector.k(layout, density)
-        self._asked.append((layout.numel, k))
-        return k, self._way(layout.numel, k)
-
-    def _way(self, numel: int, k: int) -> Collective | None:
+    def choose(self, numel: int, k: int) -> Collective | None:
+        """Return how a vector sends k entries; None where ``auto`` would rather send all of it."""
+        self._asked.append((numel, k))
         choice = self.collective.choose(numel, k, self._world_size, self._wire)
         return None if isinstance(choice, DenseAllReduce) and choice is not self.collective else choice
 
 
+@dataclass(eq=False)
 class BucketStep:
     """One vector on its way through one step: ``take`` selects, ``send`` starts its exchange, ``receive`` ends it.
 
@@ -101,101 +93,92 @@ class BucketStep:
         grads: the flat gradients that it is made of, end to end; become the mean.
         grad: ``[numel]``, the one gradient itself, or a copy of several.
         part: number of this exchange in its step, the same on every worker.
+        turn: number of the exchanges, used or not, that steps have had: what random draws go by.
     """
 
-    def __init__(
-        self,
-        reducer: GradientReducer,
-        measured: Metrics,
-        collective: Collective,
-        layout: Layout,
-        grads: Sequence[Tensor],
-        grad: Tensor,
-        part: int,
-    ) -> None:
-        self._reducer, self._measured, self._collective = reducer, measured, collective
-        self._layout, self._grads, self._grad, self._part = layout, grads, grad, part
-        self._turn = reducer.exchanges
+    reducer: GradientReducer
+    measured: Metrics
+    collective: Collective
+    layout: Layout
+    grads: Sequence[Tensor]
+    grad: Tensor
+    part: int
+    turn: int
 
     def label(self) -> str:
         """Name the vector in errors."""
-        names = self._layout.names
-        return f"bucket {self._part} of step {self._measured.step} ({names[0]} to {names[-1]})"
+        names = self.layout.names
+        return f"bucket {self.part} of step {self.measured.step} ({names[0]} to {names[-1]})"
 
-    def take(self, k: int, held: Sequence[slice], started: float) -> None:
+    def take(self, asked: Asked, held: Sequence[slice], started: float) -> None:
         """Add the residual and select what to send, which leaves the residual; the rest stays there.
 
         Args:
-            k: entries asked for.
+            asked: of this vector, at the density of the step.
             held: places of parameters without gradient, whose residual stays.
             started: ``time.perf_counter()`` of when the work on this vector began.
         """
-        reducer, layout, grad = self._reducer, self._layout, self._grad
-        reducer.observer.taking(layout, self._grads)
-        if reducer.compressor.keeps_rest:
-            self._sparse = reducer.feedback.take(layout, grad, self._select, held=held, fused=self._take_fused)
+        reducer, layout, grad, density = self.reducer, self.layout, self.grad, self.measured.density
+        select = partial(reducer.selector.select, layout, density=density, step=self.turn)
+        if reducer.observer:
+            reducer.observer.taking(layout, self.grads)
+        if reducer.keeps_rest:
+            fused = partial(reducer.selector.take, layout, density=density, step=self.turn)
+            self._sparse = reducer.feedback.take(layout, grad, select, held=held, fused=fused)
         else:
-            self._sparse = self._select(grad.to(RESIDUAL_DTYPES[grad.dtype]))
+            self._sparse = select(grad.to(RESIDUAL_DTYPES[grad.dtype]))
         self._left_at = time.perf_counter()
-        dense_bytes = sum(ring_bytes(one, reducer.world_size) for one in self._grads)
-        self._measured.note_taken(
-            self._left_at - started, numel=layout.numel, k=k, kept=self._sparse.kept, dense_bytes=dense_bytes
+        dense_bytes = sum(ring_bytes(one, reducer.world_size) for one in self.grads)
+        self.measured.note_taken(
+            self._left_at - started, numel=layout.numel, k=asked.k, kept=self._sparse.kept, dense_bytes=dense_bytes
         )
-        reducer.observer.taken(layout, k, self._sparse)
-        density = self._measured.density  # here and not in send, which may run in the executor's thread
-        self._capacity = reducer.selector.capacity(layout, density)
-        self._drawn = reducer.selector.shared(layout, density, self._turn, self._part, grad.device)
+        if reducer.observer:
+            reducer.observer.taken(layout, asked.k, self._sparse)
+        self._capacity, self._drawn = asked.capacity, None
+        if reducer.wire.index == "seed":
+            self._drawn = reducer.selector.shared(layout, density, self.turn, self.part, grad.device)
+        # whose hint it is: of this collective among as many workers, for these parameters
+        kind, names = type(self.collective).__name__, layout.names
+        self._route = f"{kind}@{reducer.world_size} {names[0]}..{names[-1]}/{layout.numel}"
 
     def send(self, group: dist.ProcessGroup) -> Exchange:
         """Start the exchange: send its first message over a group."""
-        reducer, layout = self._reducer, self._layout
-        return self._collective.start(
+        reducer, layout = self.reducer, self.layout
+        return self.collective.start(
             self._sparse,
             wire=reducer.wire,
             capacity=self._capacity,
             group=group,
-            step=self._turn,
-            part=self._part,
+            step=self.turn,
+            part=self.part,
             hint=reducer.routes.get(self._route),
-            draw=partial(reducer.feedback.draw, layout) if reducer.compressor.keeps_rest else None,
-            shared=self._drawn if reducer.wire.index == "seed" else None,
+            draw=partial(reducer.feedback.draw, layout) if reducer.keeps_rest else None,
+            shared=self._drawn,
         )
 
     @torch.no_grad()  # it runs in threads of the backend
     def receive(self, exchange: Exchange) -> Tensor:
         """End the exchange: write the mean to the gradients, and put back into the residual what did not enter it."""
-        reducer, layout, measured = self._reducer, self._layout, self._measured
-        arrived = measured.note_arrived(self._left_at, exchange.sent_bytes)
+        reducer, layout, measured = self.reducer, self.layout, self.measured
+        arrived = time.perf_counter()
         dtype = self._sparse.values.dtype
-        mean = self._grad if self._grad.dtype == dtype else self._grad.to(dtype)
+        mean = self.grad if self.grad.dtype == dtype else self.grad.to(dtype)
         outcome = exchange.finish(mean)
-        finite = write_back(mean, self._grads, outcome.finite)
+        finite = write_back(mean, self.grads, outcome.finite)
         if outcome.hint is not None:
             reducer.routes[self._route] = outcome.hint
-        if reducer.compressor.keeps_rest and measured is reducer.measured:  # else it is late, after an error
+        if reducer.keeps_rest and measured is reducer.measured:  # else it is late, after an error
             for rest in outcome.returned:
                 reducer.feedback.keep(layout, rest)
-            if any(one.dtype != dtype for one in self._grads):
+            if any(one.dtype != dtype for one in self.grads):
                 reducer.feedback.keep(layout, mean)
             reducer.feedback.judge(finite)
+        measured.note_received(self._left_at, exchange.sent_bytes, arrived)
         if reducer.raise_nonfinite:
-            require_finite(finite, layout, self._grads, measured.step)
-        measured.note_finished(arrived)
-        reducer.observer.arrived(layout, self._grads)
-        return self._grads[0]
-
-    @property
-    def _route(self) -> str:
-        """Whose hint it is: of this collective among as many workers, for these parameters."""
-        names, workers = self._layout.names, self._reducer.world_size
-        return f"{type(self._collective).__name__}@{workers} {names[0]}..{names[-1]}/{self._layout.numel}"
-
-    def _select(self, accumulated: Tensor) -> SparseGradient:
-        return self._reducer.selector.select(self._layout, accumulated, self._measured.density, self._turn)
-
-    def _take_fused(self, addend: Tensor, residual: Tensor, out: Tensor) -> SparseGradient:
-        selector, density = self._reducer.selector, self._measured.density
-        return selector.take(self._layout, addend, residual, out, density, self._turn)
+            require_finite(finite, layout, self.grads, measured.step)
+        if reducer.observer:
+            reducer.observer.arrived(layout, self.grads)
+        return self.grads[0]
 
 
 class GradientReducer:
@@ -212,6 +195,7 @@ class GradientReducer:
         step: steps begun and sealed so far; the last one counts until it is found that no optimizer has used it.
         exchanges: backwards begun and sealed so far, used or not: what random draws and turns go by.
         measured: measurements of the step under way or, after it, of the last one.
+        dense: whether that step sends everything.
         feedback: the residuals.
     """
 
@@ -226,14 +210,15 @@ class GradientReducer:
     ) -> None:
         timeout_s = group_timeout_s(group) if settings.timeout_s is None else settings.timeout_s
         self.wire, self.compressor = settings.fitting_wire, settings.compressor
+        self.keeps_rest = self.compressor.keeps_rest
         self._schedule, self._clip = settings.schedule, settings.clip
         self.raise_nonfinite = settings.on_nonfinite == "raise"
         self._engine = engine_of(group, timeout_s)
         self._rank, self.world_size = dist.get_rank(group), dist.get_world_size(group)
-        self.observer = observer or Unobserved()
+        self.observer = observer
         self.selector = Selector(self.compressor, per_layer=settings.scope == "layer", rank=self._rank)
         joined = settings.collective.join(group, timeout_s)
-        self._plan = CollectivePlan(joined, self._engine, self.selector, wire=self.wire, world_size=self.world_size)
+        self._plan = CollectivePlan(joined, self._engine, wire=self.wire, world_size=self.world_size)
         self.routes: dict[str, Tensor] = {}  # what the collective wants to know at the next step, by layout
         self._parts = 0  # exchanges begun in this step
         self._use = use
@@ -253,7 +238,7 @@ class GradientReducer:
         self._counted = False  # whether step counts a last backward that can be taken back
         self._scale = 1.0
         self._dense_steps, self._told_of_dense = 0, False
-        self.measured = Metrics(density=self.density)
+        self._measure()
 
     @property
     def density(self) -> float:
@@ -265,11 +250,6 @@ class GradientReducer:
         """How workers agree in the step under way; ``auto`` changes its mind."""
         return self._plan.collective
 
-    @property
-    def dense(self) -> bool:
-        """Whether the step under way sends everything."""
-        return self.compressor.sends_all or (self.measured.density == 1 and not self.compressor.cuts)
-
     # ------------------------------------------------------------------ one step: begin, reduce, seal
 
     def begin(self, scale: float = 1.0) -> None:
@@ -278,24 +258,29 @@ class GradientReducer:
         Args:
             scale: what a ``GradScaler`` multiplies this step's loss by; residuals follow when it changes.
         """
-        self._count_back()
-        density = self.density
-        same = self._dense.repeatable and scale == self._scale and density == self.measured.density
-        if not same or not self.collective.rests():
-            same = self._prepare(scale) and same
-        self._parts = 0
-        self._plan.begin()
-        self.measured = Metrics(step=self.step, density=density)
-        self._dense.begin(self.measured, same=same)
-        self.observer.begin(self.step, density)
-
-    def _count_back(self) -> None:
-        """Take back the number of the last step if no optimizer has used it: this one is that step."""
-        self.step -= self._unused
+        self.step -= self._unused  # the last one's number, if no optimizer has used it: this one is that step
         self._counted = False
         if self._use is not None:
             self._joined = torch._C._current_graph_task_id() < 0  # in no backward
             self._use.begin(joined=self._joined)
+        before, self._parts = self.measured.density, 0
+        self._measure()
+        same = bool(self._dense.expected) and scale == self._scale and self.measured.density == before
+        if not (same and self.collective.rests()):
+            self.feedback.settle()
+            if scale != self._scale:
+                self.feedback.rescale(scale / self._scale)
+                self._scale = scale
+            self._engine.flush()  # what a backward that raised may have left
+            same = not self._plan.revise(self.step) and same
+        self._plan.begin()
+        self._dense.begin(self.measured, same=same)
+        if self.observer:
+            self.observer.begin(self.step, self.measured.density)
+
+    def _measure(self) -> None:
+        self.measured = Metrics(step=self.step, density=self.density)
+        self.dense = self.compressor.sends_all or (self.measured.density == 1 and not self.compressor.cuts)
 
     @property
     def _unused(self) -> bool:
@@ -318,18 +303,9 @@ class GradientReducer:
         self.step -= self._counted
         self._counted = False
 
-    def _prepare(self, scale: float) -> bool:
-        """Settle the last step and ask the collective; tells whether that stays as it was."""
-        self.feedback.settle()
-        if scale != self._scale:
-            self.feedback.rescale(scale / self._scale)
-            self._scale = scale
-        self._engine.flush()  # what a backward that raised may have left
-        return not self._plan.revise(self.step)
-
     def seal(self) -> None:
         """Say that every gradient of the step is under way."""
-        if not self._dense.repeatable:
+        if not self._dense.expected:
             self._engine.flush()
             self.feedback.seal()
             self._plan.seal()
@@ -340,13 +316,14 @@ class GradientReducer:
         if self._use is not None:
             self._use.seal()
         self.measured.launched_at = time.perf_counter()
-        self._tell_of_dense()
+        if self.measured.kept < self.measured.numel or not self.measured.numel or self.dense:
+            self._dense_steps = 0
+        else:
+            self._tell_of_dense()
 
     def _tell_of_dense(self) -> None:
         """Warn, once, that ``auto`` has long sent everything: then the hook costs and brings nothing."""
-        measured = self.measured
-        chosen = not self.dense and measured.numel > 0 and measured.kept == measured.numel
-        self._dense_steps = self._dense_steps + 1 if chosen else 0
+        self._dense_steps += 1
         if self._dense_steps == _DENSE_STEPS and not self._told_of_dense and self._rank == 0:
             self._told_of_dense = True
             warnings.warn(
@@ -357,9 +334,10 @@ class GradientReducer:
 
     def repeat(self, layout_of: Callable[[], Layout], grad: Tensor) -> Done | None:
         """Start the mean of a whole gradient as in the last step; None where that does not say how it goes."""
-        if not self._dense.repeats(self._parts, grad):
+        if not self._dense.expected or not self._dense.repeats(self._parts, grad):
             return None
-        self._clip_locally(layout_of, [grad])
+        if self._clip is not None:
+            self._clip.apply(layout_of(), [grad], self._scale)
         return self._dense.repeat(self._label(layout_of), grad)
 
     def reduce_dense(self, layout_of: Callable[[], Layout], grad: Tensor, held: Sequence[slice] = ()) -> Done:
@@ -371,7 +349,8 @@ class GradientReducer:
             grad: ``[numel]`` local gradient; becomes the mean in place.
             held: places of parameters without gradient, whose residual stays.
         """
-        self._clip_locally(layout_of, [grad])
+        if self._clip is not None:
+            self._clip.apply(layout_of(), [grad], self._scale)
         return self._dense.reduce(self._label(layout_of), layout_of, grad, held)
 
     def reduce_sparse(self, layout: Layout, grads: Sequence[Tensor], held: Sequence[slice] = ()) -> Done:
@@ -386,20 +365,19 @@ class GradientReducer:
             A future of the first gradient.
         """
         started = time.perf_counter()
-        self._clip_locally(lambda: layout, grads)
+        if self._clip is not None:
+            self._clip.apply(layout, grads, self._scale)
         grad = grads[0] if len(grads) == 1 else torch.cat(list(grads))
-        k, collective = self._plan.choose(layout, self.measured.density)
+        asked = self.selector.asked(layout, self.measured.density)
+        collective = self._plan.choose(layout.numel, asked.k)
         if collective is None:  # to send all of it costs less
             return self._dense.reduce_parts(self._label(lambda: layout), layout, grad, grads, held)
-        self._dense.stop()
-        step = BucketStep(self, self.measured, collective, layout, grads, grad, self._parts)
+        if self._dense.expected:
+            self._dense.stop()
+        step = BucketStep(self, self.measured, collective, layout, grads, grad, self._parts, self.exchanges)
         self._parts += 1
-        step.take(k, held, started)
+        step.take(asked, held, started)
         return self._engine.carry(step.label, step.send, step.receive, phased=collective.phased, device=grad.device)
-
-    def _clip_locally(self, layout_of: Callable[[], Layout], grads: Sequence[Tensor]) -> None:
-        if self._clip is not None:
-            self._clip.apply(layout_of(), grads, self._scale)
 
     def pass_through(self, grad: Tensor) -> torch.futures.Future[Any]:
         """Start the mean of a ``torch.sparse`` gradient, an embedding's, as DDP itself would."""

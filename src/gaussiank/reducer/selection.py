@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,20 @@ from gaussiank.compressors import Compressor, Taken, Turn, finish_take
 from gaussiank.layout import Layout
 from gaussiank.schedule import entries
 from gaussiank.sparse import SparseGradient
+
+
+class Asked(NamedTuple):
+    """What a density asks of a vector.
+
+    Attributes:
+        places: of each vector that k is counted on: its key among the hints, its place, and its k.
+        k: entries asked for in all.
+        capacity: largest count that a selection can have, or None when only the data limits it.
+    """
+
+    places: tuple[tuple[str, slice, int], ...]
+    k: int
+    capacity: int | None
 
 
 @dataclass
@@ -31,20 +46,27 @@ class Selector:
     per_layer: bool
     rank: int
     hints: dict[str, Tensor] = field(default_factory=dict)
+    # by layout, with the density that it is of, which seldom changes
+    _asked: dict[Layout, tuple[float, Asked]] = field(default_factory=dict, repr=False, compare=False)
 
-    def k(self, layout: Layout, density: float) -> int:
-        """Return the entries asked of a vector with this layout."""
-        return sum(entries(density, numel) for _, numel in self._segments(layout))
+    def asked(self, layout: Layout, density: float) -> Asked:
+        """Return what a density asks of a vector with this layout."""
+        known = self._asked.get(layout)
+        if known is None or known[0] != density:
+            known = self._asked[layout] = density, self._asked_of(layout, density)
+        return known[1]
 
-    def capacity(self, layout: Layout, density: float) -> int | None:
-        """Return the largest count that ``select`` can return for this layout, or None when only the data limits it."""
-        total = 0
-        for _, numel in self._segments(layout):
-            bound = self.compressor.capacity(entries(density, numel), numel)
-            if bound is None:
-                return None
-            total += bound
-        return total
+    def _asked_of(self, layout: Layout, density: float) -> Asked:
+        """Count for the whole vector or for each parameter; one without entries has no part in it."""
+        names = layout.names
+        places = [(f"{names[0]}..{names[-1]}", slice(0, layout.numel))]
+        if self.per_layer:
+            places = [(name, place) for name, place in layout.slices() if place.start < place.stop]
+        numels = [place.stop - place.start for _, place in places]
+        ks = [entries(density, numel) for numel in numels]
+        bounds = [self.compressor.capacity(k, numel) for k, numel in zip(ks, numels, strict=True)]
+        capacity = None if None in bounds else sum(bound for bound in bounds if bound is not None)
+        return Asked(tuple((*place, k) for place, k in zip(places, ks, strict=True)), sum(ks), capacity)
 
     def select(self, layout: Layout, accumulated: Tensor, density: float, step: int) -> SparseGradient:
         """Choose what to send of ``accumulated``.
@@ -53,12 +75,13 @@ class Selector:
         nothing else of such a step matters.
         """
         if not self.compressor.nonfinite_first and not bool(ops.all_finite(accumulated)):
-            capacity = self.capacity(layout, density) or accumulated.numel()
+            capacity = self.asked(layout, density).capacity or accumulated.numel()
             return SparseGradient.pick(accumulated, ops.nonfinite_indices(accumulated, capacity))
         chosen: list[Tensor] = []
-        for key, place, k in self._places(layout, density):
+        for key, place, k in self.asked(layout, density).places:
             indices, hint = self.compressor.select(accumulated[place], k, self._turn(key, step))
-            self._remember(key, hint)
+            if hint is not None:
+                self.hints[key] = hint
             chosen.append(indices + place.start if place.start else indices)
         return SparseGradient.pick(accumulated, chosen[0] if len(chosen) == 1 else torch.cat(chosen))
 
@@ -79,14 +102,15 @@ class Selector:
             step: number of the step.
         """
         parts: list[Taken] = []
-        for key, place, k in self._places(layout, density):
+        for key, place, k in self.asked(layout, density).places:
             turn, target = self._turn(key, step), out[place]
             taken = self.compressor.take(grad[place], residual[place], target, k, turn)
             if taken is None:
                 ops.accumulate(residual[place], grad[place], out=target)
                 finite = self.compressor.nonfinite_first or bool(ops.all_finite(target))
                 taken = finish_take(self.compressor, target, k, turn, finite=finite)
-            self._remember(key, taken.hint)
+            if taken.hint is not None:
+                self.hints[key] = taken.hint
             parts.append(taken._replace(indices=taken.indices + place.start) if place.start else taken)
         if len(parts) == 1:
             return SparseGradient(parts[0].indices, parts[0].values, layout.numel)
@@ -113,7 +137,7 @@ class Selector:
             if drawn is None:
                 parts = [
                     self.compressor.drawn(place.stop - place.start, k, self._turn(key, step), device) + place.start
-                    for key, place, k in self._places(layout, density)
+                    for key, place, k in self.asked(layout, density).places
                 ]
                 drawn = torch.cat(parts)
             return drawn
@@ -126,20 +150,3 @@ class Selector:
 
     def _turn(self, key: str, step: int) -> Turn:
         return Turn(step, self.rank, zlib.crc32(key.encode()), self.hints.get(key))
-
-    def _remember(self, key: str, hint: Tensor | None) -> None:
-        if hint is not None:
-            self.hints[key] = hint
-
-    def _places(self, layout: Layout, density: float) -> Iterator[tuple[str, slice, int]]:
-        """Yield each vector that k is counted on: its key, its place, and k."""
-        start = 0
-        for key, numel in self._segments(layout):
-            yield key, slice(start, start + numel), entries(density, numel)
-            start += numel
-
-    def _segments(self, layout: Layout) -> list[tuple[str, int]]:
-        """Name the vectors that k is counted on, with their lengths; a parameter without entries has none."""
-        if self.per_layer:
-            return [(name, numel) for name, numel in zip(layout.names, layout.numels, strict=True) if numel]
-        return [(f"{layout.names[0]}..{layout.names[-1]}", layout.numel)]

@@ -90,7 +90,7 @@ def _exchange(
         mean = grad
     else:
         sparse = feedback.take(layout, grad, lambda u: selector.select(layout, u, density, step))
-        recorder.taken(layout, selector.k(layout, density), sparse)
+        recorder.taken(layout, selector.asked(layout, density).k, sparse)
         mean, due = sparse.dense(), True
     if due:
         feedback.judge(torch.isfinite(mean).all())
