@@ -12,6 +12,8 @@ from tests.each import each
 from tests.imports import LIBRARY, ROOT
 
 import gaussiank
+from gaussiank import collectives
+from gaussiank.autotune import parse_policy
 
 
 def loaded_by(statement: str) -> list[str]:
@@ -70,6 +72,20 @@ def test_rooms_are_found_by_name_and_listed() -> None:
     assert "(0, 1)" in printed
     assert "'compress'" in printed
     assert "'ops'" in printed
+
+
+def test_what_has_left_the_collectives_is_found_with_a_warning() -> None:
+    for name, place in collectives._MOVED.items():
+        with pytest.warns(
+            DeprecationWarning, match=rf"^gaussiank.collectives.{name} has moved. Use gaussiank.{place}."
+        ):
+            found = getattr(collectives, name)
+        room, new = place.split(".")
+        assert found is getattr(importlib.import_module(f"gaussiank.{room}"), new)
+    with pytest.warns(DeprecationWarning, match=r"Use gaussiank\.autotune\.parse_policy\.$"):
+        assert collectives.parse_collective("auto:mbit=3") == parse_policy("auto:mbit=3")
+    with pytest.raises(AttributeError, match=r"^module 'gaussiank.collectives' has no attribute 'Automatic'$"):
+        collectives.Automatic  # noqa: B018  looking it up is what raises
 
 
 WITHOUT_LAB = "import tests.alone, gaussiank; "

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from gaussiank.autotune import parse_policy
 from gaussiank.codec import chosen_wire
-from gaussiank.collectives import parse_collective, require_feedback
+from gaussiank.collectives import require_feedback
 from gaussiank.compressors import Compressor, parse_compressor
 from gaussiank.momentum import MomentumCorrection
 from gaussiank.reducer import Scope, require_scope
@@ -142,7 +143,7 @@ class TrainConfig:
         self._check_numbers()
 
     def _require_feedback(self, method: str) -> None:
-        collective, compressor = parse_collective(self.collective), parse_compressor(method)
+        collective, compressor = parse_policy(self.collective), parse_compressor(method)
         try:
             require_feedback(collective, compressor)
         except ValueError as error:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 import gaussiank
-from gaussiank.collectives import require_agreement
+from gaussiank.comm import require_agreement
 from gaussiank.durable import write_whole
 from gaussiank_lab.checkpoint import (
     LENGTH,

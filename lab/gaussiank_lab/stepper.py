@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gaussiank.collectives import Auto
+from gaussiank.autotune import Auto
 from gaussiank.compressors import parse_compressor
 from gaussiank.ddp import Compression, compress
 from gaussiank.ddp.optimizer_checks import AdamWarning

@@ -93,7 +93,7 @@ __all__ = [
 ]
 
 
-_MODULES = ("checkpoint", "codec", "collectives", "compressors", "ops", "reshard", "schedule")
+_MODULES = ("autotune", "checkpoint", "codec", "collectives", "compressors", "ops", "reshard", "schedule")
 
 # What has gone to the lab, by its old name here: module, and name in it (empty: the module itself).
 _LAB = {

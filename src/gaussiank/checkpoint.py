@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gaussiank.collectives import together
+from gaussiank.comm import together
 from gaussiank.dcp_metadata import entries, load_plain
 from gaussiank.durable import HashingFile, naming, sha256_of, write_whole
 from gaussiank.reshard import reshard, sources

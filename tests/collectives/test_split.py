@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gaussiank.codec import INDEX_CODES, VALUE_CODES, Wire
-from gaussiank.collectives.collective import Call
+from gaussiank.collectives.base import Call
 from gaussiank.collectives.split import Frames, Split, _cut, _rebalanced
 from gaussiank.sparse import SparseGradient
 

@@ -16,18 +16,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import gaussiank
-from gaussiank.collectives import (
-    COLLECTIVES,
-    Collective,
-    Hierarchical,
-    await_all,
-    group_timeout_s,
-    parse_collective,
-    require_agreement,
-)
-from gaussiank.collectives.collective import Outcome
-from gaussiank.collectives.line import STRAIGHT_BYTES, Line
-from gaussiank.collectives.link import measure
+from gaussiank.autotune import POLICIES, parse_policy
+from gaussiank.autotune.link_probe import measure
+from gaussiank.collectives import Collective, Hierarchical, Outcome
+from gaussiank.comm import Line, await_all, group_timeout_s, require_agreement
+from gaussiank.comm.communicator import STRAIGHT_BYTES
 from gaussiank.sparse import SparseGradient
 
 NUMEL = 97
@@ -56,14 +49,14 @@ CASES = ["unequal", "one empty", "all empty", "full", "equal"]
 
 
 def test_every_collective_is_under_contract() -> None:
-    assert {spec.split(":")[0] for spec in SPECS} == set(COLLECTIVES)
+    assert {spec.split(":")[0] for spec in SPECS} == set(POLICIES)
 
 
 def joined(spec: str, world_size: int) -> Collective:
     if world_size % 2:  # equal nodes
         spec = spec.replace("ranks_per_node=2", f"ranks_per_node={world_size}")
     if spec not in _JOINED:
-        _JOINED[spec] = parse_collective(spec).join()
+        _JOINED[spec] = parse_policy(spec).join()
     return _JOINED[spec]
 
 
@@ -249,7 +242,7 @@ def test_sent_bytes_are_those_the_kernel_counts(workers: Any, spec: str) -> None
         name = (
             spec.replace("ranks_per_node=2", f"ranks_per_node={workers.world_size}") if workers.world_size % 2 else spec
         )
-        predicted = parse_collective(name).traffic(50_000, 1000, workers.world_size).sent_bytes
+        predicted = parse_policy(name).traffic(50_000, 1000, workers.world_size).sent_bytes
         mean = sum(accounted for accounted, _ in results) / steps / workers.world_size
         assert mean == pytest.approx(predicted, abs=workers.world_size)
 

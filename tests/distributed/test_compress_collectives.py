@@ -13,8 +13,8 @@ from tests.each import each
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import gaussiank
+from gaussiank.autotune import parse_policy
 from gaussiank.codec import Wire
-from gaussiank.collectives import parse_collective
 
 SMALL_BUCKETS = {"bucket_cap_mb": 0.0005}
 SPECS = [
@@ -199,9 +199,7 @@ def sent(rank: int, world_size: int, spec: str) -> tuple[int, int]:
 @each("spec", ["allgather", "split", "tree"])
 def test_metrics_count_the_bytes_of_every_message(workers: Any, spec: str) -> None:
     results = workers.run(sent, spec)
-    expected = (
-        parse_collective(spec).traffic(1076, results[0][1], workers.world_size, Wire("eliasfano", "bf16")).sent_bytes
-    )
+    expected = parse_policy(spec).traffic(1076, results[0][1], workers.world_size, Wire("eliasfano", "bf16")).sent_bytes
     assert sum(sent_bytes for sent_bytes, _ in results) == pytest.approx(expected * workers.world_size, abs=8)
 
 

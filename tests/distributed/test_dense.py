@@ -13,7 +13,8 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import gaussiank
-from gaussiank.collectives import Link, pilot, ring_bytes
+from gaussiank.autotune import Link, tuner
+from gaussiank.comm import ring_bytes
 
 SIZES = (300, 512, 64)
 ALWAYS_DENSE = "auto:mbit=1e6:message_us=1e9"
@@ -137,16 +138,16 @@ def on_a_changing_link(rank: int, world_size: int, slow: list[int]) -> tuple[lis
     model = small_buckets()
     compression = gaussiank.compress(model, density=0.05, collective=ALWAYS_DENSE)
     plan = compression._reducer._plan
-    plan.collective = replace(plan.collective, message_us=0, link=fast, pilot=pilot.Pilot(10))
-    look, pilot.look_again = pilot.look_again, lambda line, last: slower if compression.step in slow else fast
-    often, pilot._LOOKING = pilot._LOOKING, 1e3  # share of the time, so that it looks every ten steps
+    plan.collective = replace(plan.collective, message_us=0, link=fast, pilot=tuner.Pilot(10))
+    look, tuner.look_again = tuner.look_again, lambda line, last: slower if compression.step in slow else fast
+    often, tuner._LOOKING = tuner._LOOKING, 1e3  # share of the time, so that it looks every ten steps
     whole, rest = [], torch.zeros(sum(SIZES))
     try:
         for step in range(150):
             rest += torch.cat(fed(rank, step)) - step_of(model, rank, step)
             whole.append(compression.metrics.kept == sum(SIZES))
     finally:
-        pilot.look_again, pilot._LOOKING = look, often
+        tuner.look_again, tuner._LOOKING = look, often
     return whole, rest, compression.feedback.residuals([f"weights.{number}" for number in range(len(SIZES))])
 
 

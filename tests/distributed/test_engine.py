@@ -17,8 +17,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 import gaussiank
 from gaussiank.codec import Wire
-from gaussiank.collectives import engine_of
-from gaussiank.collectives.line import Line
+from gaussiank.comm import Line, engine_of
 
 LAYERS = 50
 

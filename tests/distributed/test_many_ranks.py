@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from tests.each import each
 
+from gaussiank.autotune import parse_policy
 from gaussiank.codec import Wire
-from gaussiank.collectives import parse_collective
 from gaussiank.sparse import SparseGradient
 
 multi_threaded_pg = pytest.importorskip("torch.testing._internal.distributed.multi_threaded_pg")
@@ -67,7 +67,7 @@ def clustered(rank: int) -> SparseGradient:
 
 def exchanged(spec: str, steps: int, wire: str = "raw+fp32") -> Callable[[int], Any]:
     def exchange(rank: int) -> Any:
-        collective, part, hint, sent = parse_collective(spec), clustered(rank), None, []
+        collective, part, hint, sent = parse_policy(spec), clustered(rank), None, []
         for step in range(steps):
             message = collective.start(part, wire=Wire.parse(wire), capacity=K, step=step, hint=hint)
             out = torch.empty(NUMEL)

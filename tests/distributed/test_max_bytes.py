@@ -18,8 +18,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 import gaussiank
 from gaussiank.codec import Wire
 from gaussiank.collectives import entries_within
-from gaussiank.collectives.engine import Engine
-from gaussiank.collectives.line import Line, ring_bytes
+from gaussiank.comm import Engine, Line, ring_bytes
 from gaussiank.sparse import SparseGradient
 
 CHECKED = [

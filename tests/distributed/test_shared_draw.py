@@ -13,8 +13,8 @@ from tests.each import each
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import gaussiank
+from gaussiank.autotune import POLICIES, parse_policy
 from gaussiank.codec import VALUE_CODES, Wire
-from gaussiank.collectives import COLLECTIVES, parse_collective
 
 SHARED = {"compressor": "randomk:shared=true"}
 ABLE = ["allgather", "leader"]
@@ -59,7 +59,7 @@ def test_only_values_are_sent(contract_workers: Any, spec: str, values: str, val
     else:  # each share has room for whole values, and a byte behind it
         most = 2 * (world_size - 1) * (1 + (k / world_size + 1) * value_bytes + 1)
         assert 2 * (world_size - 1) / world_size * k * value_bytes <= sent <= most
-    expected = parse_collective(spec).traffic(1076, k, world_size, Wire("seed", values)).sent_bytes
+    expected = parse_policy(spec).traffic(1076, k, world_size, Wire("seed", values)).sent_bytes
     assert sent == pytest.approx(expected, abs=1)
 
 
@@ -109,7 +109,7 @@ def test_without_feedback_the_mean_is_that_of_the_drawn_entries(two_workers: Any
 
 def refused(rank: int, world_size: int) -> list[str]:
     attempts: list[dict[str, Any]] = [
-        *({**SHARED, "collective": spec} for spec in COLLECTIVES if spec not in ABLE),
+        *({**SHARED, "collective": spec} for spec in POLICIES if spec not in ABLE),
         {"compressor": "randomk"},
         {**SHARED, "max_bytes": 200},
     ]
@@ -123,7 +123,7 @@ def refused(rank: int, world_size: int) -> list[str]:
 
 
 def test_refused_in_one_sentence_elsewhere(two_workers: Any) -> None:
-    needing = len(COLLECTIVES) - len(ABLE)
+    needing = len(POLICIES) - len(ABLE)
     for messages in two_workers.run(refused):
         assert len(messages) == needing + 2
         for message in messages[:needing]:

@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gaussiank import ops
+from gaussiank.autotune import parse_policy
 from gaussiank.codec import Wire, default_wire
-from gaussiank.collectives import parse_collective
 from gaussiank.compressors import COMPRESSORS, parse_compressor
 from gaussiank.layout import Layout
 from gaussiank.reducer import GradientReducer, Settings
@@ -89,7 +89,7 @@ def _exchange_s(name: str, numel: int, device: torch.device, effort: Effort) -> 
             Constant(MEASURED_DENSITY),
             parse_compressor("topk"),
             wire=default_wire([grad]),
-            collective=parse_collective(name),
+            collective=parse_policy(name),
         ),
     )
     for _ in range(WARM_STEPS + 3 * effort.least):

@@ -1,65 +1,57 @@
-"""How workers agree: one collective a file, one line each in the table."""
+"""How workers agree on the mean of what they selected: one collective a file, one line each in the table."""
 
 from __future__ import annotations
 
+import importlib
+import warnings
+from typing import Any, cast
+
 from gaussiank.spec import parse_spec
 
-from .agreement import require_agreement, together
 from .all_gather import AllGather
-from .attendance import await_all, group_timeout_s
-from .auto import CANDIDATES, Auto
-from .callbacks import then
-from .collective import Call, Collective, Exchange, Outcome, Traffic
+from .base import Call, Collective, Exchange, Outcome, Traffic
+from .compatibility import entries_within, fitting_wire, require_feedback
 from .dense import DenseAllReduce
-from .engine import Done, Engine, Promise, engine_of
-from .fitting import entries_within, fitting_wire, require_feedback
 from .hierarchical import Hierarchical
 from .leader import Leader
-from .line import ring_bytes
-from .link import Link
-from .rows import EXACT
+from .packing import EXACT
 from .split import Split
 from .tree import Tree
 
-COLLECTIVES: dict[str, type[Collective]] = {**CANDIDATES, "auto": Auto}
-"""Name -> class; the command line, the docs and the contract tests are driven by this table."""
+COLLECTIVES: dict[str, type[Collective]] = {
+    "dense": DenseAllReduce,
+    "allgather": AllGather,
+    "split": Split,
+    "leader": Leader,
+    "tree": Tree,
+    "hierarchical": Hierarchical,
+}
+"""Name -> class; the docs and the contract tests are driven by this table, ``auto`` chooses from it."""
 
 __all__ = [
     "COLLECTIVES",
     "EXACT",
     "AllGather",
-    "Auto",
     "Call",
     "Collective",
     "DenseAllReduce",
-    "Done",
-    "Engine",
     "Exchange",
     "Hierarchical",
     "Leader",
-    "Link",
     "Outcome",
-    "Promise",
     "Split",
     "Traffic",
     "Tree",
-    "await_all",
     "collective_names",
-    "engine_of",
     "entries_within",
     "fitting_wire",
-    "group_timeout_s",
     "parse_collective",
-    "require_agreement",
     "require_feedback",
-    "ring_bytes",
-    "then",
-    "together",
 ]
 
 
 def collective_names() -> tuple[str, ...]:
-    """Return the names that ``compress`` and the command line take."""
+    """Return the names of all collectives; ``compress`` and the command line take ``auto`` as well."""
     return tuple(COLLECTIVES)
 
 
@@ -77,4 +69,35 @@ def parse_collective(spec: str) -> Collective:
             ...
         ValueError: settings of allgather must be among slack=..., ask=..., got 'size=3'. Correct 'allgather:size=3'.
     """
+    if spec.strip().split(":")[0] == "auto":
+        return cast(Collective, _moved("parse_collective('auto')", "autotune.parse_policy")(spec))
     return parse_spec("collective", spec, COLLECTIVES)
+
+
+_MOVED = {
+    "Auto": "autotune.Auto",
+    "Done": "comm.Done",
+    "Engine": "comm.Engine",
+    "Link": "autotune.Link",
+    "Promise": "comm.Promise",
+    "await_all": "comm.await_all",
+    "engine_of": "comm.engine_of",
+    "group_timeout_s": "comm.group_timeout_s",
+    "require_agreement": "comm.require_agreement",
+    "ring_bytes": "comm.ring_bytes",
+    "then": "comm.then",
+    "together": "comm.together",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MOVED:
+        return _moved(name, _MOVED[name])
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _moved(name: str, place: str) -> Any:
+    """Return what stood here before it got a room of its own."""
+    warnings.warn(f"{__name__}.{name} has moved. Use gaussiank.{place}.", DeprecationWarning, stacklevel=3)
+    room, new = place.split(".")
+    return getattr(importlib.import_module(f"gaussiank.{room}"), new)

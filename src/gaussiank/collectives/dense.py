@@ -11,8 +11,8 @@ from gaussiank import ops
 from gaussiank.codec import Wire
 from gaussiank.sparse import SparseGradient
 
-from .collective import Call, Collective, Outcome, Program, Traffic
-from .rows import EXACT
+from .base import Call, Collective, Outcome, Program, Traffic
+from .packing import EXACT
 
 
 @dataclass(frozen=True)

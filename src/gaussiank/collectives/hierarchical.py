@@ -12,13 +12,12 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from gaussiank.codec import Wire
+from gaussiank.comm import Groups, gather_steps, groups_of
 from gaussiank.environment import number_from
 from gaussiank.sparse import SparseGradient
 
-from .collective import Call, Collective, Outcome, Program, Traffic
-from .groups import Groups, groups_of
-from .line import gather_steps
-from .rows import (
+from .base import Call, Collective, Outcome, Program, Traffic
+from .packing import (
     EXACT,
     Given,
     agree_on_capacity,

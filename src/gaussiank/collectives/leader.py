@@ -11,11 +11,11 @@ from torch import Tensor
 
 from gaussiank import ops
 from gaussiank.codec import Wire, sections
+from gaussiank.comm import Message, gather_steps
 from gaussiank.sparse import SparseGradient
 
-from .collective import Call, Collective, Outcome, Program, Traffic
-from .line import Message, gather_steps
-from .rows import (
+from .base import Call, Collective, Outcome, Program, Traffic
+from .packing import (
     EXACT,
     agree_on_capacity,
     at_drawn,

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from gaussiank import ops
 from gaussiank.codec import Wire
+from gaussiank.comm import gather_steps
 from gaussiank.sparse import SparseGradient
 
-from .collective import Call, Collective, Outcome, Program, Traffic
-from .line import gather_steps
-from .rows import (
+from .base import Call, Collective, Outcome, Program, Traffic
+from .packing import (
     EXACT,
     NOTE_BYTES,
     Given,

@@ -10,8 +10,8 @@ from torch import Tensor
 from gaussiank.codec import Wire
 from gaussiank.sparse import SparseGradient
 
-from .collective import Call, Collective, Outcome, Program, Traffic
-from .rows import (
+from .base import Call, Collective, Outcome, Program, Traffic
+from .packing import (
     EXACT,
     agree_on_capacity,
     largest_mask,

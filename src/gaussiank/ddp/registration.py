@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket  # torch.distributed shows it at run time only, not to type checkers
 from torch.nn.parallel import DistributedDataParallel
 
+from gaussiank.autotune import parse_policy
 from gaussiank.codec import Wire, chosen_wire
-from gaussiank.collectives import Collective, entries_within, parse_collective
+from gaussiank.collectives import Collective, entries_within
 from gaussiank.compressors import Capped, Compressor, parse_compressor
 from gaussiank.ddp.optimizer_checks import check_optimizers
 from gaussiank.metrics import Observer
@@ -112,7 +113,7 @@ def compress(
         compressor = parse_compressor(compressor)
     require_reducible(ddp, scope, sends_all=compressor.sends_all)
     wire = chosen_wire(wire, ddp.parameters())
-    collective = parse_collective(collective) if isinstance(collective, str) else collective
+    collective = parse_policy(collective) if isinstance(collective, str) else collective
     if max_bytes is not None:
         workers = dist.get_world_size(ddp.process_group)
         limit = entries_within(max_bytes, collective, wire, ddp.parameters(), workers, layers=scope == "layer")

@@ -15,15 +15,8 @@ from torch._C._distributed_c10d import GradBucket  # torch.distributed shows it 
 from torch.nn.parallel import DistributedDataParallel
 
 from gaussiank import __version__, checkpoint
-from gaussiank.collectives import (
-    Collective,
-    Done,
-    Promise,
-    await_all,
-    require_agreement,
-    then,
-    together,
-)
+from gaussiank.collectives import Collective
+from gaussiank.comm import Done, Promise, await_all, require_agreement, then, together
 from gaussiank.feedback import ErrorFeedback, OptimizerUse
 from gaussiank.layout import Layout, Strides, strides_in_memory
 from gaussiank.metrics import Metrics, Observer

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from gaussiank.collectives import Done, Engine, ring_bytes, then
+from gaussiank.comm import Done, Engine, ring_bytes, then
 from gaussiank.feedback import ErrorFeedback
 from gaussiank.layout import Layout
 from gaussiank.metrics import Metrics, Observer

@@ -13,18 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gaussiank.codec import Wire
-from gaussiank.collectives import (
-    Collective,
-    DenseAllReduce,
-    Done,
-    Engine,
-    Exchange,
-    engine_of,
-    group_timeout_s,
-    ring_bytes,
-    then,
-)
+from gaussiank.autotune import CollectivePlan
+from gaussiank.collectives import Collective, Exchange
+from gaussiank.comm import Done, engine_of, group_timeout_s, ring_bytes, then
 from gaussiank.feedback import ErrorFeedback, OptimizerUse, require_same_worker
 from gaussiank.layout import Layout
 from gaussiank.metrics import Metrics, Observer
@@ -37,48 +28,6 @@ from .settings import Settings
 
 FORMAT = 1
 _DENSE_STEPS = 200  # in a row, by the choice of ``auto``, until the user is told
-
-
-class CollectivePlan:
-    """Ask the collective, and remember what was exchanged.
-
-    Args:
-        collective: how workers agree, joined to their group.
-        engine: lets it send and wait between two steps.
-        wire: how entries travel.
-        world_size: number of workers.
-
-    Attributes:
-        collective: as it is in the step under way.
-    """
-
-    def __init__(self, collective: Collective, engine: Engine, *, wire: Wire, world_size: int) -> None:
-        self.collective = collective
-        self._engine = engine
-        self._wire, self._world_size = wire, world_size
-        self._asked: list[tuple[int, int]] = []  # numel and k of what is or could be sparse
-        self._asked_before = self._asked  # in the last step that was no repetition
-
-    def begin(self) -> None:
-        """Begin a step."""
-        self._asked = []
-
-    def seal(self) -> None:
-        """End a step that was no repetition."""
-        self._asked_before = self._asked
-
-    def revise(self, step: int) -> bool:
-        """Let the collective change its mind before the step with a number; tells whether it did."""
-        before = self.collective
-        revised = partial(before.at_step, buckets=self._asked_before, wire=self._wire)
-        self.collective = self._engine.ask(revised, f"the start of step {step}")
-        return self.collective is not before
-
-    def choose(self, numel: int, k: int) -> Collective | None:
-        """Return how a vector sends k entries; None where ``auto`` would rather send all of it."""
-        self._asked.append((numel, k))
-        choice = self.collective.choose(numel, k, self._world_size, self._wire)
-        return None if isinstance(choice, DenseAllReduce) and choice is not self.collective else choice
 
 
 @dataclass(eq=False)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from gaussiank.collectives import line
+from gaussiank.comm import communicator
 from gaussiank_lab.sim import (
     COLLECTIVES,
     RAW,
@@ -69,7 +69,7 @@ def test_short_rows_go_straight_where_the_cluster_says_so() -> None:
     assert all_gather_s(gloo, 4, 1000) == all_to_all_s(gloo, 4, 1000) == pytest.approx(0.01 + 0.006)
     assert all_gather_s(ring, 4, 1000) == pytest.approx(3 * 0.013)
     assert all_gather_s(gloo, 4, 1e6) == all_gather_s(ring, 4, 1e6)
-    assert STRAIGHT_BYTES == line.STRAIGHT_BYTES
+    assert STRAIGHT_BYTES == communicator.STRAIGHT_BYTES
 
 
 def test_ring_is_as_slow_as_its_slowest_edge() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gaussiank.autotune import parse_policy
 from gaussiank.codec import Wire
-from gaussiank.collectives import parse_collective
 from gaussiank.compressors import parse_compressor
 
 DDP = "ddp"
@@ -66,7 +66,7 @@ def parse_method(text: str) -> NetMethod:
         known = ", ".join((DDP, *HOOKS, *PAPER))
         raise ValueError(f"methods must be {known}, or compressor/collective/wire of ours: {error}") from None
     method = NetMethod(name, "ours", compressor, collective or "allgather", wire or None)
-    parse_collective(method.collective)
+    parse_policy(method.collective)
     if method.wire:
         Wire.parse(method.wire)
     return method

@@ -8,8 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gaussiank.autotune import parse_policy
 from gaussiank.codec import chosen_wire
-from gaussiank.collectives import parse_collective, ring_bytes
+from gaussiank.comm import ring_bytes
 from gaussiank.compressors import parse_compressor
 from gaussiank.layout import Layout
 from gaussiank.reducer import GradientReducer, Settings
@@ -49,7 +50,7 @@ class VectorCarrier:
                 Settings(
                     Constant(self._density),
                     parse_compressor(self._method.compressor),
-                    collective=parse_collective(self._method.collective),
+                    collective=parse_policy(self._method.collective),
                     wire=chosen_wire(self._method.wire, [self._grad]),
                     timeout_s=TIMEOUT_S,
                 ),

@@ -13,8 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gaussiank import ops
-
-from .line import Line
+from gaussiank.comm import Line
 
 LOOK_BYTES = 1 << 22
 """Most bytes of a message that measures the link."""

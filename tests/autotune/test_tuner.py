@@ -9,10 +9,11 @@ from typing import Any, cast
 import pytest
 import torch
 
+from gaussiank.autotune import Auto, Link, tuner
+from gaussiank.autotune.tuner import _BLOCK, _WORTH, Pilot, _Bill, _faster, _Trial
 from gaussiank.codec import Wire
-from gaussiank.collectives import AllGather, Auto, DenseAllReduce, Link, Split, pilot
-from gaussiank.collectives.line import Line
-from gaussiank.collectives.pilot import _BLOCK, _WORTH, Pilot, _Bill, _faster, _Trial
+from gaussiank.collectives import AllGather, DenseAllReduce, Split
+from gaussiank.comm import Line
 
 FAST, SLOW = Link(5e-5, 2.5e8, 1e-9, 1e-4), Link(2e-4, 1.25e6, 1e-9, 4e-4)
 BILL = _Bill([(61_706, 62)], 4, Wire.parse("rice+bf16"))
@@ -38,9 +39,9 @@ class Twins:
 def look(monkeypatch: pytest.MonkeyPatch) -> list[Link]:
     """The link that looking finds, in a list so that a test can change it."""
     found = [FAST]
-    monkeypatch.setattr(pilot, "look_again", lambda line, last: found[0])
-    monkeypatch.setattr(pilot, "row", lambda line, numbers: torch.tensor(numbers, dtype=torch.float64))
-    monkeypatch.setattr(pilot, "slowest", lambda line, seconds: list(seconds))
+    monkeypatch.setattr(tuner, "look_again", lambda line, last: found[0])
+    monkeypatch.setattr(tuner, "row", lambda line, numbers: torch.tensor(numbers, dtype=torch.float64))
+    monkeypatch.setattr(tuner, "slowest", lambda line, seconds: list(seconds))
     return found
 
 
@@ -63,8 +64,8 @@ def drive(chosen: Auto, steps: int, seconds: Callable[[bool], float]) -> tuple[A
 def test_resting_changes_no_decision(look: list[Link], monkeypatch: pytest.MonkeyPatch, slow_from: int) -> None:
     """Every step is steered, or only those that do not rest: the same ways, trials and counts at each of them."""
     now = 1.0
-    monkeypatch.setattr(pilot.time, "perf_counter", lambda: now)
-    monkeypatch.setattr(pilot, "Line", lambda group: Twins())
+    monkeypatch.setattr(tuner.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(tuner, "Line", lambda group: Twins())
     histories: list[list[Any]] = []
     rested = 0
     for resting in (False, True):
@@ -143,7 +144,7 @@ def test_what_would_take_twice_as_long_is_not_tried(look: list[Link]) -> None:
 
 def test_one_bad_look_does_not_make_a_link_slow(look: list[Link], monkeypatch: pytest.MonkeyPatch) -> None:
     looks = iter([SLOW, FAST])
-    monkeypatch.setattr(pilot, "look_again", lambda line, last: next(looks))
+    monkeypatch.setattr(tuner, "look_again", lambda line, last: next(looks))
     ended, _ = drive(auto(FAST), 20, lambda dense: 0.010)
     assert ended.link == FAST
     assert next(looks, None) is None, "both were taken at the first look"
@@ -180,7 +181,7 @@ def test_tellings_become_rare_where_they_cost_much(
 ) -> None:
     """A look of 20 messages that works for 12 ms: 0.6 ms a telling, which is 0.5 % of 12 steps; at most of 25."""
     clock = itertools.count()
-    monkeypatch.setattr(pilot.time, "process_time", lambda: next(clock) * look_works_s)
+    monkeypatch.setattr(tuner.time, "process_time", lambda: next(clock) * look_works_s)
     sent = []
     monkeypatch.setattr(Twins, "all_reduce", lambda self, vector, op: sent.append(vector) or Twins.Arrived(vector))
     drive(replace(auto(FAST), choices=(AllGather(),)), 20 + 99, lambda dense: 0.010)
@@ -197,7 +198,7 @@ def test_steps_that_become_shorter_are_a_reason_to_look_unless_dense(
     assert not chosen.pilot.tries
     assert BILL.dense(chosen) is dense
     looks = []
-    monkeypatch.setattr(pilot, "look_again", lambda line, last: looks.append(last) or link)
+    monkeypatch.setattr(tuner, "look_again", lambda line, last: looks.append(last) or link)
     assert chosen.pilot is not None
     soon = chosen.pilot._left - 1
     assert soon > 15
@@ -208,7 +209,7 @@ def test_steps_that_become_shorter_are_a_reason_to_look_unless_dense(
 def test_slow_drift_is_no_sudden_change(look: list[Link], monkeypatch: pytest.MonkeyPatch) -> None:
     chosen, _ = drive(replace(auto(FAST), choices=(AllGather(),)), 30, lambda dense: 0.010)
     looks = []
-    monkeypatch.setattr(pilot, "look_again", lambda line, last: looks.append(last) or FAST)
+    monkeypatch.setattr(tuner, "look_again", lambda line, last: looks.append(last) or FAST)
     for step_s in (0.012, 0.014, 0.0165):  # the last would be 1.65 times the first
         chosen, _ = drive(chosen, 28, lambda dense, step_s=step_s: step_s)
     assert not looks

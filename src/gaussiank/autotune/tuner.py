@@ -19,12 +19,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gaussiank.codec import Wire
+from gaussiank.comm import Line, Message
 
-from .line import Line, Message
-from .link import look_again, row, slowest
+from .link_probe import look_again, row, slowest
 
 if TYPE_CHECKING:
-    from .auto import Auto
+    from .policy import Auto
 
 Way = Literal["predicted", "dense", "sparse"]
 

@@ -4,32 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 import torch.distributed as dist
 
 from gaussiank.codec import Wire
+from gaussiank.collectives import (
+    COLLECTIVES,
+    EXACT,
+    Call,
+    Collective,
+    DenseAllReduce,
+    Traffic,
+)
+from gaussiank.collectives.base import Program
+from gaussiank.collectives.packing import agree_on_capacity
+from gaussiank.comm import Engine
 from gaussiank.sparse import SparseGradient
 
-from .all_gather import AllGather
-from .collective import Call, Collective, Program, Traffic
-from .dense import DenseAllReduce
-from .hierarchical import Hierarchical
-from .leader import Leader
-from .link import LOOK_BYTES, Link, measure
-from .pilot import Pilot, Way
-from .rows import EXACT, agree_on_capacity
-from .split import Split
-from .tree import Tree
-
-CANDIDATES: dict[str, type[Collective]] = {
-    "dense": DenseAllReduce,
-    "allgather": AllGather,
-    "split": Split,
-    "leader": Leader,
-    "tree": Tree,
-    "hierarchical": Hierarchical,
-}
+from .link_probe import LOOK_BYTES, Link, measure
+from .tuner import Pilot, Way
 
 
 @dataclass(frozen=True)
@@ -73,16 +68,16 @@ class Auto(Collective):
             if not getattr(self, argument) >= 0:
                 raise ValueError(f"{argument} must be at least 0, got {getattr(self, argument)}. Correct it.")
         for name in self._names:
-            if name not in CANDIDATES:
-                raise ValueError(f"candidates must be among {', '.join(CANDIDATES)}, got {name!r}. Join them by +.")
+            if name not in COLLECTIVES:
+                raise ValueError(f"candidates must be among {', '.join(COLLECTIVES)}, got {name!r}. Join them by +.")
 
     def rejects(self, *, bounded: bool) -> bool:
         """Whatever its candidates do."""
-        return any(CANDIDATES[name]().rejects(bounded=bounded) for name in self._names)
+        return any(COLLECTIVES[name]().rejects(bounded=bounded) for name in self._names)
 
     def join(self, group: dist.ProcessGroup | None = None, timeout_s: float = 300.0) -> Auto:
         """Measure the link, unless it was given, and get the candidates ready."""
-        choices = tuple(CANDIDATES[name]().join(group, timeout_s) for name in self._names)
+        choices = tuple(COLLECTIVES[name]().join(group, timeout_s) for name in self._names)
         if self.mbit:
             latency_s = self.latency_us * 1e-6
             link = Link(latency_s, self.mbit * 125e3, self.select_ns * 1e-9, latency_s)
@@ -156,7 +151,7 @@ class Auto(Collective):
 
     def message_bytes(self, k: int, numel: int, world_size: int, wire: Wire, dtype: torch.dtype = torch.float32) -> int:
         """That of any candidate, and the longest one that measures the link."""
-        most = max(CANDIDATES[name]().message_bytes(k, numel, world_size, wire, dtype) for name in self._names)
+        most = max(COLLECTIVES[name]().message_bytes(k, numel, world_size, wire, dtype) for name in self._names)
         return most if self.mbit else max(most, LOOK_BYTES)
 
     def program(self, sparse: SparseGradient, call: Call) -> Program:
@@ -166,3 +161,45 @@ class Auto(Collective):
             capacity = yield from agree_on_capacity(call.line, sparse)
         choice = self.choose(sparse.numel, max(1, capacity), call.line.world_size, call.wire)
         return (yield from choice.program(sparse, replace(call, capacity=capacity)))
+
+
+class CollectivePlan:
+    """Ask the collective, and remember what was exchanged.
+
+    Args:
+        collective: how workers agree, joined to their group.
+        engine: lets it send and wait between two steps.
+        wire: how entries travel.
+        world_size: number of workers.
+
+    Attributes:
+        collective: as it is in the step under way.
+    """
+
+    def __init__(self, collective: Collective, engine: Engine, *, wire: Wire, world_size: int) -> None:
+        self.collective = collective
+        self._engine = engine
+        self._wire, self._world_size = wire, world_size
+        self._asked: list[tuple[int, int]] = []  # numel and k of what is or could be sparse
+        self._asked_before = self._asked  # in the last step that was no repetition
+
+    def begin(self) -> None:
+        """Begin a step."""
+        self._asked = []
+
+    def seal(self) -> None:
+        """End a step that was no repetition."""
+        self._asked_before = self._asked
+
+    def revise(self, step: int) -> bool:
+        """Let the collective change its mind before the step with a number; tells whether it did."""
+        before = self.collective
+        revised = partial(before.at_step, buckets=self._asked_before, wire=self._wire)
+        self.collective = self._engine.ask(revised, f"the start of step {step}")
+        return self.collective is not before
+
+    def choose(self, numel: int, k: int) -> Collective | None:
+        """Return how ``k`` entries of ``[numel]`` are sent; None where ``auto`` would rather send all of it."""
+        self._asked.append((numel, k))
+        choice = self.collective.choose(numel, k, self._world_size, self._wire)
+        return None if isinstance(choice, DenseAllReduce) and choice is not self.collective else choice

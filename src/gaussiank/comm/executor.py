@@ -18,20 +18,23 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from .callbacks import Callback, expect, held, settle, then
-from .collective import Exchange
+from .communicator import AnyFuture, MessageError, reduction
+from .failures import RollCall
 from .groups import Groups, groups_of
-from .line import AnyFuture, MessageError, reduction
-from .roll_call import RollCall
 
-Start = Callable[[dist.ProcessGroup], Exchange]
-Finish = Callable[[Exchange], Tensor]
+if TYPE_CHECKING:
+    from gaussiank.collectives import Exchange
+
+    Start = Callable[[dist.ProcessGroup], Exchange]
+    Finish = Callable[[Exchange], Tensor]
+
 Done = torch.futures.Future[Tensor]
 Answer = TypeVar("Answer")
 

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from gaussiank.collectives import AllGather, Auto, Collective, DenseAllReduce, Leader, Link, Split, Tree
+from gaussiank.autotune import Auto, Link
+from gaussiank.collectives import AllGather, Collective, DenseAllReduce, Leader, Split, Tree
 
 ALL = (DenseAllReduce(), AllGather(), Split(), Leader(), Tree())
 

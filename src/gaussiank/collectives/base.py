@@ -12,10 +12,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gaussiank.codec import SharedDraw, Wire
+from gaussiank.comm import AnyFuture, Line, Message
 from gaussiank.sparse import SparseGradient
 
-from .line import AnyFuture, Line, Message
-from .rows import EXACT
+from .packing import EXACT
 
 
 class Outcome(NamedTuple):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gaussiank.codec import Wire
-from gaussiank.collectives.rows import (
+from gaussiank.collectives.packing import (
     EXACT,
     largest_mask,
     member_mask,

@@ -11,7 +11,7 @@ from gaussiank.codec import VALUE_CODES, Wire
 from gaussiank.compressors import Compressor
 from gaussiank.sparse import MAX_NUMEL
 
-from .collective import Collective
+from .base import Collective
 
 
 def require_feedback(collective: Collective, compressor: Compressor) -> None:

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from gaussiank import codec, ops
 from gaussiank.codec import SharedDraw, Wire
+from gaussiank.comm import Line, Message
 from gaussiank.sparse import SparseGradient
-
-from .line import Line, Message
 
 _NOTE = torch.int64
 _SPREAD_BYTES = 4  # on top of the spread, so that small frames have some too

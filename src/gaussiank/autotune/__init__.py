@@ -1,0 +1,38 @@
+"""Which collective each vector takes: a given one, or by ``auto`` the fastest; the only room that changes its mind."""
+
+from __future__ import annotations
+
+from gaussiank.collectives import COLLECTIVES, Collective
+from gaussiank.spec import parse_spec
+
+from .link_probe import Link
+from .policy import Auto, CollectivePlan
+
+POLICIES: dict[str, type[Collective]] = {**COLLECTIVES, "auto": Auto}
+"""Name -> class, as ``compress`` and the command line take it: every collective, and ``auto``."""
+
+__all__ = ["POLICIES", "Auto", "CollectivePlan", "Link", "parse_policy", "policy_names"]
+
+
+def policy_names() -> tuple[str, ...]:
+    """Return the names that ``compress`` and the command line take."""
+    return tuple(POLICIES)
+
+
+def parse_policy(spec: str) -> Collective:
+    """Make a collective, or ``auto``, from text: a name, then settings, ``name:field=value:field=value``.
+
+    Raises:
+        ValueError: an unknown name or setting, or a value that does not fit.
+
+    Example:
+        >>> parse_policy("split:slack=1.5")
+        Split(trim=True, slack=1.5, rebalance=True)
+        >>> parse_policy("auto:mbit=100").mbit
+        100.0
+        >>> parse_policy("allgather:size=3")
+        Traceback (most recent call last):
+            ...
+        ValueError: settings of allgather must be among slack=..., ask=..., got 'size=3'. Correct 'allgather:size=3'.
+    """
+    return parse_spec("collective", spec, POLICIES)

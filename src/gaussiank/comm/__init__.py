@@ -1,0 +1,27 @@
+"""Messages between the workers of a group: groups, counted messages, their order, and who is missing; no gradients."""
+
+from .attendance import await_all, group_timeout_s
+from .callbacks import then
+from .communicator import AnyFuture, Line, Message, gather_steps, ring_bytes
+from .consistency import require_agreement, together
+from .executor import Done, Engine, Promise, engine_of
+from .groups import Groups, groups_of
+
+__all__ = [
+    "AnyFuture",
+    "Done",
+    "Engine",
+    "Groups",
+    "Line",
+    "Message",
+    "Promise",
+    "await_all",
+    "engine_of",
+    "gather_steps",
+    "group_timeout_s",
+    "groups_of",
+    "require_agreement",
+    "ring_bytes",
+    "then",
+    "together",
+]
