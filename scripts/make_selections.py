@@ -27,7 +27,7 @@ from gaussiank.layout import Layout
 from gaussiank.schedule import entries
 from gaussiank.sparse import SparseGradient
 from gaussiank_lab.data import DATASETS, Batches, Wanted
-from gaussiank_lab.data.image_set import GREY_28, ImageShape
+from gaussiank_lab.data.source import GREY_28, ImageShape
 from gaussiank_lab.models import MODELS
 
 OUT = Path(__file__).parent.parent / "tests/fixtures/selections.npz"

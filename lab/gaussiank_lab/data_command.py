@@ -45,7 +45,7 @@ def _wrapped(console: Console, line: str) -> str:
 
 
 def _download(console: Console, name: str | None, data_dir: Path | None) -> None:
-    from gaussiank_lab.data.download import download_fashion_mnist
+    from gaussiank_lab.data.image_files import download_fashion_mnist
 
     if name != "fashion-mnist":
         advice = "Give it as the name." if name is None else DATASETS[name].get

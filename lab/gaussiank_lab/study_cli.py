@@ -48,7 +48,7 @@ def replay(
     Times are of this machine now; all else repeats the run.
     """
     from gaussiank_lab.study.replay import replay as run_replay
-    from gaussiank_lab.study.replay_table import replay_table
+    from gaussiank_lab.study.replay import replay_table
 
     rows = run_replay(
         run_dir,

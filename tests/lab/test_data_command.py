@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from gaussiank_lab.data import DATASETS, download, idx
+from gaussiank_lab.data import DATASETS
+from gaussiank_lab.data import image_files as download
+from gaussiank_lab.data import image_files as idx
 from gaussiank_lab.data_command import show_data
 
 

@@ -8,7 +8,7 @@ from tests.imports import LAB, PACKAGES, file_of, modules_of, name_of, room_of
 READERS = [
     *("plots.py", "report.py", "records.py", "summary.py", "compare.py"),
     *("bench/rows.py", "bench/opstable.py", "bench/opsplot.py"),
-    *("study/study.py", "study/report.py", "study/figures.py", "study/summary.py"),
+    *("study/study.py", "study/report.py", "study/plots.py"),
 ]
 
 

@@ -10,8 +10,7 @@ from torch import nn
 
 from gaussiank_lab.data import DATASETS, ImageShape, Wanted, fashion_mnist_subset
 from gaussiank_lab.models import MODELS, find_model
-from gaussiank_lab.models.lstm_an4 import SpeechModel
-from gaussiank_lab.models.transformer import Transformer
+from gaussiank_lab.models.text import SpeechModel, Transformer
 from gaussiank_lab.tasks import LanguageModelling, SpeechRecognition
 
 NUMEL = {

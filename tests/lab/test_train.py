@@ -91,10 +91,10 @@ def test_language_models_train_and_are_judged_in_nats(model: str, lr: float) -> 
 
 
 def test_speech_model_trains_and_is_judged_by_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gaussiank_lab.models import lstm_an4
+    from gaussiank_lab.models import text
 
     def small(characters: int) -> nn.Module:
-        return lstm_an4.SpeechModel(characters, width=16, layers=2)
+        return text.SpeechModel(characters, width=16, layers=2)
 
     spec = MODELS["lstm-an4"]
     monkeypatch.setitem(MODELS, "lstm-an4", type(spec)(**{**vars(spec), "build": small}))

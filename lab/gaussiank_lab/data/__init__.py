@@ -1,20 +1,10 @@
 """What models are trained on: one line in the table for each data set."""
 
-from .batches import Batches
-from .cifar10 import CIFAR10
-from .fashion_subset import FASHION_MNIST_SUBSET, fashion_mnist_subset
-from .idx import FASHION_MNIST, MNIST
-from .image_folder import IMAGE_FOLDER
-from .image_set import GREY_28, ImageSet, ImageShape
-from .ptb import PTB
-from .source import DataSource, Wanted
-from .speech_manifest import AN4
-from .split import Batch, Data, Split
-from .stdlib import STDLIB
-from .synthetic_images import SYNTHETIC_IMAGES
-from .synthetic_speech import SYNTHETIC_SPEECH
-from .text import TEXT
-from .token_set import TokenSet
+from gaussiank_lab.data.image_files import CIFAR10, FASHION_MNIST, FASHION_MNIST_SUBSET, MNIST, fashion_mnist_subset
+from gaussiank_lab.data.image_set import IMAGE_FOLDER, SYNTHETIC_IMAGES, ImageSet
+from gaussiank_lab.data.source import GREY_28, Batch, Batches, Data, DataSource, ImageShape, Split, Wanted
+from gaussiank_lab.data.speech import AN4, SYNTHETIC_SPEECH
+from gaussiank_lab.data.text import PTB, STDLIB, TEXT, TokenSet
 
 _IMAGES = (FASHION_MNIST_SUBSET, FASHION_MNIST, MNIST, CIFAR10, IMAGE_FOLDER, SYNTHETIC_IMAGES)
 _LANGUAGE = (STDLIB, TEXT, PTB)

@@ -1,28 +1,33 @@
-"""Labelled images in memory, fitted to what a model wants."""
+"""Images as a model takes them: whole sets in memory, folders of image files, and made-up ones."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from gaussiank_lab.data.split import Batch, Split
+from gaussiank_lab.data.source import (
+    Batch,
+    Data,
+    DataSource,
+    ImageShape,
+    Split,
+    Wanted,
+    damaged,
+    digest_of,
+    digest_of_files,
+    folders,
+    reading,
+)
+from gaussiank_lab.tasks import ImageClassification
 
 MAX_PADDING = 4
 """Pixels by which an image is framed in black rather than stretched: 28 x 28 becomes 32 x 32 so in the paper."""
-
-
-class ImageShape(NamedTuple):
-    """Channels, and height and width, of a model's images."""
-
-    channels: int
-    size: int
-
-
-GREY_28 = ImageShape(1, 28)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,3 +129,146 @@ def shifted(images: Tensor, generator: torch.Generator, most: int = 4) -> Tensor
     framed = functional.pad(images, (most,) * 4)
     which, channel = torch.arange(count)[:, None, None, None], torch.arange(channels)[None, :, None, None]
     return framed[which, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MARGIN = 256 / 224  # the shorter side is made this much longer than the square that is cut out of its middle
+_GET_FOLDER = (
+    "Put images into DIR/train/CLASS/ and DIR/val/CLASS/ (or DIR/imagefolder/train/...) and give --data-dir DIR."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class FolderImages(Split):
+    """Read images from files when they are dealt.
+
+    Args:
+        files: the images.
+        labels: int64 ``[n]``.
+        classes: names of the labels.
+        shape: of the model's images; the middle of each is cut out and scaled to it.
+    """
+
+    files: tuple[Path, ...]
+    labels: Tensor
+    classes: tuple[str, ...]
+    shape: ImageShape
+    unit = "images"
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def batch(self, chosen: Tensor) -> Batch:
+        """Read images uint8 ``[b, 3, size, size]``, and labels int64 ``[b]``; a damaged file is named."""
+        images = torch.stack([read_image(self.files[i], self.shape.size) for i in chosen.tolist()])
+        return Batch((images,), (self.labels[chosen],))
+
+    def prepare(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Standardise: float32 ``[b, channels, size, size]``."""
+        return (fit(inputs[0], self.shape, IMAGENET_MEAN, IMAGENET_STD),)
+
+    def augment(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Shift each image by up to four pixels, and mirror one in two."""
+        return Batch((shifted(batch.inputs[0], generator),), batch.targets)
+
+
+def read_image(path: Path, size: int) -> Tensor:
+    """Read an image file, and cut the middle out: uint8 ``[3, size, size]``.
+
+    Raises:
+        ValueError: the file is damaged; names it.
+    """
+    errors = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # all that Pillow raises
+    with reading(path, "be a whole image", *errors), Image.open(path) as opened:
+        image = opened.convert("RGB")
+    factor = size * MARGIN / min(image.size)
+    wide, high = (max(size, round(side * factor)) for side in image.size)
+    image = image.resize((wide, high), Image.Resampling.BILINEAR)
+    left, top = (wide - size) // 2, (high - size) // 2
+    cut = np.asarray(image.crop((left, top, left + size, top + size)))
+    return torch.from_numpy(cut.copy()).permute(2, 0, 1)
+
+
+def _find_folder(data_dir: Path | None) -> Path:
+    places = folders(data_dir, "imagefolder", "imagenet")
+    for place in places:
+        if (place / "train").is_dir() and _test_folder(place).is_dir():
+            return place
+    where = " or ".join(map(str, places)) or "no folder (--data-dir was not given)"
+    raise FileNotFoundError(f"data_dir must hold imagefolder, got {where} without train and val. {_GET_FOLDER}")
+
+
+def _test_folder(place: Path) -> Path:
+    return next((place / name for name in ("val", "test") if (place / name).is_dir()), place / "val")
+
+
+def _part(folder: Path, classes: tuple[str, ...], shape: ImageShape) -> FolderImages:
+    found = [
+        (path, label)
+        for label, name in enumerate(classes)
+        for path in sorted((folder / name).rglob("*"))
+        if path.suffix.lower() in SUFFIXES
+    ]
+    if not found:
+        raise damaged(folder, "hold images in folders of their classes", "none", _GET_FOLDER)
+    files, labels = zip(*found, strict=True)
+    return FolderImages(files, torch.tensor(labels), classes, shape)
+
+
+def _load_folder(wanted: Wanted) -> Data:
+    place = _find_folder(wanted.data_dir)
+    classes = tuple(sorted(path.name for path in (place / "train").iterdir() if path.is_dir()))
+    test_folder = _test_folder(place)
+    unknown = sorted({path.name for path in test_folder.iterdir() if path.is_dir()} - set(classes))
+    if unknown:
+        raise damaged(test_folder, "hold classes of train alone", unknown[0], "Put it into train too, or away.")
+    train, test = _part(place / "train", classes, wanted.image), _part(test_folder, classes, wanted.image)
+    return Data(ImageClassification(), train, test, len(classes), digest_of_files((*train.files, *test.files)))
+
+
+IMAGE_FOLDER = DataSource(
+    "imagefolder", "images", "images in folders of their classes, as ImageNet", _GET_FOLDER, _find_folder, _load_folder
+)
+
+
+CLASSES, PATTERNS = 1000, 64
+TRAIN, TEST = 12_800, 32
+_GET_SYNTHETIC = "It is made on the spot; for real images give --dataset imagefolder."
+
+
+class _Repeated(ImageSet):
+    """Deals the same few images again and again under many numbers, so that a large batch costs no memory."""
+
+    def __len__(self) -> int:
+        return TRAIN
+
+    def batch(self, chosen: Tensor) -> Batch:
+        """Collect images and labels, number modulo the images held."""
+        return super().batch(chosen % len(self.labels))
+
+
+def _load_synthetic(wanted: Wanted) -> Data:
+    generator = torch.Generator().manual_seed(19110877)
+    size = wanted.image.size
+    images = torch.randint(0, 256, (PATTERNS, 3, size, size), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, CLASSES, (PATTERNS,), generator=generator)
+    names = tuple(map(str, range(CLASSES)))
+    numbers: tuple[tuple[float, ...], tuple[float, ...]] = ((0.5,) * 3, (0.289,) * 3)  # of a uniform law
+    train = _Repeated(images, labels, names, *numbers, wanted.image)
+    test = ImageSet(images[:TEST], labels[:TEST], names, *numbers, wanted.image)
+    return Data(ImageClassification(), train, test, CLASSES, digest_of((images, labels)))
+
+
+def _find_synthetic(data_dir: Path | None) -> Path:
+    return Path(__file__)
+
+
+SYNTHETIC_IMAGES = DataSource(
+    "synthetic-images",
+    "images",
+    "stand-in: noise of the model's size, 1,000 classes, for timing",
+    _GET_SYNTHETIC,
+    _find_synthetic,
+    _load_synthetic,
+)

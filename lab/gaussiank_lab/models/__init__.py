@@ -1,19 +1,8 @@
-"""The models of the paper and a few more: one file each, one line each in the table."""
+"""The models of the paper and a few more, one line each in the table."""
 
-from .alexnet import ALEXNET
-from .fnn3 import FNN3
-from .inception_v4 import INCEPTION_V4
-from .lenet5 import LENET5
-from .lstm_an4 import LSTM_AN4
-from .lstm_ptb import LSTM_PTB
-from .lstm_small import LSTM_SMALL
-from .model_spec import ModelSpec
-from .resnet20 import RESNET20
-from .resnet50 import RESNET50
-from .torchvision_model import PREFIX, torchvision_model
-from .transformer import TRANSFORMER
-from .vgg16 import VGG16
-from .vgg16_imagenet import VGG16_IMAGENET
+from gaussiank_lab.models.images import ALEXNET, FNN3, INCEPTION_V4, LENET5, RESNET20, RESNET50, VGG16, VGG16_IMAGENET
+from gaussiank_lab.models.model_spec import PREFIX, ModelSpec, torchvision_model
+from gaussiank_lab.models.text import LSTM_AN4, LSTM_PTB, LSTM_SMALL, TRANSFORMER
 
 _IMAGES = (FNN3, LENET5, RESNET20, VGG16, ALEXNET, VGG16_IMAGENET, RESNET50, INCEPTION_V4)
 _LANGUAGE = (TRANSFORMER, LSTM_SMALL, LSTM_PTB)

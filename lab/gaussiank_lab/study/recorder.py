@@ -1,15 +1,16 @@
-"""Watches a training loop and writes what its gradients look like: through the hook, or at any optimizer."""
+"""A Recorder watches the gradients of a run: sketches and laws of every vector, to a file and to TensorBoard."""
 
 from __future__ import annotations
 
 import datetime
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -21,11 +22,160 @@ from gaussiank.layout import Layout
 from gaussiank.metrics import Residuals
 from gaussiank.reducer import Selector
 from gaussiank.sparse import SparseGradient
-from gaussiank_lab.study.sample import Part, Sample
-from gaussiank_lab.study.sent_log import SentLog
-from gaussiank_lab.study.study import FORMAT
-from gaussiank_lab.study.vectors import VectorStore
-from gaussiank_lab.study.writer import StudyWriter
+from gaussiank_lab.records import RecordWriter, written_before
+from gaussiank_lab.study.sampling import Part, Sample, SentLog
+from gaussiank_lab.study.sketch import Sketch
+from gaussiank_lab.study.study import FORMAT, STUDY_NAME
+from gaussiank_lab.study.vectors import Snapshot, VectorStore
+
+_HISTOGRAM_BITS = 1
+
+
+class Board(Protocol):
+    """The part of torch's ``SummaryWriter`` that is used."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        """Add a point to a curve."""
+        ...
+
+    @property
+    def add_histogram_raw(self) -> Callable[..., None]:
+        """What adds a histogram of which only the buckets are known; torch names its arguments after built-ins."""
+        ...
+
+    def close(self) -> None:
+        """Write what is left."""
+        ...
+
+
+def open_board(folder: Path) -> Board:
+    """Open TensorBoard's writer.
+
+    Raises:
+        ValueError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError(
+            "tensorboard must be installed for tensorboard=True, got an environment without it. "
+            "Run: pip install gaussiank-lab[tensorboard]"
+        ) from None
+    board: Board = SummaryWriter(str(folder))
+    return board
+
+
+def show(board: Board, record: Mapping[str, Any]) -> None:
+    """Add a sample: its histograms, and what can be told in one number."""
+    step = record["step"]
+    for name, fields in record["vectors"].items():
+        sketch = Sketch.from_record(fields)
+        board.add_scalar(f"norm/{name}", sketch.square_sum**0.5, step)
+        board.add_scalar(f"kurtosis/{name}", sketch.kurtosis, step)
+        board.add_scalar(f"zeros/{name}", sketch.zeros / max(1, sketch.numel), step)
+        _show_histogram(board, f"distribution/{name}", sketch.fold(_HISTOGRAM_BITS), step)
+    if record.get("k"):
+        board.add_scalar("kept over k", record["kept"] / record["k"], step)
+        board.add_scalar("contraction/live", record["contraction"], step)
+    for name, tried in record.get("operators", {}).items():
+        board.add_scalar(f"contraction/{name}", tried["contraction"], step)
+    if "cosine" in record:
+        board.add_scalar("cosine with the dense mean", record["cosine"], step)
+    if "age" in record:
+        board.add_scalar("age of the residual", record["age"]["mean"], step)
+
+
+def _show_histogram(board: Board, tag: str, sketch: Sketch, step: int) -> None:
+    counts, edges = sketch.counts, sketch.edges
+    filled = np.flatnonzero(counts[:, : -(1 << sketch.bits)].sum(axis=0))
+    if not filled.size:
+        return
+    first, last = max(int(filled[0]), 1 << sketch.bits), int(filled[-1]) + 1
+    minus = counts[1, first:last][::-1]
+    plus = counts[0, first:last]
+    limits = [*(-edges[first:last][::-1]), edges[first], *edges[first + 1 : last + 1]]
+    board.add_histogram_raw(
+        tag,
+        min=float(-edges[last]),
+        max=float(edges[last]),
+        num=sketch.numel,
+        sum=sketch.mean * sketch.numel,
+        sum_squares=sketch.square_sum,
+        bucket_limits=[float(limit) for limit in limits],
+        bucket_counts=[*minus.tolist(), sketch.numel - int(minus.sum() + plus.sum()), *plus.tolist()],
+        global_step=step,
+    )
+
+
+class StudyWriter:
+    """Write a study, on the worker that records it; nothing before ``open``.
+
+    Args:
+        run_dir: directory of the study.
+        store: of the raw vectors.
+        tensorboard: also write below ``RUN/tensorboard``.
+    """
+
+    def __init__(self, run_dir: Path, store: VectorStore, *, tensorboard: bool) -> None:
+        self._run_dir, self._store, self._tensorboard = run_dir, store, tensorboard
+        self._lines: RecordWriter | None = None
+        self._board: Board | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether this worker writes."""
+        return self._lines is not None
+
+    @property
+    def written(self) -> tuple[int, int]:
+        """Bytes of the lines so far and their CRC-32, all on disk; of nothing when it is not open."""
+        return (0, 0) if self._lines is None else self._lines.sync()
+
+    def open(self, opening: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> None:
+        """Begin a study, or go on with one where ``state_dict`` was taken; one whose file is gone begins anew.
+
+        Raises:
+            FileExistsError: a study is there, and it is not gone on with.
+            ValueError: it does not begin as it did when its state was taken.
+        """
+        begin = b""
+        if state is not None:
+            begin = written_before(self._run_dir / STUDY_NAME, state["size_bytes"], state["crc32"])
+            self._store.load_state_dict(state["vectors"])
+        self._lines = RecordWriter(self._run_dir, begin or None, STUDY_NAME).__enter__()
+        if not begin:
+            self._lines.write(opening)
+        if self._tensorboard:
+            self._board = open_board(self._run_dir / "tensorboard")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append a record, and draw it on the board."""
+        assert self._lines is not None  # it is open
+        self._lines.write(record)
+        if self._board is not None:
+            show(self._board, record)
+
+    def keep_vectors(self, sample: Sample, rank: int, numel: int, *, segments_per_layer: bool) -> None:
+        """Keep what a sample selected from, if it is its turn."""
+        if self._store.wants_next():
+            stride = self._store.stride(numel)
+            pieces = sample.pieces(stride, segments_per_layer=segments_per_layer and stride == 1)
+            if pieces:
+                self._store.save(Snapshot(sample.step, rank, stride, pieces))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how far the files have come, which are on disk as far as that."""
+        size_bytes, crc32 = self.written
+        return {"size_bytes": size_bytes, "crc32": crc32, "vectors": self._store.state_dict()}
+
+    def close(self) -> None:
+        """Close the files."""
+        if self._lines is not None:
+            self._lines.__exit__(None, None, None)
+            self._lines = None
+        if self._board is not None:
+            self._board.close()
+            self._board = None
 
 
 class Recorder:

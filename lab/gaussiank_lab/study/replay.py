@@ -1,15 +1,20 @@
-"""Puts operators, densities and wires on the vectors of a run, offline: contraction, kept/k, bits and time of each."""
+"""Selection operators and wires, run again on recorded vectors."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
 
 from gaussiank.codec import Wire
 from gaussiank.collectives import AllGather, fitting_wire
@@ -18,9 +23,70 @@ from gaussiank.layout import Layout
 from gaussiank.reducer import Selector
 from gaussiank.schedule import require_density
 from gaussiank.sparse import SparseGradient
-from gaussiank_lab.study.replay_wire import Carried, asked_wire, best_us, carry
 from gaussiank_lab.study.study import read_study
 from gaussiank_lab.study.vectors import Piece, Snapshot, snapshots
+from gaussiank_lab.summary import MISSING, UNDERLINED, name_lines
+
+REPEATS = 3
+
+
+class Carried(NamedTuple):
+    """A selection on its way.
+
+    Attributes:
+        bits: of the payload, header included.
+        values: ``[kept]`` that arrive: rounded where the wire is narrower than they are.
+        encode_us: microseconds of rounding and encoding.
+    """
+
+    bits: int
+    values: Tensor
+    encode_us: float
+
+
+def carry(sparse: SparseGradient, wire: Wire) -> Carried:
+    """Round and encode a selection as a training does.
+
+    Example:
+        >>> one = SparseGradient(torch.tensor([7]).int(), torch.tensor([0.1]), numel=1000)
+        >>> carried = carry(one, Wire())
+        >>> carried.bits, carried.values.tolist()
+        (256, [0.10009765625])
+    """
+
+    def pack() -> Tensor:
+        return wire.pack(sparse, generator=torch.Generator().manual_seed(0)).row  # the same draws every time
+
+    row = pack()
+    values = wire.decode(row, sparse.numel, dtype=sparse.values.dtype).values
+    return Carried(8 * row.numel(), values, best_us(pack))
+
+
+def asked_wire(text: str) -> Wire:
+    """Make the wire that a user has named.
+
+    Raises:
+        ValueError: an unknown name, or ``seed``: vectors that were recorded do not say how indices were drawn.
+
+    Example:
+        >>> str(asked_wire("chunks+8bit"))
+        'chunks+8bit'
+    """
+    wire = Wire.parse(text)
+    if wire.index == "seed":
+        raise ValueError(f"wire must send its indices in a replay, got {wire}. Take rice in place of seed.")
+    return wire
+
+
+def best_us(work: Callable[[], object]) -> float:
+    """Return the shortest of a few runs, in microseconds: the rest is the machine's other business."""
+    times = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return 1e6 * min(times)
+
 
 IN_RUN = "in the run"
 
@@ -188,3 +254,34 @@ def _selector(compressor: Compressor, shot: Snapshot, piece: Piece, per_layer: b
         hints = {key: torch.tensor(hint) for key, hint in zip(keys, piece.hints, strict=False) if hint == hint}
         selector.load_hints(hints)
     return selector
+
+
+HEADERS = ("operator", "density", "contrac-\ntion", "kept/k", "bits/\nentry", "bits/\nelement", "select\nus")
+ENCODE = "encode\nus"
+
+
+def replay_table(rows: Sequence[Replayed]) -> Table:
+    """Build the table; it fits 80 columns."""
+    table = Table(box=UNDERLINED, show_edge=False, padding=0, caption_justify="left", header_style="bold")
+    wires = any(row.wire for row in rows)
+    for header in (*HEADERS, ENCODE) if wires else HEADERS:
+        first = header == "operator"
+        table.add_column(header, justify="left" if first else "right", no_wrap=not first, overflow="fold")
+    for row in rows:
+        cells = (
+            _text(row.density, "g"),
+            _text(row.contraction, ".5f"),
+            _text(row.kept_over_k, ".3f"),
+            _text(row.bits_per_entry, ".1f"),
+            _text(row.bits_per_element, ".4f"),
+            _text(row.select_us, ",.0f"),
+        )
+        name = name_lines(row.operator) + ("\n" + row.wire.replace("+stochastic", "\n+stochastic") if row.wire else "")
+        table.add_row(Text(name), *cells, *([_text(row.encode_us, ",.0f")] if wires else []))
+    if rows:
+        table.caption = Text(f"Over {rows[0].snapshots} recorded vectors.")
+    return table
+
+
+def _text(value: float, form: str) -> str:
+    return format(value, form) if value == value else MISSING

@@ -1,4 +1,4 @@
-"""One self-contained page about the gradients of one run: verdicts, figures, a row for each layer."""
+"""The page of a study: its figures and tables in one file of HTML."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from gaussiank_lab.files import write_whole
 from gaussiank_lab.plots import figure_svg
-from gaussiank_lab.study.figures import FIGURES
+from gaussiank_lab.study.plots import FIGURES
 from gaussiank_lab.study.study import Study, read_study
 from gaussiank_lab.study.summary import headline, law_name, layer_rows, layer_vectors, shapes, tallies, whole_vectors
 

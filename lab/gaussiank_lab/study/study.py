@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gaussiank_lab.records import number, parse_lines
-from gaussiank_lab.study.layer_table import layer_sketch
-from gaussiank_lab.study.sketch import Sketch
+from gaussiank_lab.study.sketch import Sketch, layer_sketch
 
 FORMAT = 2
 """1 had a record for each layer and vector; it is still read."""

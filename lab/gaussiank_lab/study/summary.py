@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 from rich.table import Table
 
-from gaussiank_lab.study.fit import best_fit
-from gaussiank_lab.study.shape import Shape, shape_of
+from gaussiank_lab.study.fit import Shape, best_fit, shape_of
 from gaussiank_lab.study.sketch import Sketch
 from gaussiank_lab.study.study import Study, StudySample
 from gaussiank_lab.summary import UNDERLINED

@@ -14,8 +14,7 @@ import pytest
 import torch
 
 from gaussiank_lab.data import DATASETS, ImageShape, Wanted
-from gaussiank_lab.data.cifar10 import TEST, TRAIN, read_batch
-from gaussiank_lab.data.pickles import read_pickled_arrays
+from gaussiank_lab.data.image_files import TEST, TRAIN, read_batch, read_pickled_arrays
 
 
 def by_python_2(images: np.ndarray, labels: list[int]) -> bytes:

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from gaussiank_lab.data import DATASETS, ImageShape, Wanted, idx
-from gaussiank_lab.data.download import download_fashion_mnist
+from gaussiank_lab.data import DATASETS, ImageShape, Wanted
+from gaussiank_lab.data import image_files as idx
+from gaussiank_lab.data.image_files import download_fashion_mnist
 
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 
@@ -114,7 +115,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Stand in for the authors' server: a folder, whose content is what was released."""
     held = write(tmp_path / "server")
     monkeypatch.setattr(
-        "gaussiank_lab.data.download.FASHION_SHA256",
+        "gaussiank_lab.data.image_files.FASHION_SHA256",
         {name: hashlib.sha256(data).hexdigest() for name, data in held.items()},
     )
     return tmp_path / "server"

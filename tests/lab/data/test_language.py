@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gaussiank_lab.data import DATASETS, TokenSet, Wanted
-from gaussiank_lab.data.stdlib import source_files
+from gaussiank_lab.data.text import source_files
 
 
 def tokens_of(split: object) -> list[int]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from gaussiank_lab.data import DATASETS, Wanted
-from gaussiank_lab.data.speech_set import BINS, CHARACTERS, spectrogram
+from gaussiank_lab.data.speech import BINS, CHARACTERS, spectrogram
 
 
 def write_wav(path: Path, seconds: float = 0.2, hertz: float = 1000.0, rate: int = 16_000, width: int = 2) -> None:

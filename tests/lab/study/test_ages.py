@@ -6,8 +6,8 @@ import torch
 
 from gaussiank.layout import Layout
 from gaussiank.sparse import SparseGradient
-from gaussiank_lab.study import ages as module
-from gaussiank_lab.study.ages import Ages, Sent
+from gaussiank_lab.study import sampling as module
+from gaussiank_lab.study.sampling import Ages, Sent
 
 NUMELS = {"a": 40, "b": 0, "c": 160}
 LAYOUTS = (Layout(("a", "b", "c"), (40, 0, 160)), Layout(("c", "a"), (160, 40)))

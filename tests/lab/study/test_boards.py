@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from gaussiank_lab.study.boards import open_board, show
-from gaussiank_lab.study.recorder import Recorder
+from gaussiank_lab.study.recorder import Recorder, open_board, show
 from gaussiank_lab.study.study import read_study
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gaussiank_lab.study.fit import best_fit, distribution, fit_laws, histogram
-from gaussiank_lab.study.measure import sketch_of
+from gaussiank_lab.study.sampling import sketch_of
 
 Draw = Callable[..., torch.Tensor]
 NUMEL = 100_000

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import gaussiank
-from gaussiank_lab.study.measure import sketch_of
 from gaussiank_lab.study.recorder import Recorder
+from gaussiank_lab.study.sampling import sketch_of
 from gaussiank_lab.study.study import read_study
 from gaussiank_lab.study.vectors import snapshots
 from gaussiank_lab.theory.bounds import tail_share

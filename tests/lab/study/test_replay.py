@@ -12,9 +12,8 @@ from rich.console import Console
 from gaussiank import ErrorFeedback, Layout, SparseGradient, ops
 from gaussiank.codec import Wire
 from gaussiank_lab.study.recorder import Recorder
-from gaussiank_lab.study.replay import IN_RUN, Replayed, replay
-from gaussiank_lab.study.replay_table import replay_table
-from gaussiank_lab.study.sample import Part
+from gaussiank_lab.study.replay import IN_RUN, Replayed, replay, replay_table
+from gaussiank_lab.study.sampling import Part
 from gaussiank_lab.study.study import read_study
 from gaussiank_lab.study.vectors import snapshots
 

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 
 from gaussiank_lab.plots import figure_svg
-from gaussiank_lab.study import time_plots
-from gaussiank_lab.study.figures import FIGURES
+from gaussiank_lab.study import plots as time_plots
+from gaussiank_lab.study.plots import FIGURES, energy_against_density, moments_of
 from gaussiank_lab.study.report import draw, page_html, write_analysis
-from gaussiank_lab.study.shape_plots import energy_against_density, moments_of
 from gaussiank_lab.study.study import Study, read_study
 from gaussiank_lab.study.summary import headline, layer_rows, shapes, tallies, whole_vectors
 from gaussiank_lab.theory import BOUNDS

@@ -6,7 +6,7 @@ import torch
 
 from gaussiank.layout import Layout
 from gaussiank.sparse import SparseGradient
-from gaussiank_lab.study.sent_log import SentLog
+from gaussiank_lab.study.sampling import SentLog
 
 WHOLE = Layout(("w",), (40_000,))
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gaussiank_lab.study.measure import sketch_of
-from gaussiank_lab.study.shape import bell_dip, pi_squared, premise_blocks, shape_of
+from gaussiank_lab.study.fit import bell_dip, pi_squared, premise_blocks, shape_of
+from gaussiank_lab.study.sampling import sketch_of
 
 Draw = Callable[..., torch.Tensor]
 NUMEL = 50_000

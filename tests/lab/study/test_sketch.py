@@ -10,9 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gaussiank_lab.study.layer_table import layer_sketch, table_record
-from gaussiank_lab.study.measure import sketch_layers, sketch_of
-from gaussiank_lab.study.sketch import Sketch
+from gaussiank_lab.study.sampling import sketch_layers, sketch_of
+from gaussiank_lab.study.sketch import Sketch, layer_sketch, table_record
 from gaussiank_lab.theory.bounds import tail_share
 
 Draw = Callable[..., torch.Tensor]

@@ -12,9 +12,8 @@ from gaussiank_lab.reproduce.job import complete
 from gaussiank_lab.reproduce.recipe import Drawing, Outcome, Recipe, Scale, Verdict
 from gaussiank_lab.reproduce.settings import standins
 from gaussiank_lab.reproduce.training import models_of, study_jobs
-from gaussiank_lab.study.shape_plots import energy_against_density
+from gaussiank_lab.study.plots import energy_against_density, energy_over_steps
 from gaussiank_lab.study.summary import law_name, layer_vectors, shapes, tallies, whole_vectors
-from gaussiank_lab.study.time_plots import energy_over_steps
 from gaussiank_lab.theory import BOUNDS, CUBED, LAWS, LINEAR, SQUARED
 from gaussiank_lab.theory.bounds import energy_blocks, tail_share
 

@@ -9,7 +9,7 @@ from gaussiank_lab.reproduce.recipe import Drawing, Outcome, Recipe, Scale, judg
 from gaussiank_lab.reproduce.settings import standins
 from gaussiank_lab.reproduce.training import models_of, study_jobs
 from gaussiank_lab.study.fit import best_fit
-from gaussiank_lab.study.shape_plots import cumulative, distributions, pi_against_line
+from gaussiank_lab.study.plots import cumulative, distributions, pi_against_line
 from gaussiank_lab.study.summary import law_name, shapes, whole_vectors
 
 
