@@ -13,10 +13,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from gaussiank import AdamWarning, Compression, compress
 from gaussiank.autotune import Auto
 from gaussiank.compressors import parse_compressor
-from gaussiank.ddp import Compression, compress
-from gaussiank.ddp.optimizer_checks import AdamWarning
 from gaussiank.metrics import Metrics, Observer
 from gaussiank_lab.clipping import GradientCarrier, clip_local
 from gaussiank_lab.config import TrainConfig

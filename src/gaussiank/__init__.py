@@ -7,6 +7,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .compression import Compression
     from .compressors import (
         DGC,
         Capped,
@@ -22,22 +23,22 @@ if TYPE_CHECKING:
         compressor_names,
         parse_compressor,
     )
-    from .ddp import Compression, compress
-    from .ddp.optimizer_checks import AdamWarning
+    from .doors import compress
     from .feedback import ErrorFeedback
     from .layout import Layout
     from .metrics import Metrics, Observer
     from .momentum import MomentumCorrection
+    from .optimizer_checks import AdamWarning
     from .schedule import Constant, DenseStart, Schedule, Warmup
     from .sparse import SparseGradient
 
 __version__ = "0.1.0"
 
 _ROOMS = {
-    "AdamWarning": "ddp.optimizer_checks",
+    "AdamWarning": "optimizer_checks",
     "Capped": "compressors",
     "ChunkTopK": "compressors",
-    "Compression": "ddp",
+    "Compression": "compression",
     "Compressor": "compressors",
     "Constant": "schedule",
     "DGC": "compressors",
@@ -57,7 +58,7 @@ _ROOMS = {
     "TopK": "compressors",
     "TrimmedTopK": "compressors",
     "Warmup": "schedule",
-    "compress": "ddp",
+    "compress": "doors",
     "compressor_names": "compressors",
     "parse_compressor": "compressors",
 }

@@ -78,7 +78,7 @@ def await_all(
             warnings.warn(
                 f"{what} waits for rank {_missing(store, ranks)}, which has not called it after {patience_s:g} s. "
                 f"Every worker of the group must. The wait ends after {timeout_s:g} s, the process group's time-out.",
-                stacklevel=4,
+                stacklevel=6,
             )
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

@@ -1,6 +1,6 @@
 """The only room that knows DDP."""
 
-from .registration import compress, hook
-from .state import Compression
+from .registration import DDPDoor, hook
+from .state import DDPCompression
 
-__all__ = ["Compression", "compress", "hook"]
+__all__ = ["DDPCompression", "DDPDoor", "hook"]

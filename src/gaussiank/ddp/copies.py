@@ -5,11 +5,13 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel
+
+from gaussiank.compression import listed, texts
 
 
 class CopiedCompression:
@@ -39,7 +41,7 @@ class CopiedCompression:
         return CopiedCompression, (self.config, self.step, self._parameter)
 
     def __repr__(self) -> str:
-        return f"CopiedCompression({_listed(self.config)}, step={self.step}, without exchange)"
+        return f"CopiedCompression({listed(self.config)}, step={self.step}, without exchange)"
 
 
 def _warn(copied: weakref.ReferenceType[CopiedCompression]) -> None:
@@ -63,27 +65,10 @@ def copy_of(config: Mapping[str, object], step: int, model: DistributedDataParal
         model: that it compresses, if it is alive. Its smallest parameter goes with the copy.
     """
     trained = [one for one in model.parameters() if one.requires_grad] if model is not None else []
-    return CopiedCompression, (_texts(config), step, min(trained, key=Tensor.numel, default=None))
+    return CopiedCompression, (texts(config), step, min(trained, key=Tensor.numel, default=None))
 
 
 def drop_copies(model: DistributedDataParallel) -> None:
     """Forget that a model is a copy."""
     if hooks := getattr(model, "_comm_hooks", None):
         hooks[:] = [(hook, state) for hook, state in hooks if not isinstance(state, CopiedCompression)]
-
-
-def text_of(config: Mapping[str, object], step: int) -> str:
-    """Return the text of a compression: what is set, the size of its model, its step."""
-    return f"Compression({_listed(_texts(config))}, step={step})"
-
-
-def _texts(config: Mapping[str, object]) -> dict[str, str]:
-    settings = dict(config)
-    numels = cast(Mapping[str, int], settings.pop("model parameters"))
-    settings.pop("gaussiank version")
-    settings |= {"parameters": len(numels), "numel": f"{sum(numels.values()):,}"}
-    return {name: str(value) for name, value in settings.items() if value is not None}
-
-
-def _listed(texts: Mapping[str, str]) -> str:
-    return ", ".join(f"{name}={text}" for name, text in texts.items())

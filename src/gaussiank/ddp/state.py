@@ -1,12 +1,9 @@
-"""The state of one compressed model: leads each of DDP's buckets onto its reducer."""
+"""The compression of a DDP model: leads each of DDP's buckets onto its reducer."""
 
 from __future__ import annotations
 
-import warnings
 import weakref
-from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,26 +11,22 @@ from torch import Tensor
 from torch._C._distributed_c10d import GradBucket  # torch.distributed shows it at run time only, not to type checkers
 from torch.nn.parallel import DistributedDataParallel
 
-from gaussiank import __version__, checkpoint
-from gaussiank.collectives import Collective
-from gaussiank.comm import Done, Promise, await_all, require_agreement, then, together
-from gaussiank.feedback import ErrorFeedback, OptimizerUse
+from gaussiank.comm import Done, Promise, then
+from gaussiank.compression import Compression
+from gaussiank.feedback import OptimizerUse
 from gaussiank.layout import Layout, Strides, strides_in_memory
-from gaussiank.metrics import Metrics, Observer
+from gaussiank.metrics import Observer
 from gaussiank.ops import RESIDUAL_DTYPES
 from gaussiank.reducer import GradientReducer, Settings
 
-from .copies import CopiedCompression, copy_of, text_of
+from .copies import CopiedCompression, copy_of
 
 
-class Compression:
-    """The state of one compressed model: residuals, hints, step, measurements. Made by ``compress``.
+class DDPCompression(Compression):
+    """The compression of a DDP model.
 
     A copy or a pickle of it, alone or with its model, holds settings only, and the model's copy is a plain DDP model:
     call ``compress`` on that to compress it, and save residuals with ``state_dict``.
-
-    Attributes:
-        config: the settings, which all workers share.
     """
 
     def __init__(
@@ -45,16 +38,8 @@ class Compression:
         observer: Observer | None = None,
     ) -> None:
         numels = _checked_numels(model)
-        self.config: Mapping[str, object] = {
-            "gaussiank version": __version__,
-            **settings.agreed(),
-            "recorder": observer and observer.settings,  # it may communicate: every worker needs it
-            "model parameters": numels,
-        }
-        await_all(model.process_group)
-        require_agreement(self.config, model.process_group)
+        self._configure(settings, numels, model.process_group, observer)
         named = dict(model.module.named_parameters())
-        self._group = model.process_group
         self._reducer = GradientReducer(
             {name: parameter.shape for name, parameter in named.items()},
             settings,
@@ -75,139 +60,9 @@ class Compression:
         self._rebuilds = model.static_graph or not model.find_unused_parameters
         self._backwards = 0
         self._waiting: list[tuple[GradBucket, Promise]] = []
-        self._resumed = False
-
-    def __repr__(self) -> str:
-        return text_of(self.config, self.step)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return copy_of(self.config, self.step, self._model())  # process groups cannot be copied
-
-    @property
-    def stands_by(self) -> bool:
-        """False; deprecated: the hook stays registered while ``auto`` is dense."""
-        warnings.warn(
-            "stands_by is always False since the hook stays on: leave it out.", DeprecationWarning, stacklevel=2
-        )
-        return False
-
-    @property
-    def metrics(self) -> Metrics:
-        """Measurements of the last step; complete once its backward has returned."""
-        return self._reducer.measured
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps taken."""
-        return self._reducer.step
-
-    @property
-    def resumed(self) -> bool:
-        """Whether a state was loaded. Without one, an optimizer that has a state already is warned of."""
-        return self._resumed
-
-    @property
-    def density(self) -> float:
-        """Density of the next step."""
-        return self._reducer.density
-
-    @property
-    def collective(self) -> Collective:
-        """How workers agree; an ``Auto`` tells the ``link`` that it knows, and the ``way`` that proved faster."""
-        return self._reducer.collective
-
-    @property
-    def feedback(self) -> ErrorFeedback:
-        """The residuals, with those of the last step committed."""
-        self._reducer.feedback.settle()
-        return self._reducer.feedback
-
-    def discard(self) -> None:
-        """Forget the last backward, in place of an optimizer's step: residuals and ``step`` are as before it.
-
-        Call it on every worker. A mean that is zeroed or set to None before any optimizer of torch has stepped is
-        forgotten without it; an optimizer that uses a mean only to find another point, as SAM does, needs it.
-
-        Raises:
-            RuntimeError: an optimizer has used the mean.
-        """
-        self._reducer.discard()
-
-    def save(self, folder: str | Path) -> None:
-        """Write the residuals of every worker, with velocities, hints and step, to a folder: all of them, or nothing.
-
-        Call it on every worker, between two steps, beside saving model and optimizer; it may be the same folder.
-
-        Args:
-            folder: created if need be; one that every worker sees. What was saved there before is replaced, whole at
-                any moment; other files stay.
-
-        Raises:
-            OSError: a worker could not write; the same on all, and nothing has changed.
-            RuntimeError: a worker does not call it.
-
-        Example:
-            >>> import tempfile
-            >>> import torch.distributed as dist
-            >>> from gaussiank import compress
-            >>> folder = tempfile.mkdtemp()
-            >>> dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
-            >>> model = DistributedDataParallel(torch.nn.Linear(100, 10))
-            >>> compression = compress(model, density=0.01)
-            >>> model(torch.ones(1, 100)).sum().backward()
-            >>> compression.save(f"{folder}/residuals")
-            >>> compression.load(f"{folder}/residuals")
-            >>> compression.step
-            1
-            >>> dist.destroy_process_group()
-        """
-        checkpoint.save(self.state_dict(), folder, self._group)
-
-    def load(self, folder: str | Path) -> None:
-        """Go on where ``save`` was called, on every worker or on none.
-
-        Call it on every worker, when the model is wrapped and compressed. Saved by another number of workers, the
-        residuals are shared out anew by ``gaussiank.reshard``.
-
-        Args:
-            folder: given to ``save``.
-
-        Raises:
-            FileNotFoundError: nothing was saved there.
-            ValueError: a file is missing or damaged, to the bit, or of another model; the same on all workers, and
-                nothing has changed on any.
-            RuntimeError: a worker does not call it.
-        """
-        self._reducer.load_state_dict(checkpoint.load(folder, self._reducer.require_fitting, self._group))
-        self._resumed = True
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return this worker's residuals, velocities, hints and step. Each worker must save its own: ``save`` does.
-
-        Between a backward and the optimizer's step it holds what was before that backward, as the weights do; where no
-        optimizer of torch was ever seen to step, the backward counts as used.
-
-        Tensors are copies; ``torch.load(..., weights_only=True)`` reads what ``torch.save`` makes of it.
-        """
-        return self._reducer.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken; nothing changes on any worker when it does not fit on one.
-
-        Call it on every worker.
-
-        Raises:
-            ValueError: another format, another rank or number of workers, or another model; the same on all workers.
-            RuntimeError: a worker does not call it.
-        """
-
-        def fitting_step() -> int:
-            self._reducer.require_fitting(state)
-            return int(state["step"])
-
-        checkpoint.require_one(together(fitting_step, self._group, what="load_state_dict"), "step")
-        self._reducer.load_state_dict(state)
-        self._resumed = True
 
     # ------------------------------------------------------------------ the buckets of one backward
 

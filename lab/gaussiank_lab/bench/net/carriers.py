@@ -13,8 +13,8 @@ from torch._C._distributed_c10d import GradBucket  # torch.distributed shows it 
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from gaussiank import Compression, compress
 from gaussiank.comm import ring_bytes, then
-from gaussiank.ddp import Compression, compress
 
 from .methods import DDP, PAPER, NetMethod
 from .paper import PaperExchange

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import _global_optimizer_pre_hooks, register_optimizer_step_pre_hook
 
 import gaussiank
-from gaussiank.ddp import optimizer_checks
+from gaussiank import optimizer_checks
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,211 @@
+"""What ``compress`` returns: the state of one compressed model, whatever wraps it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch.distributed as dist
+
+from gaussiank import __version__, checkpoint
+from gaussiank.collectives import Collective
+from gaussiank.comm import await_all, require_agreement, together
+from gaussiank.feedback import ErrorFeedback
+from gaussiank.metrics import Metrics, Observer
+from gaussiank.reducer import GradientReducer, Settings
+
+
+class Compression:
+    """The state of one compressed model: residuals, hints, step, measurements. Made by ``compress``.
+
+    Save residuals with ``save`` or ``state_dict``.
+
+    Attributes:
+        config: the settings, which all workers share.
+    """
+
+    config: Mapping[str, object]
+    _reducer: GradientReducer
+    _group: dist.ProcessGroup | None
+
+    def _configure(
+        self,
+        settings: Settings,
+        numels: Mapping[str, int],
+        group: dist.ProcessGroup | None,
+        observer: Observer | None,
+        **more: object,
+    ) -> None:
+        """Write down the settings, and compare them with every other worker's.
+
+        Args:
+            settings: what ``compress`` was told.
+            numels: name -> numel of every parameter of the model.
+            group: of all workers that train it, each of which must call this.
+            observer: told of every vector, or None.
+            more: what else must be the same on every worker.
+
+        Raises:
+            ValueError: something differs; names it.
+        """
+        self._group = group
+        self.config = {
+            "gaussiank version": __version__,
+            **settings.agreed(),
+            "recorder": observer and observer.settings,  # it may communicate: every worker needs it
+            **more,
+            "model parameters": numels,
+        }
+        await_all(group)
+        require_agreement(self.config, group)
+        self._resumed = False
+
+    def __repr__(self) -> str:
+        return text_of(self.config, self.step)
+
+    @property
+    def stands_by(self) -> bool:
+        """False; deprecated: the hook stays registered while ``auto`` is dense."""
+        warnings.warn(
+            "stands_by is always False since the hook stays on: leave it out.", DeprecationWarning, stacklevel=2
+        )
+        return False
+
+    @property
+    def metrics(self) -> Metrics:
+        """Measurements of the last step; complete once its backward has returned."""
+        return self._reducer.measured
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken."""
+        return self._reducer.step
+
+    @property
+    def resumed(self) -> bool:
+        """Whether a state was loaded. Without one, an optimizer that has a state already is warned of."""
+        return self._resumed
+
+    @property
+    def density(self) -> float:
+        """Density of the next step."""
+        return self._reducer.density
+
+    @property
+    def collective(self) -> Collective:
+        """How workers agree; an ``Auto`` tells the ``link`` that it knows, and the ``way`` that proved faster."""
+        return self._reducer.collective
+
+    @property
+    def feedback(self) -> ErrorFeedback:
+        """The residuals, with those of the last step committed."""
+        self._reducer.feedback.settle()
+        return self._reducer.feedback
+
+    def discard(self) -> None:
+        """Forget the last backward, in place of an optimizer's step: residuals and ``step`` are as before it.
+
+        Call it on every worker. A mean that is zeroed or set to None before any optimizer of torch has stepped is
+        forgotten without it; an optimizer that uses a mean only to find another point, as SAM does, needs it.
+
+        Raises:
+            RuntimeError: an optimizer has used the mean.
+        """
+        self._reducer.discard()
+
+    def save(self, folder: str | Path) -> None:
+        """Write the residuals of every worker, with velocities, hints and step, to a folder: all of them, or nothing.
+
+        Call it on every worker, between two steps, beside saving model and optimizer; it may be the same folder.
+
+        Args:
+            folder: created if need be; one that every worker sees. What was saved there before is replaced, whole at
+                any moment; other files stay.
+
+        Raises:
+            OSError: a worker could not write; the same on all, and nothing has changed.
+            RuntimeError: a worker does not call it.
+
+        Example:
+            >>> import tempfile, torch
+            >>> import torch.distributed as dist
+            >>> from gaussiank import compress
+            >>> folder = tempfile.mkdtemp()
+            >>> dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+            >>> model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(100, 10))
+            >>> compression = compress(model, density=0.01)
+            >>> model(torch.ones(1, 100)).sum().backward()
+            >>> compression.save(f"{folder}/residuals")
+            >>> compression.load(f"{folder}/residuals")
+            >>> compression.step
+            1
+            >>> dist.destroy_process_group()
+        """
+        checkpoint.save(self.state_dict(), folder, self._group)
+
+    def load(self, folder: str | Path) -> None:
+        """Go on where ``save`` was called, on every worker or on none.
+
+        Call it on every worker, when the model is wrapped and compressed. Saved by another number of workers, the
+        residuals are shared out anew by ``gaussiank.reshard``.
+
+        Args:
+            folder: given to ``save``.
+
+        Raises:
+            FileNotFoundError: nothing was saved there.
+            ValueError: a file is missing or damaged, to the bit, or of another model; the same on all workers, and
+                nothing has changed on any.
+            RuntimeError: a worker does not call it.
+        """
+        self._reducer.load_state_dict(checkpoint.load(folder, self._reducer.require_fitting, self._group))
+        self._resumed = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return this worker's residuals, velocities, hints and step. Each worker must save its own: ``save`` does.
+
+        Between a backward and the optimizer's step it holds what was before that backward, as the weights do; where no
+        optimizer of torch was ever seen to step, the backward counts as used.
+
+        Tensors are copies; ``torch.load(..., weights_only=True)`` reads what ``torch.save`` makes of it.
+        """
+        return self._reducer.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken; nothing changes on any worker when it does not fit on one.
+
+        Call it on every worker.
+
+        Raises:
+            ValueError: another format, another rank or number of workers, or another model; the same on all workers.
+            RuntimeError: a worker does not call it.
+        """
+
+        def fitting_step() -> int:
+            self._reducer.require_fitting(state)
+            return int(state["step"])
+
+        checkpoint.require_one(together(fitting_step, self._group, what="load_state_dict"), "step")
+        self._reducer.load_state_dict(state)
+        self._resumed = True
+
+
+def text_of(config: Mapping[str, object], step: int) -> str:
+    """Return the text of a compression: what is set, the size of its model, its step."""
+    return f"Compression({listed(texts(config))}, step={step})"
+
+
+def texts(config: Mapping[str, object]) -> dict[str, str]:
+    """Return the text of each setting in a compression's ``config`` that is set."""
+    settings = dict(config)
+    numels = cast(Mapping[str, int], settings.pop("model parameters"))
+    settings.pop("gaussiank version")
+    settings |= {"parameters": len(numels), "numel": f"{sum(numels.values()):,}"}
+    return {name: str(value) for name, value in settings.items() if value is not None}
+
+
+def listed(settings: Mapping[str, str]) -> str:
+    """Write settings as arguments."""
+    return ", ".join(f"{name}={text}" for name, text in settings.items())
