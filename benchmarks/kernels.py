@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from gaussiank import ops
-from gaussiank.ops import backend, native, reference
+from gaussiank.ops import native, reference
+from gaussiank.ops.dispatch import kernels
 from gaussiank.sparse import SparseGradient
 
 Row = dict[str, Any]
@@ -89,7 +90,7 @@ def take(numel: int, density: float, repeats: int, clock: str = "wall") -> Itera
     out = ops.residual_buffer(numel)
     k = max(1, round(density * numel))
     hint = ops.topk(residual + grad, k).hint
-    number = backend.kernels()
+    number = kernels()
     threshold = float(hint)
 
     def known_threshold(into: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:

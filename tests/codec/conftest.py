@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gaussiank.codec import SharedDraw, native
-from gaussiank.ops.backend import use_backend
+from gaussiank.ops import use_backend
 from gaussiank.sparse import SparseGradient
 
 

@@ -17,7 +17,7 @@ from gaussiank import codec
 from gaussiank.codec import INDEX_CODES, VALUE_CODES, SharedDraw, Wire
 from gaussiank.codec.indices import RETIRED_CODES
 from gaussiank.codec.payload import HEADER_BYTES, Codes, write
-from gaussiank.ops.backend import use_backend
+from gaussiank.ops import use_backend
 from gaussiank.sparse import MAX_NUMEL, SparseGradient
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"

@@ -13,7 +13,7 @@ from tests.each import each
 from gaussiank.codec import INDEX_CODES, VALUE_CODES, SharedDraw, Wire, native
 from gaussiank.codec.indices import DeviceCode
 from gaussiank.codec.payload import HEADER_BYTES, read_unchecked
-from gaussiank.ops.backend import use_backend
+from gaussiank.ops import use_backend
 from gaussiank.sparse import MAX_NUMEL, SparseGradient
 
 Make = Callable[..., SparseGradient]

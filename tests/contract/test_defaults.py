@@ -12,7 +12,7 @@ from torch import Tensor
 from gaussiank import ops
 from gaussiank.codec import INDEX_CODES, VALUE_CODES, Wire
 from gaussiank.compressors import Turn
-from gaussiank.ops.library import address
+from gaussiank.ops.native import address
 from gaussiank.sparse import SparseGradient
 
 DEFAULTS = (torch.bfloat16, torch.float16, torch.float64, "meta")

@@ -13,8 +13,7 @@ import torch
 from tests.each import each
 
 from gaussiank import ops
-from gaussiank.ops import backend as backends_room
-from gaussiank.ops import library
+from gaussiank.ops import dispatch, native
 
 
 def run(statement: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -26,7 +25,7 @@ def run(statement: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def test_the_reference_is_always_there_and_the_fastest_runs() -> None:
     available, active = ops.backends()
     assert available[0] == "reference"
-    assert active == os.environ.get(backends_room.VARIABLE, available[-1])
+    assert active == os.environ.get(dispatch.VARIABLE, available[-1])
     assert set(available) <= {"reference", "scalar", "neon", "avx2", "avx512"}
 
 
@@ -65,7 +64,7 @@ def test_without_kernels_the_reference_runs() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc/self/maps")
-@pytest.mark.skipif(library.library() is None, reason="the kernels are not built")
+@pytest.mark.skipif(native.library() is None, reason="the kernels are not built")
 def test_kernels_share_the_openmp_runtime_of_torch() -> None:
     statement = (
         "import re, torch; from gaussiank import ops; torch.set_num_threads(2);"
@@ -77,7 +76,7 @@ def test_kernels_share_the_openmp_runtime_of_torch() -> None:
     done = run(statement)
     *runtimes, threads = done.stdout.split("\n")[:-1]
     assert len(runtimes) == 1, done.stdout + done.stderr
-    assert library._openmp() is not None
+    assert native._openmp() is not None
     assert int(threads.split()[1]) >= 2  # the kernel's second thread is one of that runtime
 
 
@@ -90,7 +89,7 @@ def test_a_library_of_another_version_is_refused(tmp_path: Path) -> None:
         pytest.skip("no C compiler")
     done = run("from gaussiank import ops; ops.backends()", GAUSSIANK_NATIVE_LIBRARY=str(tmp_path / "old.so"))
     assert "RuntimeError: " in done.stderr
-    assert f"must have ABI {library.ABI}, got -1. Install gaussiank" in done.stderr
+    assert f"must have ABI {native.ABI}, got -1. Install gaussiank" in done.stderr
 
 
 # ---------------------------------------------------------------------- buffers

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from gaussiank import ops
-from gaussiank.ops import backend, native
+from gaussiank.ops import native
+from gaussiank.ops.dispatch import kernels
 from gaussiank.sparse import SparseGradient
 from gaussiank_lab.bench.backends import Switch
 from gaussiank_lab.bench.measure import Case, interleave, ratios
@@ -171,7 +172,7 @@ def _large(vectors: Vectors, rounds: int, tick: Callable[[], None]) -> dict[str,
 
 def _known_threshold(vectors: Vectors) -> Case:
     """Take what is above the k-th magnitude, which is known beforehand: no search, no exact choice."""
-    k, number = max(1, round(DENSITY * vectors.numel)), backend.kernels()
+    k, number = max(1, round(DENSITY * vectors.numel)), kernels()
     limits = [float(vectors.accumulated(side).abs().topk(k).values[-1]) for side in (0, 1)]
 
     def run(turn: int) -> None:

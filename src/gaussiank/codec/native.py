@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gaussiank.ops.backend import kernels
-from gaussiank.ops.library import address, library
+from gaussiank.ops.dispatch import kernels
+from gaussiank.ops.native import address, library
 from gaussiank.sparse import SparseGradient
 
 from .faults import error
@@ -198,8 +198,6 @@ _READ = (c_void_p, *[c_int64] * 4, c_void_p, c_void_p, c_int64)
 
 @cache
 def _function(name: str, *arguments: type[Any]) -> Any:
-    lib = library()
-    assert lib is not None
-    function = lib[f"gk_codec_{name}"]  # not an attribute, which others would share with its types
+    function = library()[f"gk_codec_{name}"]  # not an attribute, which others would share with its types
     function.restype, function.argtypes = c_int64, arguments  # of a function without a result it means nothing
     return function

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from gaussiank import ops
-from gaussiank.ops.checks import require_accumulation
 
 from .compressor import Compressor, Selection, Taken, Turn, finish_take, put_back
 
@@ -70,7 +69,7 @@ class DGC(Compressor):
     def take(self, grad: Tensor, residual: Tensor, out: Tensor, k: int, turn: Turn | None = None) -> Taken | None:
         """Sample the sum, then add, choose and remove in one pass, unless the sample was misleading."""
         numel = grad.numel()
-        require_accumulation(grad, residual, out)
+        ops.require_accumulation(grad, residual, out)
         ops.require_k(k, numel)
         places = self._sampled(numel, turn)
         threshold = self._threshold((residual[places] + grad[places]).abs(), k, numel)

@@ -1,22 +1,26 @@
 """What is computed on one device; nothing in here communicates."""
 
-from .backend import Backends, backends, use_backend
-from .buffers import residual_buffer
-from .checks import RESIDUAL_DTYPES, require_k, require_vector
 from .dispatch import (
+    RESIDUAL_DTYPES,
+    Backends,
     accumulate_threshold,
     accumulate_topk,
+    backends,
     count_above,
     moments,
+    require_accumulation,
+    require_k,
+    require_vector,
     scatter_mean,
     select_above,
     select_topk,
     topk,
     union,
+    use_backend,
 )
-from .magnitudes import magnitudes
-from .reference import accumulate, all_finite, nonfinite_indices
-from .results import Magnitudes, Moments, Taken, TakenAbove
+from .histogram import magnitudes
+from .native import residual_buffer
+from .reference import Magnitudes, Moments, Taken, TakenAbove, accumulate, all_finite, nonfinite_indices
 
 __all__ = [
     "RESIDUAL_DTYPES",
@@ -34,6 +38,7 @@ __all__ = [
     "magnitudes",
     "moments",
     "nonfinite_indices",
+    "require_accumulation",
     "require_k",
     "require_vector",
     "residual_buffer",

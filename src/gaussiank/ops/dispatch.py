@@ -1,31 +1,247 @@
-"""The ops as the other rooms call them: checked, then run by the native kernels where they can, else by the reference.
+"""The ops' one door: what is refused, which backend runs, and each op, by the kernels where they can, else in PyTorch.
 
 What each op does stands in ``reference.py``; its text is the help of the functions here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from gaussiank.sparse import SparseGradient
+from gaussiank.sparse import MAX_NUMEL, SparseGradient
 
 from . import native, reference
-from .backend import kernels
-from .checks import (
-    require_accumulation,
-    require_capacity,
-    require_hint,
-    require_k,
-    require_mean_of,
-    require_parts,
-    require_threshold,
-    require_vector,
-)
-from .results import Moments, Taken, TakenAbove
+from .reference import Moments, Taken, TakenAbove
+
+# ---------------------------------------------------------------------- which backend runs
+
+VARIABLE = "GAUSSIANK_BACKEND"
+"""Environment variable that names the backend of a process; unset, the fastest available one runs."""
+
+_chosen: str | None = None
+
+
+class Backends(NamedTuple):
+    """Backends of this process.
+
+    Attributes:
+        available: names, fastest last; ``reference`` is always there.
+        active: name of the one that runs.
+    """
+
+    available: tuple[str, ...]
+    active: str
+
+
+def available() -> tuple[str, ...]:
+    """Return the names of the backends that this machine can run, fastest last."""
+    return ("reference", *native.numbers())
+
+
+def active() -> str:
+    """Return the name of the backend that runs.
+
+    Raises:
+        ValueError: the environment asks for one that this machine cannot run.
+    """
+    global _chosen  # noqa: PLW0603  the one setting of the process
+    if _chosen is None:
+        _chosen = _checked(os.environ.get(VARIABLE) or available()[-1], VARIABLE)
+    return _chosen
+
+
+def backends() -> Backends:
+    """Tell which backends this machine can run, and which one runs.
+
+    ``reference`` is plain PyTorch, on any device. The others are the native CPU kernels, for float32 residuals:
+    ``scalar`` (``neon`` on arm64), ``avx2``, ``avx512``. All give the same bits. The environment variable
+    ``GAUSSIANK_BACKEND`` chooses one for a process.
+
+    Returns:
+        The names.
+
+    Raises:
+        ValueError: the environment asks for one that this machine cannot run.
+
+    Example:
+        >>> backends().available[0]
+        'reference'
+    """
+    return Backends(available(), active())
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run the ops of the whole process, all threads, with one backend; for tests and measurements.
+
+    Args:
+        name: one of ``backends().available``.
+
+    Raises:
+        ValueError: this machine cannot run it.
+
+    Example:
+        >>> with use_backend("reference"):
+        ...     backends().active
+        'reference'
+    """
+    global _chosen  # noqa: PLW0603  the one setting of the process
+    before, _chosen = _chosen, _checked(name, "name")
+    try:
+        yield
+    finally:
+        _chosen = before
+
+
+def kernels() -> int | None:
+    """Return the number of the active native backend, or None when the reference runs."""
+    return native.numbers().get(_chosen or active())
+
+
+def _checked(name: str, argument: str) -> str:
+    if name not in available():
+        raise ValueError(
+            f"{argument} must be one of {', '.join(available())} on this machine, got {name!r}. "
+            "Install gaussiank where there is a C compiler to have the native ones."
+        )
+    return name
+
+
+# ---------------------------------------------------------------------- what is refused
+
+RESIDUAL_DTYPES = {
+    torch.float32: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+    torch.float64: torch.float64,
+}
+"""Gradient dtype -> dtype of its residual, of the values sent and of the sum."""
+
+
+def require_vector(vector: Tensor, argument: str) -> None:
+    """Raise unless ``vector`` is a flat, contiguous, non-empty floating tensor that int32 can index.
+
+    Raises:
+        ValueError: it is not; names ``argument``.
+
+    Example:
+        >>> require_vector(torch.zeros(2, 2), "grad")
+        Traceback (most recent call last):
+            ...
+        ValueError: grad must be flat and contiguous, got shape (2, 2) with strides (2, 1). Pass grad.reshape(-1).
+    """
+    if vector.dtype not in RESIDUAL_DTYPES:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in RESIDUAL_DTYPES)
+        raise ValueError(f"{argument} must be one of {names}, got {vector.dtype}. Convert it first.")
+    if vector.layout != torch.strided:
+        raise ValueError(f"{argument} must be a dense tensor, got layout {vector.layout}. Pass {argument}.to_dense().")
+    if vector.dim() != 1 or not vector.is_contiguous():
+        raise ValueError(
+            f"{argument} must be flat and contiguous, got shape {tuple(vector.shape)} with strides "
+            f"{vector.stride()}. Pass {argument}.reshape(-1)."
+        )
+    if not 1 <= vector.numel() <= MAX_NUMEL:
+        raise ValueError(
+            f"{argument} must have 1 to {MAX_NUMEL} entries, got {vector.numel()}. "
+            "Leave out empty vectors and split long ones."
+        )
+
+
+def require_k(k: int, numel: int) -> None:
+    """Raise ``ValueError`` unless ``k`` is in ``[1, numel]``."""
+    if not 1 <= k <= numel:
+        raise ValueError(f"k must be in [1, numel = {numel}], got {k}. Ask for at least one entry and at most all.")
+
+
+def require_accumulation(grad: Tensor, residual: Tensor, out: Tensor) -> None:
+    """Raise unless ``out`` can take ``residual + grad`` in one pass.
+
+    Raises:
+        ValueError: one of them is no vector, they do not fit each other, or ``out`` shares memory with one of the
+            others other than being ``residual`` itself.
+    """
+    require_vector(grad, "grad")
+    dtype, numel, device = RESIDUAL_DTYPES[grad.dtype], grad.numel(), grad.device
+    for name, vector in (("residual", residual),) if out is residual else (("residual", residual), ("out", out)):
+        if vector.dtype != dtype:
+            raise ValueError(f"{name} must be {dtype} for a {grad.dtype} grad, got {vector.dtype}. Convert it.")
+        require_vector(vector, name)
+        if vector.numel() != numel:
+            raise ValueError(f"{name} must have grad's {numel} entries, got {vector.numel()}. Pass vectors that fit.")
+        if vector.device != device:
+            raise ValueError(f"{name} must be on grad's device {device}, got {vector.device}. Move one of them.")
+    if device.type == "meta":
+        return
+    start = out.data_ptr()
+    end = start + out.numel() * out.element_size()
+    if out is not residual:
+        other = residual.data_ptr()
+        if other != start and other < end and start < other + residual.numel() * residual.element_size():
+            raise ValueError("out must be residual or apart from it, got one that overlaps it. Use another buffer.")
+    other = grad.data_ptr()
+    if other < end and start < other + grad.numel() * grad.element_size():
+        name = "residual" if out is residual else "out"
+        raise ValueError(f"{name} must be apart from grad, got one that overlaps it. Use another buffer.")
+
+
+def require_hint(hint: Tensor | None, device: torch.device) -> None:
+    """Raise ``ValueError`` unless ``hint`` is None or a floating 0-d tensor on ``device``."""
+    if hint is not None and (hint.dim() or not hint.is_floating_point() or hint.device != device):
+        raise ValueError(
+            f"hint must be a 0-d floating tensor on {device}, got {hint.dtype} of shape {tuple(hint.shape)} on "
+            f"{hint.device}. Pass the hint that the last call returned."
+        )
+
+
+def require_threshold(threshold: float) -> None:
+    """Raise ``ValueError`` when ``threshold`` is NaN."""
+    if math.isnan(threshold):
+        raise ValueError("threshold must be a number, got nan. Look for NaN in what it was computed from.")
+
+
+def require_capacity(capacity: int, numel: int) -> None:
+    """Raise ``ValueError`` unless ``capacity`` is in ``[1, numel]``."""
+    if not 1 <= capacity <= numel:
+        raise ValueError(f"capacity must be in [1, numel = {numel}], got {capacity}. Make room for one entry at least.")
+
+
+def require_parts(parts: Sequence[SparseGradient]) -> None:
+    """Raise unless there are parts, all of one length, dtype and device.
+
+    Raises:
+        ValueError: there is none, or one does not fit the first.
+    """
+    if not parts:
+        raise ValueError("parts must hold at least one sparse gradient, got none. Pass one for each worker.")
+    first = parts[0]
+    dtype, device = first.values.dtype, first.values.device
+    for rank, part in enumerate(parts):
+        if part.numel != first.numel or part.values.dtype != dtype or part.values.device != device:
+            raise ValueError(
+                f"parts must be alike, got {part.numel} entries of {part.values.dtype} on {part.values.device} in part "
+                f"{rank} and {first.numel} of {dtype} on {device} in part 0. Decode all with the same numel and dtype."
+            )
+
+
+def require_mean_of(parts: Sequence[SparseGradient], out: Tensor) -> None:
+    """Raise ``ValueError`` unless ``out`` can take the mean of ``parts``."""
+    require_parts(parts)
+    require_vector(out, "out")
+    first = parts[0]
+    if out.numel() != first.numel or out.dtype != first.values.dtype or out.device != first.values.device:
+        raise ValueError(
+            f"out must fit its parts of {first.numel} entries of {first.values.dtype} on {first.values.device}, got "
+            f"{out.numel()} of {out.dtype} on {out.device}. Pass another buffer."
+        )
+
+
+# ---------------------------------------------------------------------- the ops
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -42,7 +258,7 @@ def _for(vector: Tensor) -> int | None:
     """Return the native backend for a float32 vector in this machine's memory, else None."""
     if vector.dtype is not torch.float32 or vector.device.type != "cpu":
         return None
-    return kernels()
+    return native.numbers().get(_chosen or active())
 
 
 @_specified_by(reference.accumulate_topk)
@@ -57,7 +273,7 @@ def accumulate_topk(
     backend = _for(residual)
     if backend is None:
         return reference.accumulate_topk(grad, residual, k, hint, out=out)
-    return native.accumulate_topk(backend, grad, residual, k, hint, out)
+    return native.take(backend, residual, k, hint, grad, out)
 
 
 @_specified_by(reference.accumulate_threshold)
@@ -84,18 +300,18 @@ def topk(accumulated: Tensor, k: int, hint: Tensor | None = None) -> Taken:
     backend = _for(accumulated)
     if backend is None:
         return reference.topk(accumulated, k, hint)
-    return native.topk(backend, accumulated, k, hint)
+    return native.take(backend, accumulated, k, hint)
 
 
 @_specified_by(reference.select_topk)
 def select_topk(accumulated: Tensor, k: int) -> Tensor:
     """Run the reference or a kernel."""
+    require_vector(accumulated, "accumulated")
+    require_k(k, accumulated.numel())
     backend = _for(accumulated)
     if backend is None:
         return reference.select_topk(accumulated, k)
-    require_vector(accumulated, "accumulated")
-    require_k(k, accumulated.numel())
-    return native.topk(backend, accumulated, k, None).indices
+    return native.take(backend, accumulated, k, None).indices
 
 
 @_specified_by(reference.select_above)

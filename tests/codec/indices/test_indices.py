@@ -15,7 +15,7 @@ from tests.each import each
 
 from gaussiank.codec import native
 from gaussiank.codec.indices import INDEX_CODES, IndexCode
-from gaussiank.ops.backend import use_backend
+from gaussiank.ops import use_backend
 from gaussiank.sparse import MAX_NUMEL
 
 CODES = {name: code for name, code in INDEX_CODES.items() if name != "seed"}

@@ -198,7 +198,7 @@ def test_sizes_are_those_of_the_table(name: str) -> None:
 
 @pytest.mark.parametrize("name", FIXED)
 def test_both_backends_decode_any_bytes_alike(name: str, rng: torch.Generator) -> None:
-    from gaussiank.ops.backend import use_backend
+    from gaussiank.ops import use_backend
 
     code = VALUE_CODES[name]
     for _ in range(30):
@@ -259,7 +259,7 @@ def test_damaged_sections_are_refused(name: str, section: Tensor, message: str, 
 
 @pytest.mark.parametrize("name", VARYING)
 def test_both_backends_read_damaged_sections_alike(name: str, rng: torch.Generator) -> None:
-    from gaussiank.ops.backend import use_backend
+    from gaussiank.ops import use_backend
 
     code = VALUE_CODES[name]
     intact, refused = code.encode(code.round(torch.randn(150, generator=rng)), 150), 0

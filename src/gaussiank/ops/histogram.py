@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from . import native
-from .backend import kernels
-from .results import Magnitudes
+from .dispatch import kernels
+from .reference import Magnitudes
 
 _GROUP_NUMEL = 1 << 22  # entries handled at once: bounds the memory to some 100 MB
 _GROUP_PARTS = 256

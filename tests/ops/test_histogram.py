@@ -12,7 +12,7 @@ from tests.each import each
 from tests.ops.conftest import each_law
 
 from gaussiank import ops
-from gaussiank.ops.magnitudes import reference_magnitudes
+from gaussiank.ops.histogram import reference_magnitudes
 
 Law = Callable[[int, torch.Generator], torch.Tensor]
 
@@ -53,7 +53,7 @@ def test_counts_are_those_of_numpy(rng: torch.Generator) -> None:
 
 
 def test_large_vectors_come_in_groups(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    room = import_module("gaussiank.ops.magnitudes")  # the function of this name hides it
+    room = import_module("gaussiank.ops.histogram")
     vector, numels = torch.randn(3000, generator=rng), [1000, 0, 1, 1499, 500]
     expected = reference_magnitudes(vector, numels, 4, 1)
     for group_numel, group_parts in ((700, 256), (1 << 22, 2)):
