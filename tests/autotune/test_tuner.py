@@ -13,7 +13,7 @@ from gaussiank.autotune import Auto, Link, tuner
 from gaussiank.autotune.tuner import _BLOCK, _WORTH, Pilot, _Bill, _faster, _Trial
 from gaussiank.codec import Wire
 from gaussiank.collectives import AllGather, DenseAllReduce, Split
-from gaussiank.comm import Line
+from gaussiank.comm import Communicator
 
 FAST, SLOW = Link(5e-5, 2.5e8, 1e-9, 1e-4), Link(2e-4, 1.25e6, 1e-9, 4e-4)
 BILL = _Bill([(61_706, 62)], 4, Wire.parse("rice+bf16"))
@@ -56,7 +56,7 @@ def drive(chosen: Auto, steps: int, seconds: Callable[[bool], float]) -> tuple[A
     for _ in range(steps):
         step_s = seconds(BILL.dense(chosen))
         total += step_s
-        chosen = chosen.pilot._after(step_s, chosen, cast(Line, Twins()), BILL)
+        chosen = chosen.pilot._after(step_s, chosen, cast(Communicator, Twins()), BILL)
     return chosen, total
 
 
@@ -65,7 +65,7 @@ def test_resting_changes_no_decision(look: list[Link], monkeypatch: pytest.Monke
     """Every step is steered, or only those that do not rest: the same ways, trials and counts at each of them."""
     now = 1.0
     monkeypatch.setattr(tuner.time, "perf_counter", lambda: now)
-    monkeypatch.setattr(tuner, "Line", lambda group: Twins())
+    monkeypatch.setattr(tuner, "Communicator", lambda group: Twins())
     histories: list[list[Any]] = []
     rested = 0
     for resting in (False, True):
@@ -114,7 +114,7 @@ def test_a_trial_ends_as_soon_as_it_is_decided(look: list[Link], percent: list[i
         sparse_s = 0.010 * _WORTH * (1 + percent[trial.taken // (2 * _BLOCK)] / 100)
         trial.note(0.010 if trial.tries else sparse_s)
         if trial.judged:
-            chosen = chosen.pilot._judge(trial, chosen, cast(Line, Twins()), BILL)
+            chosen = chosen.pilot._judge(trial, chosen, cast(Communicator, Twins()), BILL)
     assert not chosen.pilot.tries
     assert trial.taken == pairs * 2 * _BLOCK
     assert BILL.dense(chosen) is dense

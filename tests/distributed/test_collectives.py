@@ -19,7 +19,7 @@ import gaussiank
 from gaussiank.autotune import POLICIES, parse_policy
 from gaussiank.autotune.link_probe import measure
 from gaussiank.collectives import Collective, Hierarchical, Outcome
-from gaussiank.comm import Line, await_all, group_timeout_s, require_agreement
+from gaussiank.comm import Communicator, await_all, group_timeout_s, require_agreement
 from gaussiank.comm.communicator import STRAIGHT_BYTES
 from gaussiank.sparse import SparseGradient
 
@@ -253,7 +253,7 @@ def test_all_gather_bytes_are_payload_times_peers(workers: Any) -> None:
 
 
 def both_ways(rank: int, world_size: int, length: int) -> tuple[bool, list[int]]:
-    straight, ring = Line(), Line()
+    straight, ring = Communicator(), Communicator()
     row = torch.arange(length).add_(7 * rank).to(torch.uint8)
     rows = [straight.all_gather(row).wait(), ring.all_gather(row, straight=False).wait()]
     expected = torch.stack([torch.arange(length).add_(7 * peer).to(torch.uint8) for peer in range(world_size)])

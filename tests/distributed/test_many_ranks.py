@@ -1,6 +1,6 @@
 """Up to sixteen ranks in one process, as threads of torch's own testing group: what each worker sends, and the mean.
 
-The group knows no point-to-point messages and no futures of its own, so the tree and the engine are not in here.
+The group knows no point-to-point messages and no futures of its own, so the tree and the executor are not in here.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 import gaussiank
 from gaussiank.codec import Wire
 from gaussiank.collectives import entries_within
-from gaussiank.comm import Engine, Line, ring_bytes
+from gaussiank.comm import Communicator, Executor, ring_bytes
 from gaussiank.sparse import SparseGradient
 
 CHECKED = [
@@ -36,7 +36,7 @@ def messages() -> Iterator[list[int]]:
     """Note the bytes of every message to another worker; of a ring, all that goes to the next one."""
     sizes: list[int] = []
 
-    def noting(name: str, size: Callable[..., int], owner: type = Line) -> Any:
+    def noting(name: str, size: Callable[..., int], owner: type = Communicator) -> Any:
         original = getattr(owner, name)
 
         def method(line: Any, *arguments: Any, **more: Any) -> Any:
@@ -49,12 +49,12 @@ def messages() -> Iterator[list[int]]:
         return tensor.numel() * tensor.element_size()
 
     with contextlib.ExitStack() as stack:
-        for name in ("all_gather", "broadcast", "swap", "send"):
+        for name in ("all_gather", "broadcast", "sendrecv", "send"):
             stack.enter_context(noting(name, whole))
         stack.enter_context(noting("all_to_all", lambda line, rows: whole(line, rows[0])))
         stack.enter_context(noting("all_to_all_uneven", lambda line, rows, _: max(whole(line, row) for row in rows)))
         stack.enter_context(noting("all_reduce", lambda line, vector, *_: ring_bytes(vector, line.world_size)))
-        average = noting("average", lambda engine, _, vector, *__: ring_bytes(vector, engine._world_size), Engine)
+        average = noting("average", lambda executor, _, vector, *__: ring_bytes(vector, executor._world_size), Executor)
         stack.enter_context(average)
         yield sizes
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gaussiank import ops
-from gaussiank.comm import Line
+from gaussiank.comm import Communicator
 
 LOOK_BYTES = 1 << 22
 """Most bytes of a message that measures the link."""
@@ -46,50 +46,50 @@ def measure(group: dist.ProcessGroup | None = None) -> Link:
     Args:
         group: process group, or None for the default one; all its workers must call it. One worker has a perfect link.
     """
-    line = Line(group)
-    if line.world_size == 1:
+    comm = Communicator(group)
+    if comm.world_size == 1:
         return Link(0.0, float("inf"), 0.0, 0.0)
-    select_s = min(_select_s(line) for _ in range(3)) / _SELECTED_NUMEL
-    return _speed(line, 1 << 16, select_s, enough_s=0.02, tries=9)
+    select_s = min(_select_s(comm) for _ in range(3)) / _SELECTED_NUMEL
+    return _speed(comm, 1 << 16, select_s, enough_s=0.02, tries=9)
 
 
-def look_again(line: Line, last: Link) -> Link:
+def look_again(comm: Communicator, last: Link) -> Link:
     """Measure latency and bandwidth anew, with shorter messages and fewer.
 
     They begin short again whatever the link was: a message for a fast link takes seconds when it has become slow.
 
     Args:
-        line: connects at least two workers, all of which must call it.
+        comm: connects at least two workers, all of which must call it.
         last: what was measured before.
     """
-    return _speed(line, 1 << 14, last.select_s, enough_s=0.0025, tries=2)
+    return _speed(comm, 1 << 14, last.select_s, enough_s=0.0025, tries=2)
 
 
-def slowest(line: Line, seconds: Sequence[float]) -> list[float]:
+def slowest(comm: Communicator, seconds: Sequence[float]) -> list[float]:
     """Return the largest of all workers' numbers, each for itself; all workers must call it."""
-    return [float(most) for most in line.all_reduce(row(line, seconds), dist.ReduceOp.MAX).wait()]
+    return [float(most) for most in comm.all_reduce(row(comm, seconds), dist.ReduceOp.MAX).wait()]
 
 
-def row(line: Line, numbers: Sequence[float]) -> Tensor:
+def row(comm: Communicator, numbers: Sequence[float]) -> Tensor:
     """Return float64 numbers where the group's messages must be."""
-    return torch.tensor(numbers, dtype=torch.float64, device=_device(line))
+    return torch.tensor(numbers, dtype=torch.float64, device=_device(comm))
 
 
-def _device(line: Line) -> str:
-    return "cuda" if dist.get_backend(line.group) == "nccl" else "cpu"
+def _device(comm: Communicator) -> str:
+    return "cuda" if dist.get_backend(comm.group) == "nccl" else "cpu"
 
 
-def _speed(line: Line, length: int, select_s: float, *, enough_s: float, tries: int) -> Link:
+def _speed(comm: Communicator, length: int, select_s: float, *, enough_s: float, tries: int) -> Link:
     """Measure the shortest messages, and the bytes a second of one that takes long enough to tell."""
-    peers = line.world_size - 1
-    zeros = torch.zeros(LOOK_BYTES, dtype=torch.uint8, device=_device(line))
-    slowest(line, [0.0])  # so that all begin together
-    latency_s = min(_message_s(line, zeros[:1]) for _ in range(tries)) / peers
-    straight_s = min(_message_s(line, zeros[:1], straight=True) for _ in range(tries))
+    peers = comm.world_size - 1
+    zeros = torch.zeros(LOOK_BYTES, dtype=torch.uint8, device=_device(comm))
+    slowest(comm, [0.0])  # so that all begin together
+    latency_s = min(_message_s(comm, zeros[:1]) for _ in range(tries)) / peers
+    straight_s = min(_message_s(comm, zeros[:1], straight=True) for _ in range(tries))
     while True:
-        took_s = _message_s(line, zeros[:length])
+        took_s = _message_s(comm, zeros[:length])
         if took_s < 4 * enough_s and (took_s >= enough_s or length >= LOOK_BYTES):  # or noise; above, surely slow
-            took_s = min(took_s, *(_message_s(line, zeros[:length]) for _ in range(2)))
+            took_s = min(took_s, *(_message_s(comm, zeros[:length]) for _ in range(2)))
         sending_s = took_s - peers * latency_s  # what waiting adds must not pass for a slow link
         if sending_s >= enough_s or length >= LOOK_BYTES:
             _give_back()
@@ -106,16 +106,16 @@ def _give_back() -> None:
 _MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
-def _message_s(line: Line, sent: Tensor, *, straight: bool = False) -> float:
+def _message_s(comm: Communicator, sent: Tensor, *, straight: bool = False) -> float:
     """Time a message that all workers begin together, and let them begin the next one so."""
     began = time.perf_counter()
-    line.all_gather(sent, straight=straight).wait().cpu()
-    return slowest(line, [time.perf_counter() - began])[0]
+    comm.all_gather(sent, straight=straight).wait().cpu()
+    return slowest(comm, [time.perf_counter() - began])[0]
 
 
-def _select_s(line: Line) -> float:
-    grad = torch.linspace(-1, 1, _SELECTED_NUMEL, dtype=torch.float32, device=_device(line)).sin_()
+def _select_s(comm: Communicator) -> float:
+    grad = torch.linspace(-1, 1, _SELECTED_NUMEL, dtype=torch.float32, device=_device(comm)).sin_()
     began = time.perf_counter()
     accumulated = ops.accumulate(grad, grad, out=torch.empty_like(grad))
     ops.select_topk(accumulated, _SELECTED_NUMEL // 1000).cpu()
-    return slowest(line, [time.perf_counter() - began])[0]
+    return slowest(comm, [time.perf_counter() - began])[0]

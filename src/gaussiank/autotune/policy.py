@@ -20,7 +20,7 @@ from gaussiank.collectives import (
 )
 from gaussiank.collectives.base import Program
 from gaussiank.collectives.packing import agree_on_capacity
-from gaussiank.comm import Engine
+from gaussiank.comm import Executor
 from gaussiank.sparse import SparseGradient
 
 from .link_probe import LOOK_BYTES, Link, measure
@@ -124,7 +124,7 @@ class Auto(Collective):
         wire_s = waits_s + sent_bytes / self.link.bytes_per_s
         if isinstance(collective, DenseAllReduce):
             return wire_s
-        phases = 1 + 2 * collective.phased
+        phases = 1 + 2 * collective.multi_phase
         return wire_s + numel * self.link.select_s + touched * self.touch_ns * 1e-9 + phases * self.message_us * 1e-6
 
     def choose(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Collective:
@@ -158,8 +158,8 @@ class Auto(Collective):
         """Choose by the capacity, and exchange so."""
         capacity = call.capacity
         if capacity is None:
-            capacity = yield from agree_on_capacity(call.line, sparse)
-        choice = self.choose(sparse.numel, max(1, capacity), call.line.world_size, call.wire)
+            capacity = yield from agree_on_capacity(call.comm, sparse)
+        choice = self.choose(sparse.numel, max(1, capacity), call.comm.world_size, call.wire)
         return (yield from choice.program(sparse, replace(call, capacity=capacity)))
 
 
@@ -168,7 +168,7 @@ class CollectivePlan:
 
     Args:
         collective: how workers agree, joined to their group.
-        engine: lets it send and wait between two steps.
+        executor: lets it send and wait between two steps.
         wire: how entries travel.
         world_size: number of workers.
 
@@ -176,9 +176,9 @@ class CollectivePlan:
         collective: as it is in the step under way.
     """
 
-    def __init__(self, collective: Collective, engine: Engine, *, wire: Wire, world_size: int) -> None:
+    def __init__(self, collective: Collective, executor: Executor, *, wire: Wire, world_size: int) -> None:
         self.collective = collective
-        self._engine = engine
+        self._executor = executor
         self._wire, self._world_size = wire, world_size
         self._asked: list[tuple[int, int]] = []  # numel and k of what is or could be sparse
         self._asked_before = self._asked  # in the last step that was no repetition
@@ -195,7 +195,7 @@ class CollectivePlan:
         """Let the collective change its mind before the step with a number; tells whether it did."""
         before = self.collective
         revised = partial(before.at_step, buckets=self._asked_before, wire=self._wire)
-        self.collective = self._engine.ask(revised, f"the start of step {step}")
+        self.collective = self._executor.run_sync(revised, f"the start of step {step}")
         return self.collective is not before
 
     def choose(self, numel: int, k: int) -> Collective | None:

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gaussiank.codec import Wire
-from gaussiank.comm import Line, Message
+from gaussiank.comm import Communicator, Work
 
 from .link_probe import look_again, row, slowest
 
@@ -104,7 +104,7 @@ class Pilot:
         self._recent: deque[float] = deque(maxlen=_PULSE)
         self._usual_s = 0.0  # a step, as agreed
         self._quiet, self._rare = self._left + _PULSE, _PULSE  # steps until the next telling, and between two of them
-        self._pulse: Message[Tensor] | None = None
+        self._pulse: Work[Tensor] | None = None
         self._trial: _Trial | None = None
         self._patience, self._until_trial = 1, 1  # looks
         self._elapsed_s = self._tried_s = 0.0  # as agreed: in all, and what trials have cost
@@ -138,34 +138,34 @@ class Pilot:
             wire: how entries travel.
         """
         step_s = time.perf_counter() - self._began
-        line = Line(group)
-        if self._began and line.world_size > 1 and buckets:
-            auto = self._after(step_s, auto, line, _Bill(buckets, line.world_size, wire))
+        comm = Communicator(group)
+        if self._began and comm.world_size > 1 and buckets:
+            auto = self._after(step_s, auto, comm, _Bill(buckets, comm.world_size, wire))
         self._began = time.perf_counter()
         return auto
 
-    def _after(self, step_s: float, auto: Auto, line: Line, bill: _Bill) -> Auto:
+    def _after(self, step_s: float, auto: Auto, comm: Communicator, bill: _Bill) -> Auto:
         if self._trial is not None:
             self._elapsed_s += self._usual_s
             self._trial.note(step_s)
-            return self._judge(self._trial, auto, line, bill) if self._trial.judged else self._on_trial(auto)
+            return self._judge(self._trial, auto, comm, bill) if self._trial.judged else self._on_trial(auto)
         self._note(step_s)
-        changed = self._feel(line, dense=bill.dense(auto))
+        changed = self._feel(comm, dense=bill.dense(auto))
         if self._left <= 0 or changed:
-            auto = self._look(auto, line)
+            auto = self._look(auto, comm)
             if self._may_try(auto, bill, changed):
                 self._trial = _Trial("sparse" if bill.dense(auto) else "dense")
                 return self._on_trial(auto)
         return auto
 
-    def _feel(self, line: Line, *, dense: bool) -> bool:
+    def _feel(self, comm: Communicator, *, dense: bool) -> bool:
         """Tell whether steps have become so long, or short, that the link must have changed.
 
         The message travels during a step. Dense steps that become shorter are no reason to try anything else.
         """
         if self._pulse is None:
             if self._quiet <= 0 and self._usual_s:
-                self._pulse = line.all_reduce(row(line, [self._median()]), dist.ReduceOp.MAX)
+                self._pulse = comm.all_reduce(row(comm, [self._median()]), dist.ReduceOp.MAX)
                 self._quiet = self._rare
             return False
         told_s = float(self._pulse.wait())
@@ -181,19 +181,19 @@ class Pilot:
         self._elapsed_s += self._usual_s
         self._recent.append(step_s)
 
-    def _look(self, auto: Auto, line: Line) -> Auto:
+    def _look(self, auto: Auto, comm: Communicator) -> Auto:
         """Measure the link again."""
         assert auto.link is not None  # joined
         if self._pulse is not None:
             self._pulse.wait()
             self._pulse = None
         began, worked = time.perf_counter(), time.process_time()
-        link = look_again(line, auto.link)
+        link = look_again(comm, auto.link)
         telling_s = (time.process_time() - worked) / _MESSAGES
         if _CHANGED * link.bytes_per_s < auto.link.bytes_per_s:  # or the workers were in each other's way
-            link = max(link, look_again(line, auto.link), key=lambda one: one.bytes_per_s)
+            link = max(link, look_again(comm, auto.link), key=lambda one: one.bytes_per_s)
         numbers = [self._median(), time.perf_counter() - began, telling_s]
-        self._usual_s, took_s, telling_s = slowest(line, numbers)
+        self._usual_s, took_s, telling_s = slowest(comm, numbers)
         self._recent.clear()
         self._left = max(self._every, int(took_s / (_LOOKING * self._usual_s)))
         self._quiet = self._rare = min(max(_PULSE, int(telling_s / (_TELLING * self._usual_s))), _RARE)
@@ -219,9 +219,9 @@ class Pilot:
         assert self._trial is not None
         return replace(auto, trial=self._trial.other if self._trial.tries else None)
 
-    def _judge(self, trial: _Trial, auto: Auto, line: Line, bill: _Bill) -> Auto:
+    def _judge(self, trial: _Trial, auto: Auto, comm: Communicator, bill: _Bill) -> Auto:
         """Take the way that is worth it on the slowest worker, once no block to come can change that."""
-        medians = slowest(line, trial.medians())
+        medians = slowest(comm, trial.medians())
         other, present = medians[: len(medians) // 2], medians[len(medians) // 2 :]
         clear = not 1 / _CLEAR < math.prod(other[-2:]) / math.prod(present[-2:]) < _CLEAR
         if clear:
@@ -235,7 +235,7 @@ class Pilot:
         other_s, present_s = statistics.median(other), statistics.median(present)
         self._tried_s += max(0.0, other_s - present_s) * trial.taken / 2
         self._usual_s, self._quiet = other_s if best == trial.other else present_s, self._rare
-        if line.rank == 0:
+        if comm.rank == 0:
             times_ms = [1e3 * statistics.median(blocks) for blocks in (sparse, dense)]
             _LOG.info("auto: a step takes %.1f ms sparse, %.1f ms dense: %s", *times_ms, best)
         keeps = best == "sparse" != trial.other  # as predicted, with what is dense among it

@@ -77,11 +77,11 @@ def parse_collective(spec: str) -> Collective:
 _MOVED = {
     "Auto": "autotune.Auto",
     "Done": "comm.Done",
-    "Engine": "comm.Engine",
+    "Engine": "comm.Executor",
     "Link": "autotune.Link",
     "Promise": "comm.Promise",
     "await_all": "comm.await_all",
-    "engine_of": "comm.engine_of",
+    "engine_of": "comm.executor_of",
     "group_timeout_s": "comm.group_timeout_s",
     "require_agreement": "comm.require_agreement",
     "ring_bytes": "comm.ring_bytes",

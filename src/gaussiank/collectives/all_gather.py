@@ -62,7 +62,7 @@ class AllGather(Collective):
                 raise ValueError(f"{argument} must be at least 1, got {getattr(self, argument)}. 1.25 adds a quarter.")
 
     @property
-    def phased(self) -> bool:
+    def multi_phase(self) -> bool:
         """One message."""
         return False
 
@@ -95,8 +95,8 @@ class AllGather(Collective):
         shared, dtype = call.shared, sparse.values.dtype
         if shared is not None:
             sparse = at_drawn(sparse, shared.draw(sparse.numel, capacity))
-        row, given = pack_rounded(sparse, call.wire, capacity, call.seed(call.line.rank), shared=shared)
-        rows = yield call.line.all_gather(row)
+        row, given = pack_rounded(sparse, call.wire, capacity, call.seed(call.comm.rank), shared=shared)
+        rows = yield call.comm.all_gather(row)
 
         def finish(out: Tensor) -> Outcome:
             parts = [call.wire.decode(row, sparse.numel, dtype=dtype, capacity=capacity, shared=shared) for row in rows]
@@ -105,13 +105,13 @@ class AllGather(Collective):
         return finish
 
     def _within(self, sparse: SparseGradient, call: Call) -> Program:
-        seed, frame, mask = call.seed(call.line.rank), self._frame(sparse, call), None
+        seed, frame, mask = call.seed(call.comm.rank), self._frame(sparse, call), None
         if frame is None:
             row, wanted, given = pack_framed(sparse, call.wire, 0, seed)
             row = codec.framed(row, self._largest(wanted, row, call))
         else:
             row, _, given, mask = pack_within(sparse, call.wire, frame, seed)
-        rows = yield call.line.all_gather(row)
+        rows = yield call.comm.all_gather(row)
 
         def finish(out: Tensor) -> Outcome:
             parts = unpack(rows, call.wire, [sparse.numel] * len(rows), sparse.values.dtype, None)
@@ -136,4 +136,4 @@ class AllGather(Collective):
 
     def _largest(self, size: int, row: Tensor, call: Call) -> int:
         largest = torch.tensor([size], dtype=torch.int64, device=row.device)
-        return int(call.line.all_reduce(largest, dist.ReduceOp.MAX).wait())
+        return int(call.comm.all_reduce(largest, dist.ReduceOp.MAX).wait())

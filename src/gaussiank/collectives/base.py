@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gaussiank.codec import SharedDraw, Wire
-from gaussiank.comm import AnyFuture, Line, Message
+from gaussiank.comm import AnyFuture, Communicator, Work
 from gaussiank.sparse import SparseGradient
 
 from .packing import EXACT
@@ -45,7 +45,7 @@ class Call:
     """All that an exchange may depend on besides its entries; passed in, so that collectives hold no state.
 
     Args:
-        line: what to send with.
+        comm: what to send with.
         wire: how entries travel.
         capacity: largest count on any worker, known to all without asking; None when only the data limits it.
         step: optimizer steps taken, the same on every worker.
@@ -56,7 +56,7 @@ class Call:
         shared: how all workers drew their indices, for a wire that does not send them; with a capacity alone.
     """
 
-    line: Line
+    comm: Communicator
     wire: Wire = EXACT
     capacity: int | None = None
     step: int = 0
@@ -71,7 +71,7 @@ class Call:
 
 
 Finish = Callable[[Tensor], Outcome]
-Program = Generator[Message[Any], Any, Finish]
+Program = Generator[Work[Any], Any, Finish]
 """A collective as one piece of code: it yields each message, gets back what arrived, and returns how to finish."""
 
 
@@ -80,12 +80,12 @@ class Exchange:
 
     Args:
         program: started here, up to its first message.
-        line: what it sends with.
+        comm: what it sends with.
     """
 
-    def __init__(self, program: Program, line: Line) -> None:
+    def __init__(self, program: Program, comm: Communicator) -> None:
         self._program = program
-        self._line = line
+        self._comm = comm
         self._message = next(program)
         self._finish: Finish | None = None
 
@@ -97,7 +97,7 @@ class Exchange:
     @property
     def sent_bytes(self) -> int:
         """Bytes that this worker has put on the wire for it so far."""
-        return self._line.sent_bytes
+        return self._comm.sent_bytes
 
     def advance(self) -> bool:
         """Wait for the message under way and send the next one; False when there was none left to send.
@@ -147,7 +147,7 @@ class Collective(ABC):
     """How workers agree on the mean of their sparse gradients. Frozen: whatever is under way lives in the Exchange."""
 
     @property
-    def phased(self) -> bool:
+    def multi_phase(self) -> bool:
         """Whether one message depends on what another brought, so that someone has to wait in between."""
         return True
 
@@ -224,5 +224,5 @@ class Collective(ABC):
         Raises:
             ValueError: more entries than ``capacity``.
         """
-        line = Line(group)
-        return Exchange(self.program(sparse, Call(line, capacity=capacity, **more)), line)
+        comm = Communicator(group)
+        return Exchange(self.program(sparse, Call(comm, capacity=capacity, **more)), comm)

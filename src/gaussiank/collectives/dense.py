@@ -20,7 +20,7 @@ class DenseAllReduce(Collective):
     """Sum dense vectors over workers; ``sent_bytes`` is that of a ring, 2 (P - 1) / P of the vector."""
 
     @property
-    def phased(self) -> bool:
+    def multi_phase(self) -> bool:
         """One message."""
         return False
 
@@ -38,8 +38,8 @@ class DenseAllReduce(Collective):
 
     def program(self, sparse: SparseGradient, call: Call) -> Program:
         """Spread the entries over a dense vector and send that; neither counts nor the wire matter."""
-        mean = sparse.dense().div_(call.line.world_size)
-        yield call.line.all_reduce(mean)
+        mean = sparse.dense().div_(call.comm.world_size)
+        yield call.comm.all_reduce(mean)
 
         def finish(out: Tensor) -> Outcome:
             out.copy_(mean)

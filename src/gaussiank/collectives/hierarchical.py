@@ -129,21 +129,21 @@ class Hierarchical(Collective):
         """Sum inside the node, between nodes, and gather inside the node."""
         if self.groups is None:
             raise RuntimeError("collective must join a group before it starts, got none. Call join(group) first.")
-        line, wire, capacity, numel, dtype = call.line, call.wire, call.capacity, sparse.numel, sparse.values.dtype
+        comm, wire, capacity, numel, dtype = call.comm, call.wire, call.capacity, sparse.numel, sparse.values.dtype
         if capacity is None:
-            capacity = yield from agree_on_capacity(line, sparse)
-        inside, across = map(line.within, self.groups.members)
+            capacity = yield from agree_on_capacity(comm, sparse)
+        inside, across = map(comm.within, self.groups.members)
         if self.inside == "dense":
             given = Given(sparse)
             vector = yield inside.all_reduce(sparse.dense())
             node = SparseGradient.pick(vector, vector.nonzero().squeeze(1).int())
         else:
-            row, given = pack_rounded(sparse, wire, capacity, call.seed(line.rank))
+            row, given = pack_rounded(sparse, wire, capacity, call.seed(comm.rank))
             rows = yield inside.all_gather(row)
             node = merge(unpack(rows, wire, [numel] * inside.world_size, dtype, capacity))
         room, share = self._rooms(capacity, inside.world_size)
         node = pick(node, largest_mask(node, room))
-        row, own = pack_rounded(_share(node, inside.rank, inside.world_size), wire, share, call.seed(line.rank, 1))
+        row, own = pack_rounded(_share(node, inside.rank, inside.world_size), wire, share, call.seed(comm.rank, 1))
         rows = yield across.all_gather(row)
         summed = merge(unpack(rows, wire, [numel] * across.world_size, dtype, share))
         shares = across.world_size * share
@@ -154,7 +154,7 @@ class Hierarchical(Collective):
             total = merge(unpack(rows, wire, [numel] * inside.world_size, dtype, shares))
             entered = member_mask(sparse.indices, among=node.indices)
             errors = *given.errors(entered), *own.errors(), *(column.errors() if across.rank == 0 else ())
-            return Outcome(summed_mean(total, line.world_size, out), rest_of(sparse, entered), errors)
+            return Outcome(summed_mean(total, comm.world_size, out), rest_of(sparse, entered), errors)
 
         return finish
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gaussiank import ops
 from gaussiank.codec import Wire, sections
-from gaussiank.comm import Message, gather_steps
+from gaussiank.comm import Work, gather_steps
 from gaussiank.sparse import SparseGradient
 
 from .base import Call, Collective, Outcome, Program, Traffic
@@ -57,7 +57,7 @@ def share_bytes(k: int, world_size: int, wire: Wire, dtype: torch.dtype = torch.
     return sections.values_bytes(wire, _width(k, world_size), dtype) + _FLAG_BYTES
 
 
-def sums(sparse: SparseGradient, call: Call, *, flag: bool) -> Generator[Message[Any], Any, Sums]:
+def sums(sparse: SparseGradient, call: Call, *, flag: bool) -> Generator[Work[Any], Any, Sums]:
     """Sum values over workers that have the same indices, in two messages that are both as narrow as the wire.
 
     Values are rounded as they leave, a share of them in each message; sums are rounded once more by the owner of the
@@ -65,24 +65,24 @@ def sums(sparse: SparseGradient, call: Call, *, flag: bool) -> Generator[Message
 
     Args:
         sparse: entries, at the same indices on every worker.
-        call: line, wire and seeds.
+        call: comm, wire and seeds.
         flag: a bit that all workers get to see if any raises it.
     """
-    line, wire, dtype = call.line, call.wire, sparse.values.dtype
-    width = _width(sparse.kept, line.world_size)
-    places = [slice(rank * width, (rank + 1) * width) for rank in range(line.world_size)]
+    comm, wire, dtype = call.comm, call.wire, sparse.values.dtype
+    width = _width(sparse.kept, comm.world_size)
+    places = [slice(rank * width, (rank + 1) * width) for rank in range(comm.world_size)]
     shares = [SparseGradient(sparse.indices[place], sparse.values[place], sparse.numel) for place in places]
-    given = [rounded(share, wire, call.seed(line.rank, rank)) for rank, share in enumerate(shares)]
+    given = [rounded(share, wire, call.seed(comm.rank, rank)) for rank, share in enumerate(shares)]
     flags = sparse.values.new_full((_FLAG_BYTES,), flag, dtype=torch.uint8)
     rows = [torch.cat([sections.write_values(wire, one.sparse.values, width), flags]) for one in given]
-    received = yield line.all_to_all(torch.stack(rows))
-    own = shares[line.rank]
+    received = yield comm.all_to_all(torch.stack(rows))
+    own = shares[comm.rank]
     total = torch.zeros_like(own.values)
     for row in received:  # in rank order
         total += sections.read_values(wire, row[:-_FLAG_BYTES], own.kept, width, dtype)
-    owned = rounded(SparseGradient(own.indices, total, sparse.numel), wire, call.seed(line.rank, line.world_size))
+    owned = rounded(SparseGradient(own.indices, total, sparse.numel), wire, call.seed(comm.rank, comm.world_size))
     payload = sections.write_values(wire, owned.sparse.values, width)
-    gathered = yield line.all_gather(torch.cat([payload, received[:, -_FLAG_BYTES:].amax(0)]))
+    gathered = yield comm.all_gather(torch.cat([payload, received[:, -_FLAG_BYTES:].amax(0)]))
     parts = [
         sections.read_values(wire, row[:-_FLAG_BYTES], share.kept, width, dtype)
         for row, share in zip(gathered, shares, strict=True)
@@ -141,9 +141,9 @@ class Leader(Collective):
 
     def program(self, sparse: SparseGradient, call: Call) -> Program:
         """Broadcast the leader's indices, then sum everyone's values there."""
-        line, capacity, numel = call.line, call.capacity, sparse.numel
+        comm, capacity, numel = call.comm, call.capacity, sparse.numel
         if capacity is None:
-            capacity = yield from agree_on_capacity(line, sparse)
+            capacity = yield from agree_on_capacity(comm, sparse)
         if call.shared is not None:
             indices = call.shared.draw(numel, capacity)
             given, chosen = at_drawn(sparse, indices), torch.ones_like(sparse.indices, dtype=torch.bool)
@@ -158,30 +158,30 @@ class Leader(Collective):
             return (yield from _everything(sparse, call, capacity))
 
         def finish(out: Tensor) -> Outcome:
-            mean = summed_mean(SparseGradient(indices, total.values, numel), line.world_size, out)
+            mean = summed_mean(SparseGradient(indices, total.values, numel), comm.world_size, out)
             return Outcome(mean, rest_of(sparse, chosen), total.errors)
 
         return finish
 
 
-def _told(sparse: SparseGradient, call: Call, capacity: int) -> Generator[Message[Any], Any, Tensor]:
+def _told(sparse: SparseGradient, call: Call, capacity: int) -> Generator[Work[Any], Any, Tensor]:
     """Let the leader of this exchange tell its indices to all."""
-    line, numel = call.line, sparse.numel
-    leader = (call.step + call.part) % line.world_size
-    if line.rank == leader:
+    comm, numel = call.comm, sparse.numel
+    leader = (call.step + call.part) % comm.world_size
+    if comm.rank == leader:
         row = sections.write_indices(call.wire, sparse.indices, numel, capacity)
     else:
         length = sections.indices_bytes(call.wire, capacity, numel)
         row = torch.empty(length, dtype=torch.uint8, device=sparse.indices.device)
-    row = yield line.broadcast(row, leader)
-    return sparse.indices if line.rank == leader else sections.read_indices(call.wire, row, numel)
+    row = yield comm.broadcast(row, leader)
+    return sparse.indices if comm.rank == leader else sections.read_indices(call.wire, row, numel)
 
 
 def _everything(sparse: SparseGradient, call: Call, capacity: int) -> Program:
     """Gather all selections: some worker's are not finite, and every worker must see where."""
     wire = _told_by(call.wire)
-    row, _ = pack_rounded(pick(sparse, largest_mask(sparse, capacity)), wire, capacity, call.seed(call.line.rank))
-    rows = yield call.line.all_gather(row)
+    row, _ = pack_rounded(pick(sparse, largest_mask(sparse, capacity)), wire, capacity, call.seed(call.comm.rank))
+    rows = yield call.comm.all_gather(row)
 
     def finish(out: Tensor) -> Outcome:
         parts = unpack(rows, wire, [sparse.numel] * len(rows), sparse.values.dtype, capacity)

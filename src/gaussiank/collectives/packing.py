@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gaussiank import codec, ops
 from gaussiank.codec import SharedDraw, Wire
-from gaussiank.comm import Line, Message
+from gaussiank.comm import Communicator, Work
 from gaussiank.sparse import SparseGradient
 
 _NOTE = torch.int64
@@ -195,15 +195,15 @@ def notes(rows: Sequence[Tensor] | Tensor) -> list[int]:
     return read
 
 
-def agree_on(line: Line, number: int, device: torch.device) -> Generator[Message[Any], Any, int]:
+def agree_on(comm: Communicator, number: int, device: torch.device) -> Generator[Work[Any], Any, int]:
     """Ask for the largest of all workers' numbers: one short message."""
     largest = torch.tensor([number], dtype=torch.int64, device=device)
-    return int((yield line.all_reduce(largest, dist.ReduceOp.MAX)))
+    return int((yield comm.all_reduce(largest, dist.ReduceOp.MAX)))
 
 
-def agree_on_capacity(line: Line, sparse: SparseGradient) -> Generator[Message[Any], Any, int]:
+def agree_on_capacity(comm: Communicator, sparse: SparseGradient) -> Generator[Work[Any], Any, int]:
     """Ask for the largest count on any worker: one short message."""
-    return (yield from agree_on(line, sparse.kept, sparse.indices.device))
+    return (yield from agree_on(comm, sparse.kept, sparse.indices.device))
 
 
 def pick(sparse: SparseGradient, mask: Tensor) -> SparseGradient:

@@ -72,7 +72,7 @@ class Frames:
         """Return frames of ``most`` bytes, or of what the hint of the last exchange tells of rows with such a room."""
         if room is None or not call.wire.varies:
             return cls(room, most)
-        hint, place = call.hint, call.line.world_size + 1
+        hint, place = call.hint, call.comm.world_size + 1
         if hint is not None and hint.numel() == place + 2 and int(hint[place]) == room:
             most = frame_for(int(hint[place + 1]), _SPREAD, most)
         return cls(room, most, follow=True)
@@ -87,7 +87,7 @@ class Frames:
             load: entries that there were, or have come, of the region.
             size: the largest payload seen so far, in bytes; the note has the larger of that and this one.
         """
-        seed = call.seed(call.line.rank, region)
+        seed = call.seed(call.comm.rank, region)
         if not self.follow:
             row, given = pack_rounded(sparse, call.wire, self.room, seed, load, self.length)
             return Row(row, given)
@@ -177,15 +177,15 @@ class Split(Collective):
 
     def program(self, sparse: SparseGradient, call: Call) -> Program:
         """Send each owner its region, then everyone the own region's sum."""
-        line, wire, dtype = call.line, call.wire, sparse.values.dtype
-        borders = self._borders(call.hint, sparse.numel, line.world_size)
+        comm, wire, dtype = call.comm, call.wire, sparse.values.dtype
+        borders = self._borders(call.hint, sparse.numel, comm.world_size)
         widths = [max(1, high - low) for low, high in itertools.pairwise(borders)]
         room: int | None = None
         if self.trim:
             capacity = call.capacity
             if capacity is None:
-                capacity = yield from agree_on_capacity(line, sparse)
-            room = self._room(capacity, line.world_size)
+                capacity = yield from agree_on_capacity(comm, sparse)
+            room = self._room(capacity, comm.world_size)
         parts, wanted, sent = _cut(sparse, borders, room)
         most = 0 if room is None else wire.max_bytes(room, max(widths), dtype)
         frames = Frames.after(call, room, most)
@@ -195,21 +195,21 @@ class Split(Collective):
         rows, given = [row.bytes for row in packed], [row.given for row in packed]
         sent = frames.without_cut(sent, packed, parts)
         if self.trim:
-            received: Sequence[Tensor] | Tensor = yield line.all_to_all(torch.stack(rows))
+            received: Sequence[Tensor] | Tensor = yield comm.all_to_all(torch.stack(rows))
         else:
             sizes = torch.tensor([[row.numel()] for row in rows], device="cpu").to(sparse.indices.device)
-            arriving = yield line.all_to_all(sizes)
-            received = yield line.all_to_all_uneven(rows, arriving.flatten().tolist())
-        total = merge(unpack(received, wire, [widths[line.rank]] * line.world_size, dtype, room))
+            arriving = yield comm.all_to_all(sizes)
+            received = yield comm.all_to_all_uneven(rows, arriving.flatten().tolist())
+        total = merge(unpack(received, wire, [widths[comm.rank]] * comm.world_size, dtype, room))
         if room is not None:
             total = pick(total, largest_mask(total, room))
         loads, size = frames.noted(received)
-        own = frames.pack(total, call, line.world_size, sum(loads), size)
+        own = frames.pack(total, call, comm.world_size, sum(loads), size)
         row = own.bytes
         if room is None:
-            length = yield from agree_on(line, row.numel() - NOTE_BYTES, row.device)
+            length = yield from agree_on(comm, row.numel() - NOTE_BYTES, row.device)
             row = filled(row[:-NOTE_BYTES], length, note=sum(loads))
-        gathered = yield line.all_gather(row)
+        gathered = yield comm.all_gather(row)
 
         def finish(out: Tensor) -> Outcome:
             regions = [
@@ -219,7 +219,7 @@ class Split(Collective):
             finite = ops.scatter_mean(regions, out)  # a region for each worker: divided by their number, the mean
             indices = torch.cat([region.indices for region in regions])
             entered = sent & member_mask(sparse.indices, indices) if self.trim else sent
-            errors = _errors(given, own.given, sent, entered, borders, line.rank, sparse)
+            errors = _errors(given, own.given, sent, entered, borders, comm.rank, sparse)
             loads, size = frames.noted(gathered)
             hint = frames.hint(self._moved(borders, regions, loads), size, finite)
             return Outcome(finite, rest_of(sparse, entered), errors, call.hint if hint is None else hint)

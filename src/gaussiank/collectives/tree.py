@@ -66,33 +66,33 @@ class Tree(Collective):
 
     def program(self, sparse: SparseGradient, call: Call) -> Program:
         """Swap, merge, cut, round after round."""
-        line, capacity = call.line, call.capacity
+        comm, capacity = call.comm, call.capacity
         if capacity is None:
-            capacity = yield from agree_on_capacity(line, sparse)
-        rounds, beyond = _rounds(line.world_size)
-        if line.world_size == 1:
-            yield line.pause()
-        if line.rank >= 1 << rounds:
+            capacity = yield from agree_on_capacity(comm, sparse)
+        rounds, beyond = _rounds(comm.world_size)
+        if comm.world_size == 1:
+            yield comm.noop()
+        if comm.rank >= 1 << rounds:
             return (yield from _as_guest(sparse, call, capacity, rounds))
         branch = _Branch(sparse, call, capacity)
-        guest = line.rank + (1 << rounds) if line.rank < beyond else None
+        guest = comm.rank + (1 << rounds) if comm.rank < beyond else None
         if guest is not None:
             length = row_bytes(capacity, sparse.numel, call.wire, sparse.values.dtype)
-            row = yield line.receive(torch.empty(length, dtype=torch.uint8, device=sparse.indices.device), guest)
+            row = yield comm.receive(torch.empty(length, dtype=torch.uint8, device=sparse.indices.device), guest)
             branch.host(row)
         elif beyond:
-            yield line.pause()
+            yield comm.noop()
         for bit in range(rounds):
             branch.round(bit)
-            row = yield line.swap(branch.row(), line.rank ^ (1 << bit))
-            branch.merge(row, first=bool(line.rank & (1 << bit)))
+            row = yield comm.sendrecv(branch.row(), comm.rank ^ (1 << bit))
+            branch.merge(row, first=bool(comm.rank & (1 << bit)))
         if guest is not None:
-            yield line.send(branch.answer(), guest)
+            yield comm.send(branch.answer(), guest)
         elif beyond:
-            yield line.pause()
+            yield comm.noop()
 
         def finish(out: Tensor) -> Outcome:
-            finite = summed_mean(branch.total, line.world_size, out)
+            finite = summed_mean(branch.total, comm.world_size, out)
             return Outcome(finite, rest_of(sparse, branch.own.entered), branch.errors())
 
         return finish
@@ -128,10 +128,10 @@ class _Branch:
 
     def round(self, bit: int) -> None:
         """Go on with values that the wire carries; the lowest rank of this half keeps what that takes off."""
-        lowest = self._call.line.rank >> bit << bit
+        lowest = self._call.comm.rank >> bit << bit
         given = rounded(self.total, self._call.wire, self._call.seed(lowest, bit))
         self.total = given.sparse
-        if lowest == self._call.line.rank:
+        if lowest == self._call.comm.rank:
             self._rounded_off += map(_Followed.all_of, given.errors())
 
     def row(self) -> Tensor:
@@ -165,19 +165,19 @@ class _Branch:
 
 def _as_guest(sparse: SparseGradient, call: Call, capacity: int, rounds: int) -> Program:
     """Leave the entries with a host, and get the result and which of the entries are in it."""
-    line, wire = call.line, _exactly(call.wire)
-    row, given = pack_rounded(sparse, call.wire, capacity, call.seed(line.rank))
-    host = line.rank - (1 << rounds)
-    yield line.send(row, host)
+    comm, wire = call.comm, _exactly(call.wire)
+    row, given = pack_rounded(sparse, call.wire, capacity, call.seed(comm.rank))
+    host = comm.rank - (1 << rounds)
+    yield comm.send(row, host)
     for _ in range(rounds):
-        yield line.pause()
+        yield comm.noop()
     length = row_bytes(capacity, sparse.numel, wire, sparse.values.dtype)
-    answer = yield line.receive(row.new_empty(length + capacity), host)
+    answer = yield comm.receive(row.new_empty(length + capacity), host)
 
     def finish(out: Tensor) -> Outcome:
         [total] = unpack([answer[:length]], wire, [sparse.numel], sparse.values.dtype, capacity)
         entered = answer[length:][: sparse.kept].bool()
-        finite = summed_mean(total, line.world_size, out)
+        finite = summed_mean(total, comm.world_size, out)
         return Outcome(finite, rest_of(sparse, entered), given.errors(entered))
 
     return finish

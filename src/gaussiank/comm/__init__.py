@@ -2,21 +2,21 @@
 
 from .attendance import await_all, group_timeout_s
 from .callbacks import then
-from .communicator import AnyFuture, Line, Message, gather_steps, ring_bytes
+from .communicator import AnyFuture, Communicator, Work, gather_steps, ring_bytes
 from .consistency import require_agreement, together
-from .executor import Done, Engine, Promise, engine_of
+from .executor import Done, Executor, Promise, executor_of
 from .groups import Groups, groups_of
 
 __all__ = [
     "AnyFuture",
+    "Communicator",
     "Done",
-    "Engine",
+    "Executor",
     "Groups",
-    "Line",
-    "Message",
     "Promise",
+    "Work",
     "await_all",
-    "engine_of",
+    "executor_of",
     "gather_steps",
     "group_timeout_s",
     "groups_of",

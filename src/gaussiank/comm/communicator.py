@@ -22,7 +22,7 @@ class MessageError(RuntimeError):
 
 
 @dataclass(frozen=True, eq=False)
-class Message(Generic[Result]):
+class Work(Generic[Result]):
     """A message under way.
 
     Args:
@@ -62,23 +62,23 @@ class Message(Generic[Result]):
         return self.read()
 
 
-Start = Callable[Concatenate["Line", Asked], Message[Result]]
+Start = Callable[Concatenate["Communicator", Asked], Work[Result]]
 
 
 def _started_or_lost(start: Start[Asked, Result]) -> Start[Asked, Result]:
     """Let a backend that refuses to start a message raise ``MessageError``."""
 
     @wraps(start)
-    def started(line: Line, /, *arguments: Asked.args, **more: Asked.kwargs) -> Message[Result]:
+    def started(comm: Communicator, /, *arguments: Asked.args, **more: Asked.kwargs) -> Work[Result]:
         try:
-            return start(line, *arguments, **more)
+            return start(comm, *arguments, **more)
         except RuntimeError as error:
             raise MessageError(str(error)) from error
 
     return started
 
 
-class Line:
+class Communicator:
     """Connect the workers of a group: start messages among them, and count what this worker sends.
 
     Args:
@@ -96,21 +96,21 @@ class Line:
         """Bytes sent so far, as the ring, tree and pairwise algorithms of Gloo and NCCL send them."""
         return self._sent_bytes[0]
 
-    def within(self, group: dist.ProcessGroup) -> Line:
-        """Return a line for some of the workers that counts its bytes here."""
-        line = Line(group)
-        line._sent_bytes = self._sent_bytes
-        return line
+    def within(self, group: dist.ProcessGroup) -> Communicator:
+        """Return a communicator for some of the workers that counts its bytes here."""
+        comm = Communicator(group)
+        comm._sent_bytes = self._sent_bytes
+        return comm
 
     @_started_or_lost
-    def all_reduce(self, vector: Tensor, op: Any = dist.ReduceOp.SUM) -> Message[Tensor]:
+    def all_reduce(self, vector: Tensor, op: Any = dist.ReduceOp.SUM) -> Work[Tensor]:
         """Reduce ``vector`` in place."""
         work = self.group.allreduce([vector], reduction(op))  # torch's wrapper around it doubles the time of the call
         self._sent_bytes[0] += ring_bytes(vector, self.world_size)
-        return Message([work], lambda: vector)
+        return Work([work], lambda: vector)
 
     @_started_or_lost
-    def all_gather(self, row: Tensor, *, straight: bool = True) -> Message[Tensor]:
+    def all_gather(self, row: Tensor, *, straight: bool = True) -> Work[Tensor]:
         """Send uint8 ``[bytes]`` to all; the result is ``[world_size, bytes]``.
 
         On a CPU short rows go ``straight`` from each worker to every other: Gloo's all-gather is a ring, in which each
@@ -122,56 +122,56 @@ class Line:
         else:
             work = _all_gather(rows, row, group=self.group, async_op=True)
         self._sent_bytes[0] += (self.world_size - 1) * row.numel()
-        return Message([_started(work)], lambda: rows.view(self.world_size, -1), [row])
+        return Work([_started(work)], lambda: rows.view(self.world_size, -1), [row])
 
     @_started_or_lost
-    def all_to_all(self, rows: Tensor) -> Message[Tensor]:
+    def all_to_all(self, rows: Tensor) -> Work[Tensor]:
         """Send row r of ``[world_size, ...]`` to rank r; row r of the result comes from rank r."""
         received = torch.empty_like(rows)
         work = dist.all_to_all_single(received.view(-1), rows.view(-1), group=self.group, async_op=True)
         self._sent_bytes[0] += (self.world_size - 1) * rows[0].numel() * rows.element_size()
-        return Message([_started(work)], lambda: received, [rows])
+        return Work([_started(work)], lambda: received, [rows])
 
     @_started_or_lost
-    def all_to_all_uneven(self, rows: Sequence[Tensor], received_bytes: Sequence[int]) -> Message[list[Tensor]]:
+    def all_to_all_uneven(self, rows: Sequence[Tensor], received_bytes: Sequence[int]) -> Work[list[Tensor]]:
         """Send row r, of any length, to rank r; the lengths that come back must be known."""
         sizes = [row.numel() for row in rows]
         joined = torch.cat(list(rows))
         received = joined.new_empty(sum(received_bytes))
         work = dist.all_to_all_single(received, joined, list(received_bytes), sizes, group=self.group, async_op=True)
         self._sent_bytes[0] += sum(sizes) - sizes[self.rank]
-        return Message([_started(work)], lambda: list(received.split(list(received_bytes))), [joined])
+        return Work([_started(work)], lambda: list(received.split(list(received_bytes))), [joined])
 
     @_started_or_lost
-    def broadcast(self, vector: Tensor, root: int) -> Message[Tensor]:
+    def broadcast(self, vector: Tensor, root: int) -> Work[Tensor]:
         """Overwrite ``vector`` with that of ``root``, a rank of the group."""
         work = dist.broadcast(vector, dist.get_global_rank(self.group, root), group=self.group, async_op=True)
         place = (self.rank - root) % self.world_size
         self._sent_bytes[0] += _children(place, self.world_size) * vector.numel() * vector.element_size()
-        return Message([_started(work)], lambda: vector)
+        return Work([_started(work)], lambda: vector)
 
     @_started_or_lost
-    def swap(self, row: Tensor, peer: int) -> Message[Tensor]:
+    def sendrecv(self, row: Tensor, peer: int) -> Work[Tensor]:
         """Send a row to rank ``peer`` of the group and receive one of the same length from it."""
         received = torch.empty_like(row)
         works = dist.batch_isend_irecv([self._sending(row, peer), self._receiving(received, peer)])
-        return Message(works, lambda: received, [row], point_to_point=True)
+        return Work(works, lambda: received, [row], point_to_point=True)
 
     @_started_or_lost
-    def send(self, row: Tensor, peer: int) -> Message[None]:
+    def send(self, row: Tensor, peer: int) -> Work[None]:
         """Send a row to rank ``peer`` of the group."""
         works = dist.batch_isend_irecv([self._sending(row, peer)])
-        return Message(works, lambda: None, [row], point_to_point=True)
+        return Work(works, lambda: None, [row], point_to_point=True)
 
     @_started_or_lost
-    def receive(self, row: Tensor, peer: int) -> Message[Tensor]:
+    def receive(self, row: Tensor, peer: int) -> Work[Tensor]:
         """Overwrite ``row`` with what rank ``peer`` of the group sends."""
         works = dist.batch_isend_irecv([self._receiving(row, peer)])
-        return Message(works, lambda: row, point_to_point=True)
+        return Work(works, lambda: row, point_to_point=True)
 
-    def pause(self) -> Message[None]:
+    def noop(self) -> Work[None]:
         """Send nothing, so that this worker stays in step with those that do."""
-        return Message([], lambda: None)
+        return Work([], lambda: None)
 
     def _sending(self, row: Tensor, peer: int) -> dist.P2POp:
         self._sent_bytes[0] += row.numel() * row.element_size()

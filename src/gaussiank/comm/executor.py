@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .callbacks import Callback, expect, held, settle, then
 from .communicator import AnyFuture, MessageError, reduction
-from .failures import RollCall
+from .failures import SilentRanks
 from .groups import Groups, groups_of
 
 if TYPE_CHECKING:
@@ -41,12 +41,12 @@ Answer = TypeVar("Answer")
 _MARGIN_S = 5.0  # that a message may fail after its time-out
 
 
-class Engine:
-    """Carry the exchanges of one process group; use ``engine_of``, which makes one for each group.
+class Executor:
+    """Carry the exchanges of one process group; use ``executor_of``, which makes one for each group.
 
     An exchange of several messages moves on by one of them whenever the next exchange begins, and to its end at
-    ``flush``. So several are in flight at a time, and the order of all messages follows from the order of ``carry`` and
-    ``flush`` alone, never from the clock.
+    ``flush``. So several are in flight at a time, and the order of all messages follows from the order of ``submit``
+    and ``flush`` alone, never from the clock.
 
     Args:
         groups: one for messages that callers start themselves, and one for those that the executor starts.
@@ -60,11 +60,11 @@ class Engine:
         self._summing = reduction(dist.ReduceOp.SUM)
         self._timeout_s = timeout_s
         _longest_s[0] = max(timeout_s, *_longest_s)
-        self._roll_call = RollCall(self.group)
-        self._executor: _Executor | None = None
+        self._silent_ranks = SilentRanks(self.group)
+        self._thread: _Thread | None = None
 
-    def carry(
-        self, label: Callable[[], str], start: Start, finish: Finish, *, phased: bool, device: torch.device
+    def submit(
+        self, label: Callable[[], str], start: Start, finish: Finish, *, multi_phase: bool, device: torch.device
     ) -> Done:
         """Start an exchange, or put it in line.
 
@@ -72,14 +72,14 @@ class Engine:
             label: returns the name of the bucket, for errors.
             start: sends the first message over the group that it is given.
             finish: called when the last message has arrived; must not send or wait.
-            phased: whether the thread has to carry it.
+            multi_phase: whether the thread has to carry it.
             device: where its tensors are.
 
         Returns:
             A future of what ``finish`` returns. An error of the communication names this worker's rank and the label.
         """
         began = time.perf_counter()
-        if not phased:
+        if not multi_phase:
             try:
                 exchange = start(self.group)
             except RuntimeError as error:
@@ -90,13 +90,13 @@ class Engine:
                 return finish(exchange)
 
             return then(exchange.future, arrived)
-        if self._executor is None:
-            self._executor = _Executor(self._ordered_group)
-            self._executor.start()
-            weakref.finalize(self, self._executor.stop)
-        order = _Order(lambda error: self._failed(error, label, began), start, finish, device)
-        self._executor.orders.put(order)
-        return order.promise.future
+        if self._thread is None:
+            self._thread = _Thread(self._ordered_group)
+            self._thread.start()
+            weakref.finalize(self, self._thread.stop)
+        task = _Task(lambda error: self._failed(error, label, began), start, finish, device)
+        self._thread.tasks.put(task)
+        return task.promise.future
 
     def average(
         self,
@@ -108,13 +108,13 @@ class Engine:
         """Start the mean of a dense vector, in place, with little more Python than DDP's own all-reduce hook has.
 
         Args:
-            label: as for ``carry``.
+            label: as for ``submit``.
             vector: ``[numel]`` of a dtype that the backend reduces; divided by the world size first, as DDP does.
             arrived: called, with the time at which the message left, once the mean is there; must not send or wait.
             dtype: what it is rounded to on its way and summed up in, None for its own.
 
         Returns:
-            A future of ``vector``, with errors as those of ``carry``.
+            A future of ``vector``, with errors as those of ``submit``.
         """
         began = time.perf_counter()
         sent = vector.div_(self._world_size)
@@ -134,7 +134,7 @@ class Engine:
 
         return then(work.get_future(), ended)
 
-    def ask(self, question: Callable[[dist.ProcessGroup], Answer], label: str) -> Answer:
+    def run_sync(self, question: Callable[[dist.ProcessGroup], Answer], label: str) -> Answer:
         """Let the caller send and wait at once, while nothing else is under way; errors name what was lost."""
         began = time.perf_counter()
         try:
@@ -159,7 +159,7 @@ class Engine:
 
     def _lost(self, error: RuntimeError, label: Callable[[], str], began: float) -> RuntimeError:
         waited_s = time.perf_counter() - began
-        silent = "" if _ends else ", ".join(map(str, self._roll_call.silent()))
+        silent = "" if _ends else ", ".join(map(str, self._silent_ranks.silent()))
         return RuntimeError(
             f"rank {self._rank} lost {label()} after {waited_s:.1f} s: {error}. "
             + (f"Nothing was heard from rank {silent}. " if silent else "")
@@ -169,25 +169,25 @@ class Engine:
 
     def flush(self) -> None:
         """Say that no exchange follows for now, so that those in line can end."""
-        if self._executor is not None:
-            self._executor.orders.put(_FLUSH)
+        if self._thread is not None:
+            self._thread.tasks.put(_FLUSH)
 
 
-_ENGINES: weakref.WeakValueDictionary[str, Engine] = weakref.WeakValueDictionary()  # by the name of their groups
+_EXECUTORS: weakref.WeakValueDictionary[str, Executor] = weakref.WeakValueDictionary()  # by the name of their groups
 
 
-def engine_of(parent: dist.ProcessGroup | None, timeout_s: float) -> Engine:
-    """Return the engine of a process group: that of other models in use, or a new one; all its workers must call it.
+def executor_of(parent: dist.ProcessGroup | None, timeout_s: float) -> Executor:
+    """Return the executor of a process group: that of other models in use, or a new one; all its workers must call it.
 
-    Models that share a group share its engine, because their messages must have one order too. No message of an
+    Models that share a group share its executor, because their messages must have one order too. No message of an
     exchange goes over ``parent``.
     """
     ranks = dist.get_process_group_ranks(parent)
     groups = groups_of(parent, "engine", (ranks, ranks), timeout_s)
-    engine = _ENGINES.get(groups.name)
-    if engine is None:
-        engine = _ENGINES[groups.name] = Engine(groups, timeout_s)
-    return engine
+    executor = _EXECUTORS.get(groups.name)
+    if executor is None:
+        executor = _EXECUTORS[groups.name] = Executor(groups, timeout_s)
+    return executor
 
 
 class Promise:
@@ -207,22 +207,22 @@ class Promise:
         self._held = held(callback)
         self.future = cast(Done, callback.attach(self._ended))
 
-    def keep(self, tensor: Tensor) -> None:
+    def set_result(self, tensor: Tensor) -> None:
         """Fulfil the future."""
         self._fulfil(tensor)
 
-    def fail(self, error: Exception) -> None:
+    def set_exception(self, error: Exception) -> None:
         """Make whoever reads the future get an error, if it is not fulfilled yet."""
         if not self._ended.done():
             self._error = error
             self._fulfil(None)
 
-    def attempt(self, work: Callable[[], Tensor]) -> None:
+    def set_from(self, work: Callable[[], Tensor]) -> None:
         """Fulfil the future by what ``work`` returns, or by the error that it raises."""
         try:
-            self.keep(work())
+            self.set_result(work())
         except Exception as error:  # noqa: BLE001  of any kind: whoever reads the future must get it, or waits for ever
-            self.fail(error)
+            self.set_exception(error)
 
     def _fulfil(self, tensor: Tensor | None) -> None:
         expect(self._held)  # not before: one that is never fulfilled holds its callback for ever
@@ -253,7 +253,7 @@ class _Stream:
                 yield
 
 
-class _Order:
+class _Task:
     """An exchange in line, and the promise that its end fulfils."""
 
     def __init__(
@@ -284,53 +284,53 @@ class _Order:
             except RuntimeError as error:
                 raise self._failed(error) from error
             exchange = self._exchange
-            self.promise.attempt(lambda: self._finish(exchange))  # an error in it does not concern the next exchange
+            self.promise.set_from(lambda: self._finish(exchange))  # an error in it does not concern the next exchange
         return False
 
 
 _FLUSH, _STOP = object(), object()
 
 
-class _Executor(threading.Thread):
+class _Thread(threading.Thread):
     """Carry exchanges until told to stop; after the first lost message no other can be right, so all fail with it.
 
     Args:
         group: nobody else sends over it.
 
     Attributes:
-        orders: what to carry, or when to end what is in flight.
+        tasks: what to carry, or when to end what is in flight.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         super().__init__(name="gaussiank exchange", daemon=True)
-        self.orders: queue.SimpleQueue[_Order | object] = queue.SimpleQueue()
+        self.tasks: queue.SimpleQueue[_Task | object] = queue.SimpleQueue()
         self._group = group
 
     def stop(self) -> None:
         """Let it end when it has come so far."""
-        self.orders.put(_STOP)
+        self.tasks.put(_STOP)
 
     @torch.no_grad()
     def run(self) -> None:
         """Carry."""
-        flying: list[_Order] = []
+        flying: list[_Task] = []
         broken: Exception | None = None
-        while (order := self.orders.get()) is not _STOP:
+        while (task := self.tasks.get()) is not _STOP:
             try:
                 if broken is not None:
                     raise broken
-                if isinstance(order, _Order):
-                    order.begin(self._group)
+                if isinstance(task, _Task):
+                    task.begin(self._group)
                 flying = [one for one in flying if one.step()]
-                if isinstance(order, _Order):
-                    flying.append(order)
-                while order is _FLUSH and flying:
+                if isinstance(task, _Task):
+                    flying.append(task)
+                while task is _FLUSH and flying:
                     flying = [one for one in flying if one.step()]
             except Exception as error:  # noqa: BLE001  of any kind: without this thread every reader would wait for ever
                 broken = error
-                for one in [*flying, order]:
-                    if isinstance(one, _Order):
-                        one.promise.fail(error)
+                for one in [*flying, task]:
+                    if isinstance(one, _Task):
+                        one.promise.set_exception(error)
                 flying = []
 
 
@@ -343,7 +343,7 @@ def _end() -> None:
     """Stop the executors, and wait until nothing of ours is left with a backend: it may take until a message fails."""
     _ends.append(True)
     until = time.monotonic() + _longest_s[0] + _MARGIN_S
-    executors = [one for one in threading.enumerate() if isinstance(one, _Executor)]
+    executors = [one for one in threading.enumerate() if isinstance(one, _Thread)]
     for one in executors:
         one.stop()
     for one in executors:

@@ -13,7 +13,7 @@ from torch.distributed.distributed_c10d import _get_default_store  # torch has n
 _GRACE_S = 2.0  # those who wait for the same worker give up at nearly the same time
 
 
-class RollCall:
+class SilentRanks:
     """Ask the workers of a group, once, who of them has lost a message.
 
     Workers that are alive and wait for one that is not all lose a message; the one that they wait for does not. It is

@@ -86,7 +86,7 @@ class DDPCompression(Compression):
         if grad.is_sparse:
             return self._reducer.pass_through(grad)
         if not grad.numel():  # of an empty parameter that is alone in its bucket
-            (empty := Promise(grad.device)).keep(grad)
+            (empty := Promise(grad.device)).set_result(grad)
             return empty.future
         if self._whole_model and not self._reducer.dense:
             self._waiting.append((bucket, Promise(grad.device)))
@@ -111,7 +111,7 @@ class DDPCompression(Compression):
                 return grad
 
             for (_, promise), grad in zip(waiting, grads, strict=True):
-                promise.attempt(partial(own, grad))
+                promise.set_from(partial(own, grad))
 
         then(self._reducer.reduce_sparse(self._layout(buckets), grads, held), hand_out)
 

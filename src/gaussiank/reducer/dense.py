@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from gaussiank.comm import Done, Engine, ring_bytes, then
+from gaussiank.comm import Done, Executor, ring_bytes, then
 from gaussiank.feedback import ErrorFeedback
 from gaussiank.layout import Layout
 from gaussiank.metrics import Metrics, Observer
@@ -25,7 +25,7 @@ class DensePath:
     step does little more than DDP's own all-reduce hook.
 
     Args:
-        engine: carries the messages.
+        executor: carries the messages.
         feedback: the residuals.
         observer: told of every vector on its way, or None.
         dtype: what gradients are rounded to on their way, None for their own.
@@ -39,7 +39,7 @@ class DensePath:
 
     def __init__(
         self,
-        engine: Engine,
+        executor: Executor,
         feedback: ErrorFeedback,
         observer: Observer | None,
         *,
@@ -47,7 +47,7 @@ class DensePath:
         raise_nonfinite: bool,
         world_size: int,
     ) -> None:
-        self._engine, self._feedback, self._observer = engine, feedback, observer
+        self._executor, self._feedback, self._observer = executor, feedback, observer
         self._dtype, self._raise_nonfinite, self._world_size = dtype, raise_nonfinite, world_size
         self._untouched = not (observer or raise_nonfinite or dtype)  # nobody watches, judges or rounds a mean
         self._measured = Metrics()
@@ -81,7 +81,7 @@ class DensePath:
     def repeat(self, label: Callable[[], str], grad: Tensor) -> Done:
         """Start the mean of a gradient that ``repeats``, in place."""
         measured, numel, size = self._measured, grad.numel(), ring_bytes(grad, self._world_size)
-        done = self._engine.average(label, grad, lambda left: measured.note_received(left, size))
+        done = self._executor.average(label, grad, lambda left: measured.note_received(left, size))
         measured.note_taken(0.0, numel=numel, k=numel, kept=numel, dense_bytes=size)
         return done
 
@@ -116,7 +116,7 @@ class DensePath:
             if observer:
                 observer.arrived(layout_of(), [grad])
 
-        done = self._engine.average(label, grad, arrived, self._dtype)
+        done = self._executor.average(label, grad, arrived, self._dtype)
         numel = grad.numel()
         measured.note_taken(took_s, numel=numel, k=numel, kept=numel, dense_bytes=dense_bytes)
         if self._untouched and not judged:

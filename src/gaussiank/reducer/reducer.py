@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gaussiank.autotune import CollectivePlan
 from gaussiank.collectives import Collective, Exchange
-from gaussiank.comm import Done, engine_of, group_timeout_s, ring_bytes, then
+from gaussiank.comm import Done, executor_of, group_timeout_s, ring_bytes, then
 from gaussiank.feedback import ErrorFeedback, OptimizerUse, require_same_worker
 from gaussiank.layout import Layout
 from gaussiank.metrics import Metrics, Observer
@@ -162,12 +162,12 @@ class GradientReducer:
         self.keeps_rest = self.compressor.keeps_rest
         self._schedule, self._clip = settings.schedule, settings.clip
         self.raise_nonfinite = settings.on_nonfinite == "raise"
-        self._engine = engine_of(group, timeout_s)
+        self._executor = executor_of(group, timeout_s)
         self._rank, self.world_size = dist.get_rank(group), dist.get_world_size(group)
         self.observer = observer
         self.selector = Selector(self.compressor, per_layer=settings.scope == "layer", rank=self._rank)
         joined = settings.collective.join(group, timeout_s)
-        self._plan = CollectivePlan(joined, self._engine, wire=self.wire, world_size=self.world_size)
+        self._plan = CollectivePlan(joined, self._executor, wire=self.wire, world_size=self.world_size)
         self.routes: dict[str, Tensor] = {}  # what the collective wants to know at the next step, by layout
         self._parts = 0  # exchanges begun in this step
         self._use = use
@@ -175,7 +175,7 @@ class GradientReducer:
             parameters, momentum=settings.momentum, world_size=self.world_size, use=use, decay=settings.decay
         )
         self._dense = DensePath(
-            self._engine,
+            self._executor,
             self.feedback,
             self.observer,
             dtype=self.compressor.dense_dtype,
@@ -220,7 +220,7 @@ class GradientReducer:
             if scale != self._scale:
                 self.feedback.rescale(scale / self._scale)
                 self._scale = scale
-            self._engine.flush()  # what a backward that raised may have left
+            self._executor.flush()  # what a backward that raised may have left
             same = not self._plan.revise(self.step) and same
         self._plan.begin()
         self._dense.begin(self.measured, same=same)
@@ -255,7 +255,7 @@ class GradientReducer:
     def seal(self) -> None:
         """Say that every gradient of the step is under way."""
         if not self._dense.expected:
-            self._engine.flush()
+            self._executor.flush()
             self.feedback.seal()
             self._plan.seal()
             self._dense.seal(self._parts)
@@ -326,11 +326,13 @@ class GradientReducer:
         step = BucketStep(self, self.measured, collective, layout, grads, grad, self._parts, self.exchanges)
         self._parts += 1
         step.take(asked, held, started)
-        return self._engine.carry(step.label, step.send, step.receive, phased=collective.phased, device=grad.device)
+        return self._executor.submit(
+            step.label, step.send, step.receive, multi_phase=collective.multi_phase, device=grad.device
+        )
 
     def pass_through(self, grad: Tensor) -> torch.futures.Future[Any]:
         """Start the mean of a ``torch.sparse`` gradient, an embedding's, as DDP itself would."""
-        work = dist.all_reduce(grad.div_(self.world_size), group=self._engine.group, async_op=True)
+        work = dist.all_reduce(grad.div_(self.world_size), group=self._executor.group, async_op=True)
         assert work is not None  # async_op
         return then(work.get_future(), lambda done: done.value()[0])
 

@@ -1,4 +1,4 @@
-"""The engine in real DDP: order under random delays, a time-out, and a worker that is killed."""
+"""The executor in real DDP: order under random delays, a time-out, and a worker that is killed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 import gaussiank
 from gaussiank.codec import Wire
-from gaussiank.comm import Line, engine_of
+from gaussiank.comm import Communicator, executor_of
 
 LAYERS = 50
 
@@ -101,19 +101,19 @@ def test_timeout_names_rank_and_bucket(three_workers: Workers, spec: str, timeou
     assert any("Nothing was heard from rank 2." in message for message, _ in results[:-1])
 
 
-KEPT = []  # or else a new engine is made, whose messages are not lost
+KEPT = []  # or else a new executor is made, whose messages are not lost
 
 
 def abandoned_but_kept(rank: int, world_size: int, timeout_s: float) -> None:
-    KEPT.append(engine_of(None, timeout_s))
+    KEPT.append(executor_of(None, timeout_s))
     abandoned(rank, world_size, "split", timeout_s)
 
 
 def later_fails_at_once(rank: int, world_size: int, timeout_s: float) -> str:
-    """Use the engine of a group whose message was lost in an earlier test."""
-    engine = engine_of(None, timeout_s)
-    done = engine.carry(lambda: "another bucket", lambda group: 1 / 0, lambda exchange: torch.ones(1), phased=True,
-                        device=torch.device("cpu"))  # fmt: skip
+    """Use the executor of a group whose message was lost in an earlier test."""
+    executor = executor_of(None, timeout_s)
+    how = {"multi_phase": True, "device": torch.device("cpu")}
+    done = executor.submit(lambda: "another bucket", lambda group: 1 / 0, lambda exchange: torch.ones(1), **how)
     try:
         done.wait()
     except RuntimeError as error:
@@ -165,7 +165,7 @@ def killed(rank: int, world_size: int, spec: str) -> tuple[str, float]:
     gaussiank.compress(model, density=0.02, collective=spec, timeout_s=20.0)
     step, sends = 0, 0
 
-    def die(self: Line, *arguments: Any) -> Any:
+    def die(self: Communicator, *arguments: Any) -> Any:
         nonlocal sends
         sends += step == 2
         if sends == 7:
@@ -173,7 +173,7 @@ def killed(rank: int, world_size: int, spec: str) -> tuple[str, float]:
         return send(self, *arguments)
 
     if rank == world_size - 1:
-        send, Line.all_gather = Line.all_gather, die  # type: ignore[method-assign]
+        send, Communicator.all_gather = Communicator.all_gather, die  # type: ignore[method-assign]
     began = time.perf_counter()
     try:
         for step in range(3):  # noqa: B007  read by die
