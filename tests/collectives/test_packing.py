@@ -9,12 +9,12 @@ from gaussiank.collectives.packing import (
     largest_mask,
     member_mask,
     merge,
-    notes,
     pack,
     pick,
+    quantize,
     rest_of,
-    rounded,
     row_bytes,
+    trailers,
     unpack,
 )
 from gaussiank.sparse import SparseGradient
@@ -29,12 +29,12 @@ def sparse(entries: dict[int, float], numel: int = 10, dtype: torch.dtype = torc
 def test_rows_have_one_length_and_come_back(dtype: torch.dtype) -> None:
     parts = [sparse({1: 2.5, 9: -1.0}, dtype=dtype), sparse({}, dtype=dtype), sparse({0: 1e-30}, 4, dtype)]
     for wire in (EXACT, Wire("rice", "fp32"), Wire("chunks", "bf16")):
-        rounds = [rounded(part, wire).sparse for part in parts]
+        rounds = [quantize(part, wire).sparse for part in parts]
         numbers = (7, -1, 2**40)
         length = wire.max_bytes(3, 10, dtype)
         rows = [pack(part, wire, 3, note, length) for part, note in zip(rounds, numbers, strict=True)]
-        assert {row.numel() for row in rows} == {row_bytes(3, 10, wire, dtype, noted=True)}
-        assert notes(torch.stack(rows)) == [7, -1, 2**40]
+        assert {row.numel() for row in rows} == {row_bytes(3, 10, wire, dtype, with_trailer=True)}
+        assert trailers(torch.stack(rows)) == [7, -1, 2**40]
         assert_same(rounds, unpack(torch.stack(rows), wire, [10, 10, 4], dtype, 3))
 
 

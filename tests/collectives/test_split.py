@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gaussiank.codec import INDEX_CODES, VALUE_CODES, Wire
-from gaussiank.collectives.base import Call
+from gaussiank.collectives.base import ExchangeContext
 from gaussiank.collectives.split import Frames, Split, _cut, _rebalanced
 from gaussiank.sparse import SparseGradient
 
@@ -61,9 +61,9 @@ def test_borders_of_another_length_or_number_of_workers_are_not_used() -> None:
 
 def test_room_for_the_widest_region_is_enough_for_every_other_one(rng: torch.Generator) -> None:
     """Rows of one exchange must have one length, wherever the borders lie and whatever each region holds."""
-    line: Any = SimpleNamespace(rank=0, world_size=4)
+    comm: Any = SimpleNamespace(rank=0, world_size=4)
     for index, values in itertools.product([name for name in INDEX_CODES if name != "seed"], VALUE_CODES):
-        call = Call(line, Wire(index, values))
+        context = ExchangeContext(comm, Wire(index, values))
         dtype = torch.float64 if values == "fp64" else torch.float32
         for numel, kept, room in ((31, 12, 4), (31, 31, 4), (97, 20, 7), (97, 3, 1), (4096, 300, 100)):
             for _ in range(4):
@@ -72,8 +72,8 @@ def test_room_for_the_widest_region_is_enough_for_every_other_one(rng: torch.Gen
                 entries = torch.randn(kept, generator=rng, dtype=dtype)
                 places = torch.randperm(numel, generator=rng)[:kept].sort().values.int()
                 parts, wanted, _ = _cut(SparseGradient(places, entries, numel), borders, room)
-                most = call.wire.max_bytes(room, max(part.numel for part in parts), dtype)
-                frames = Frames.after(call, room, most)
-                rows = [frames.pack(part, call, 0, load) for part, load in zip(parts, wanted, strict=True)]
+                most = context.wire.max_bytes(room, max(part.numel for part in parts), dtype)
+                frames = Frames.after(context, room, most)
+                rows = [frames.pack(part, context, 0, load) for part, load in zip(parts, wanted, strict=True)]
                 assert {row.bytes.numel() for row in rows} == {most + 8}, (index, values, borders)
                 assert all(row.mask is None for row in rows), (index, values, borders)

@@ -13,9 +13,9 @@ from gaussiank.codec import Wire
 from gaussiank.collectives import (
     COLLECTIVES,
     EXACT,
-    Call,
     Collective,
     DenseAllReduce,
+    ExchangeContext,
     Traffic,
 )
 from gaussiank.collectives.base import Program
@@ -154,13 +154,13 @@ class Auto(Collective):
         most = max(COLLECTIVES[name]().message_bytes(k, numel, world_size, wire, dtype) for name in self._names)
         return most if self.mbit else max(most, LOOK_BYTES)
 
-    def program(self, sparse: SparseGradient, call: Call) -> Program:
+    def program(self, sparse: SparseGradient, context: ExchangeContext) -> Program:
         """Choose by the capacity, and exchange so."""
-        capacity = call.capacity
+        capacity = context.capacity
         if capacity is None:
-            capacity = yield from agree_on_capacity(call.comm, sparse)
-        choice = self.choose(sparse.numel, max(1, capacity), call.comm.world_size, call.wire)
-        return (yield from choice.program(sparse, replace(call, capacity=capacity)))
+            capacity = yield from agree_on_capacity(context.comm, sparse)
+        choice = self.choose(sparse.numel, max(1, capacity), context.comm.world_size, context.wire)
+        return (yield from choice.program(sparse, replace(context, capacity=capacity)))
 
 
 class CollectivePlan:

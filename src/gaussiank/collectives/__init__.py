@@ -9,7 +9,7 @@ from typing import Any, cast
 from gaussiank.spec import parse_spec
 
 from .all_gather import AllGather
-from .base import Call, Collective, Exchange, Outcome, Traffic
+from .base import Collective, Exchange, ExchangeContext, Outcome, Traffic
 from .compatibility import entries_within, fitting_wire, require_feedback
 from .dense import DenseAllReduce
 from .hierarchical import Hierarchical
@@ -32,10 +32,10 @@ __all__ = [
     "COLLECTIVES",
     "EXACT",
     "AllGather",
-    "Call",
     "Collective",
     "DenseAllReduce",
     "Exchange",
+    "ExchangeContext",
     "Hierarchical",
     "Leader",
     "Outcome",

@@ -14,15 +14,15 @@ from gaussiank.codec import Wire
 from gaussiank.comm import gather_steps
 from gaussiank.sparse import SparseGradient
 
-from .base import Call, Collective, Outcome, Program, Traffic
+from .base import Collective, ExchangeContext, Outcome, Program, Traffic
 from .packing import (
     EXACT,
-    NOTE_BYTES,
+    TRAILER_BYTES,
     at_drawn,
     frame_for,
     pack_framed,
-    pack_rounded,
     pack_within,
+    quantize_and_pack,
     rest_of,
     unpack,
 )
@@ -77,63 +77,67 @@ class AllGather(Collective):
 
     def traffic(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Traffic:
         """Everyone's k entries go to everyone else, in rows of about what they take."""
-        row = wire.usual_bytes(k, numel) + (NOTE_BYTES if wire.varies else 0)
+        row = wire.usual_bytes(k, numel) + (TRAILER_BYTES if wire.varies else 0)
         hops, straight = gather_steps(world_size, row)
         return Traffic(hops, (world_size - 1) * row, world_size * k, straight)
 
     def message_bytes(self, k: int, numel: int, world_size: int, wire: Wire, dtype: torch.dtype = torch.float32) -> int:
         """A payload, and its size where that varies."""
-        return wire.max_bytes(k, numel, dtype) + (NOTE_BYTES if wire.varies else 0)
+        return wire.max_bytes(k, numel, dtype) + (TRAILER_BYTES if wire.varies else 0)
 
-    def program(self, sparse: SparseGradient, call: Call) -> Program:
+    def program(self, sparse: SparseGradient, context: ExchangeContext) -> Program:
         """Send the payload to all."""
-        if call.capacity is not None and (not call.wire.varies or call.draw is None):
-            return self._exactly(sparse, call, call.capacity)
-        return self._within(sparse, call)
+        if context.capacity is not None and (not context.wire.varies or context.draw is None):
+            return self._exactly(sparse, context, context.capacity)
+        return self._within(sparse, context)
 
-    def _exactly(self, sparse: SparseGradient, call: Call, capacity: int) -> Program:
-        shared, dtype = call.shared, sparse.values.dtype
+    def _exactly(self, sparse: SparseGradient, context: ExchangeContext, capacity: int) -> Program:
+        shared, dtype = context.shared, sparse.values.dtype
         if shared is not None:
             sparse = at_drawn(sparse, shared.draw(sparse.numel, capacity))
-        row, given = pack_rounded(sparse, call.wire, capacity, call.seed(call.comm.rank), shared=shared)
-        rows = yield call.comm.all_gather(row)
+        row, quantized = quantize_and_pack(
+            sparse, context.wire, capacity, context.seed(context.comm.rank), shared=shared
+        )
+        rows = yield context.comm.all_gather(row)
 
         def finish(out: Tensor) -> Outcome:
-            parts = [call.wire.decode(row, sparse.numel, dtype=dtype, capacity=capacity, shared=shared) for row in rows]
-            return Outcome(ops.scatter_mean(parts, out), rounded_off=given.errors())
+            parts = [
+                context.wire.decode(row, sparse.numel, dtype=dtype, capacity=capacity, shared=shared) for row in rows
+            ]
+            return Outcome(ops.scatter_mean(parts, out), rounded_off=quantized.errors())
 
         return finish
 
-    def _within(self, sparse: SparseGradient, call: Call) -> Program:
-        seed, frame, mask = call.seed(call.comm.rank), self._frame(sparse, call), None
+    def _within(self, sparse: SparseGradient, context: ExchangeContext) -> Program:
+        seed, frame, mask = context.seed(context.comm.rank), self._frame(sparse, context), None
         if frame is None:
-            row, wanted, given = pack_framed(sparse, call.wire, 0, seed)
-            row = codec.framed(row, self._largest(wanted, row, call))
+            row, wanted, quantized = pack_framed(sparse, context.wire, 0, seed)
+            row = codec.framed(row, self._largest(wanted, row, context))
         else:
-            row, _, given, mask = pack_within(sparse, call.wire, frame, seed)
-        rows = yield call.comm.all_gather(row)
+            row, _, quantized, mask = pack_within(sparse, context.wire, frame, seed)
+        rows = yield context.comm.all_gather(row)
 
         def finish(out: Tensor) -> Outcome:
-            parts = unpack(rows, call.wire, [sparse.numel] * len(rows), sparse.values.dtype, None)
-            finite, hint = ops.scatter_mean(parts, out), call.hint
+            parts = unpack(rows, context.wire, [sparse.numel] * len(rows), sparse.values.dtype, None)
+            finite, hint = ops.scatter_mean(parts, out), context.hint
             if bool(finite):  # what infinities and NaN took says nothing of the next step
-                capacity = -1 if call.capacity is None else call.capacity
+                capacity = -1 if context.capacity is None else context.capacity
                 hint = torch.tensor([max(codec.framed_sizes(rows)), capacity], device="cpu")
-            return Outcome(finite, None if mask is None else rest_of(sparse, mask), given.errors(), hint)
+            return Outcome(finite, None if mask is None else rest_of(sparse, mask), quantized.errors(), hint)
 
         return finish
 
-    def _frame(self, sparse: SparseGradient, call: Call) -> int | None:
+    def _frame(self, sparse: SparseGradient, context: ExchangeContext) -> int | None:
         """Return the length of all payloads with their filling, the same on every worker; None: ask for it."""
-        known = call.hint is not None and call.hint.numel() == 2
-        largest, capacity = call.hint.tolist() if call.hint is not None and known else (0, 0)
-        if call.capacity is None:
+        known = context.hint is not None and context.hint.numel() == 2
+        largest, capacity = context.hint.tolist() if context.hint is not None and known else (0, 0)
+        if context.capacity is None:
             return math.ceil(largest * self.slack) + _SPARE_BYTES if known and not self.ask else None
-        most = call.wire.max_bytes(call.capacity, sparse.numel, sparse.values.dtype)
-        if not known or capacity != call.capacity:
+        most = context.wire.max_bytes(context.capacity, sparse.numel, sparse.values.dtype)
+        if not known or capacity != context.capacity:
             return most
         return frame_for(largest, self.spread, most)
 
-    def _largest(self, size: int, row: Tensor, call: Call) -> int:
+    def _largest(self, size: int, row: Tensor, context: ExchangeContext) -> int:
         largest = torch.tensor([size], dtype=torch.int64, device=row.device)
-        return int(call.comm.all_reduce(largest, dist.ReduceOp.MAX).wait())
+        return int(context.comm.all_reduce(largest, dist.ReduceOp.MAX).wait())

@@ -41,7 +41,7 @@ class Outcome(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
+class ExchangeContext:
     """All that an exchange may depend on besides its entries; passed in, so that collectives hold no state.
 
     Args:
@@ -207,7 +207,7 @@ class Collective(ABC):
         """
 
     @abstractmethod
-    def program(self, sparse: SparseGradient, call: Call) -> Program:
+    def program(self, sparse: SparseGradient, context: ExchangeContext) -> Program:
         """Yield the messages of an exchange, one after another; sends at least one."""
 
     def start(
@@ -219,10 +219,10 @@ class Collective(ABC):
             sparse: what this worker contributes; the same numel on every worker, any count.
             capacity: largest count on any worker, known to all without asking; None when only the data limits it.
             group: process group, or None for the default one.
-            more: further fields of ``Call``.
+            more: further fields of ``ExchangeContext``.
 
         Raises:
             ValueError: more entries than ``capacity``.
         """
         comm = Communicator(group)
-        return Exchange(self.program(sparse, Call(comm, capacity=capacity, **more)), comm)
+        return Exchange(self.program(sparse, ExchangeContext(comm, capacity=capacity, **more)), comm)

@@ -11,7 +11,7 @@ from gaussiank import ops
 from gaussiank.codec import Wire
 from gaussiank.sparse import SparseGradient
 
-from .base import Call, Collective, Outcome, Program, Traffic
+from .base import Collective, ExchangeContext, Outcome, Program, Traffic
 from .packing import EXACT
 
 
@@ -36,10 +36,10 @@ class DenseAllReduce(Collective):
         """What a worker sends to the next one of a ring."""
         return 2 * (world_size - 1) * numel * dtype.itemsize // world_size
 
-    def program(self, sparse: SparseGradient, call: Call) -> Program:
+    def program(self, sparse: SparseGradient, context: ExchangeContext) -> Program:
         """Spread the entries over a dense vector and send that; neither counts nor the wire matter."""
-        mean = sparse.dense().div_(call.comm.world_size)
-        yield call.comm.all_reduce(mean)
+        mean = sparse.dense().div_(context.comm.world_size)
+        yield context.comm.all_reduce(mean)
 
         def finish(out: Tensor) -> Outcome:
             out.copy_(mean)

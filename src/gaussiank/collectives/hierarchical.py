@@ -16,16 +16,16 @@ from gaussiank.comm import Groups, gather_steps, groups_of
 from gaussiank.environment import number_from
 from gaussiank.sparse import SparseGradient
 
-from .base import Call, Collective, Outcome, Program, Traffic
+from .base import Collective, ExchangeContext, Outcome, Program, Traffic
 from .packing import (
     EXACT,
-    Given,
+    Quantized,
     agree_on_capacity,
     largest_mask,
     member_mask,
     merge,
-    pack_rounded,
     pick,
+    quantize_and_pack,
     rest_of,
     row_bytes,
     summed_mean,
@@ -125,35 +125,43 @@ class Hierarchical(Collective):
         dense = 2 * (node - 1) * numel * dtype.itemsize // node if self.inside == "dense" else 0
         return max(dense, *(row_bytes(room, numel, wire, dtype) for room in (k, share, shares)))
 
-    def program(self, sparse: SparseGradient, call: Call) -> Program:
+    def program(self, sparse: SparseGradient, context: ExchangeContext) -> Program:
         """Sum inside the node, between nodes, and gather inside the node."""
         if self.groups is None:
             raise RuntimeError("collective must join a group before it starts, got none. Call join(group) first.")
-        comm, wire, capacity, numel, dtype = call.comm, call.wire, call.capacity, sparse.numel, sparse.values.dtype
+        comm, wire, capacity, numel, dtype = (
+            context.comm,
+            context.wire,
+            context.capacity,
+            sparse.numel,
+            sparse.values.dtype,
+        )
         if capacity is None:
             capacity = yield from agree_on_capacity(comm, sparse)
         inside, across = map(comm.within, self.groups.members)
         if self.inside == "dense":
-            given = Given(sparse)
+            quantized = Quantized(sparse)
             vector = yield inside.all_reduce(sparse.dense())
             node = SparseGradient.pick(vector, vector.nonzero().squeeze(1).int())
         else:
-            row, given = pack_rounded(sparse, wire, capacity, call.seed(comm.rank))
+            row, quantized = quantize_and_pack(sparse, wire, capacity, context.seed(comm.rank))
             rows = yield inside.all_gather(row)
             node = merge(unpack(rows, wire, [numel] * inside.world_size, dtype, capacity))
         room, share = self._rooms(capacity, inside.world_size)
         node = pick(node, largest_mask(node, room))
-        row, own = pack_rounded(_share(node, inside.rank, inside.world_size), wire, share, call.seed(comm.rank, 1))
+        row, own = quantize_and_pack(
+            _share(node, inside.rank, inside.world_size), wire, share, context.seed(comm.rank, 1)
+        )
         rows = yield across.all_gather(row)
         summed = merge(unpack(rows, wire, [numel] * across.world_size, dtype, share))
         shares = across.world_size * share
-        row, column = pack_rounded(summed, wire, shares, call.seed(inside.rank, 2))
+        row, column = quantize_and_pack(summed, wire, shares, context.seed(inside.rank, 2))
         rows = yield inside.all_gather(row)
 
         def finish(out: Tensor) -> Outcome:
             total = merge(unpack(rows, wire, [numel] * inside.world_size, dtype, shares))
             entered = member_mask(sparse.indices, among=node.indices)
-            errors = *given.errors(entered), *own.errors(), *(column.errors() if across.rank == 0 else ())
+            errors = *quantized.errors(entered), *own.errors(), *(column.errors() if across.rank == 0 else ())
             return Outcome(summed_mean(total, comm.world_size, out), rest_of(sparse, entered), errors)
 
         return finish

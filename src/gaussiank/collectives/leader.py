@@ -14,17 +14,17 @@ from gaussiank.codec import Wire, sections
 from gaussiank.comm import Work, gather_steps
 from gaussiank.sparse import SparseGradient
 
-from .base import Call, Collective, Outcome, Program, Traffic
+from .base import Collective, ExchangeContext, Outcome, Program, Traffic
 from .packing import (
     EXACT,
     agree_on_capacity,
     at_drawn,
     largest_mask,
     member_mask,
-    pack_rounded,
     pick,
+    quantize,
+    quantize_and_pack,
     rest_of,
-    rounded,
     row_bytes,
     summed_mean,
     unpack,
@@ -57,7 +57,7 @@ def share_bytes(k: int, world_size: int, wire: Wire, dtype: torch.dtype = torch.
     return sections.values_bytes(wire, _width(k, world_size), dtype) + _FLAG_BYTES
 
 
-def sums(sparse: SparseGradient, call: Call, *, flag: bool) -> Generator[Work[Any], Any, Sums]:
+def sums(sparse: SparseGradient, context: ExchangeContext, *, flag: bool) -> Generator[Work[Any], Any, Sums]:
     """Sum values over workers that have the same indices, in two messages that are both as narrow as the wire.
 
     Values are rounded as they leave, a share of them in each message; sums are rounded once more by the owner of the
@@ -65,22 +65,22 @@ def sums(sparse: SparseGradient, call: Call, *, flag: bool) -> Generator[Work[An
 
     Args:
         sparse: entries, at the same indices on every worker.
-        call: comm, wire and seeds.
+        context: communicator, wire and seeds.
         flag: a bit that all workers get to see if any raises it.
     """
-    comm, wire, dtype = call.comm, call.wire, sparse.values.dtype
+    comm, wire, dtype = context.comm, context.wire, sparse.values.dtype
     width = _width(sparse.kept, comm.world_size)
     places = [slice(rank * width, (rank + 1) * width) for rank in range(comm.world_size)]
     shares = [SparseGradient(sparse.indices[place], sparse.values[place], sparse.numel) for place in places]
-    given = [rounded(share, wire, call.seed(comm.rank, rank)) for rank, share in enumerate(shares)]
+    quantized = [quantize(share, wire, context.seed(comm.rank, rank)) for rank, share in enumerate(shares)]
     flags = sparse.values.new_full((_FLAG_BYTES,), flag, dtype=torch.uint8)
-    rows = [torch.cat([sections.write_values(wire, one.sparse.values, width), flags]) for one in given]
+    rows = [torch.cat([sections.write_values(wire, one.sparse.values, width), flags]) for one in quantized]
     received = yield comm.all_to_all(torch.stack(rows))
     own = shares[comm.rank]
     total = torch.zeros_like(own.values)
     for row in received:  # in rank order
         total += sections.read_values(wire, row[:-_FLAG_BYTES], own.kept, width, dtype)
-    owned = rounded(SparseGradient(own.indices, total, sparse.numel), wire, call.seed(comm.rank, comm.world_size))
+    owned = quantize(SparseGradient(own.indices, total, sparse.numel), wire, context.seed(comm.rank, comm.world_size))
     payload = sections.write_values(wire, owned.sparse.values, width)
     gathered = yield comm.all_gather(torch.cat([payload, received[:, -_FLAG_BYTES:].amax(0)]))
     parts = [
@@ -89,7 +89,7 @@ def sums(sparse: SparseGradient, call: Call, *, flag: bool) -> Generator[Work[An
     ]
     errors: tuple[SparseGradient, ...] = owned.errors()
     if not wire.exact:
-        error = torch.cat([one.error for one in given if one.error is not None])
+        error = torch.cat([one.error for one in quantized if one.error is not None])
         errors = SparseGradient(sparse.indices, error, sparse.numel), *errors
     return Sums(torch.cat(parts), errors, bool(gathered[:, -_FLAG_BYTES:].any()))
 
@@ -139,23 +139,23 @@ class Leader(Collective):
         alone = sections.indices_bytes(wire, k, numel), share_bytes(k, world_size, wire, dtype)
         return max(row_bytes(k, numel, _told_by(wire), dtype), *alone)
 
-    def program(self, sparse: SparseGradient, call: Call) -> Program:
+    def program(self, sparse: SparseGradient, context: ExchangeContext) -> Program:
         """Broadcast the leader's indices, then sum everyone's values there."""
-        comm, capacity, numel = call.comm, call.capacity, sparse.numel
+        comm, capacity, numel = context.comm, context.capacity, sparse.numel
         if capacity is None:
             capacity = yield from agree_on_capacity(comm, sparse)
-        if call.shared is not None:
-            indices = call.shared.draw(numel, capacity)
-            given, chosen = at_drawn(sparse, indices), torch.ones_like(sparse.indices, dtype=torch.bool)
+        if context.shared is not None:
+            indices = context.shared.draw(numel, capacity)
+            entries, chosen = at_drawn(sparse, indices), torch.ones_like(sparse.indices, dtype=torch.bool)
         else:
-            indices = yield from _told(sparse, call, capacity)
+            indices = yield from _told(sparse, context, capacity)
             chosen = member_mask(sparse.indices, among=indices)
-            values = sparse.values.new_zeros(indices.numel()) if call.draw is None else call.draw(indices)
+            values = sparse.values.new_zeros(indices.numel()) if context.draw is None else context.draw(indices)
             values[torch.searchsorted(indices, sparse.indices[chosen])] += sparse.values[chosen]
-            given = SparseGradient(indices, values, numel)
-        total = yield from sums(given, call, flag=not bool(ops.all_finite(sparse.values)))
+            entries = SparseGradient(indices, values, numel)
+        total = yield from sums(entries, context, flag=not bool(ops.all_finite(sparse.values)))
         if total.flagged:
-            return (yield from _everything(sparse, call, capacity))
+            return (yield from _everything(sparse, context, capacity))
 
         def finish(out: Tensor) -> Outcome:
             mean = summed_mean(SparseGradient(indices, total.values, numel), comm.world_size, out)
@@ -164,24 +164,26 @@ class Leader(Collective):
         return finish
 
 
-def _told(sparse: SparseGradient, call: Call, capacity: int) -> Generator[Work[Any], Any, Tensor]:
+def _told(sparse: SparseGradient, context: ExchangeContext, capacity: int) -> Generator[Work[Any], Any, Tensor]:
     """Let the leader of this exchange tell its indices to all."""
-    comm, numel = call.comm, sparse.numel
-    leader = (call.step + call.part) % comm.world_size
+    comm, numel = context.comm, sparse.numel
+    leader = (context.step + context.part) % comm.world_size
     if comm.rank == leader:
-        row = sections.write_indices(call.wire, sparse.indices, numel, capacity)
+        row = sections.write_indices(context.wire, sparse.indices, numel, capacity)
     else:
-        length = sections.indices_bytes(call.wire, capacity, numel)
+        length = sections.indices_bytes(context.wire, capacity, numel)
         row = torch.empty(length, dtype=torch.uint8, device=sparse.indices.device)
     row = yield comm.broadcast(row, leader)
-    return sparse.indices if comm.rank == leader else sections.read_indices(call.wire, row, numel)
+    return sparse.indices if comm.rank == leader else sections.read_indices(context.wire, row, numel)
 
 
-def _everything(sparse: SparseGradient, call: Call, capacity: int) -> Program:
+def _everything(sparse: SparseGradient, context: ExchangeContext, capacity: int) -> Program:
     """Gather all selections: some worker's are not finite, and every worker must see where."""
-    wire = _told_by(call.wire)
-    row, _ = pack_rounded(pick(sparse, largest_mask(sparse, capacity)), wire, capacity, call.seed(call.comm.rank))
-    rows = yield call.comm.all_gather(row)
+    wire = _told_by(context.wire)
+    row, _ = quantize_and_pack(
+        pick(sparse, largest_mask(sparse, capacity)), wire, capacity, context.seed(context.comm.rank)
+    )
+    rows = yield context.comm.all_gather(row)
 
     def finish(out: Tensor) -> Outcome:
         parts = unpack(rows, wire, [sparse.numel] * len(rows), sparse.values.dtype, capacity)

@@ -15,17 +15,17 @@ from gaussiank.codec import SharedDraw, Wire
 from gaussiank.comm import Communicator, Work
 from gaussiank.sparse import SparseGradient
 
-_NOTE = torch.int64
+_TRAILER = torch.int64
 _SPREAD_BYTES = 4  # on top of the spread, so that small frames have some too
 _NARROWER = 0.98  # of the room's share, so that a second cut is rarely needed
-NOTE_BYTES = _NOTE.itemsize
+TRAILER_BYTES = _TRAILER.itemsize
 """Size of a number behind the entries of a row."""
 
 EXACT = Wire("raw", "fp32")
 """The wire that loses nothing and needs no decoder."""
 
 
-class Given(NamedTuple):
+class Quantized(NamedTuple):
     """Entries that are sent, and what they lose by it.
 
     Attributes:
@@ -44,7 +44,7 @@ class Given(NamedTuple):
         return (error if entered is None else pick(error, entered),)
 
 
-def rounded(sparse: SparseGradient, wire: Wire, seed: int = 0) -> Given:
+def quantize(sparse: SparseGradient, wire: Wire, seed: int = 0) -> Quantized:
     """Round values to those that the wire carries: of exactly the entries that one message holds.
 
     It is done here and not before, because codes of a few bits have a scale for each block of entries: rounded before
@@ -57,35 +57,37 @@ def rounded(sparse: SparseGradient, wire: Wire, seed: int = 0) -> Given:
 
     Example:
         >>> sparse = SparseGradient(torch.tensor([4], dtype=torch.int32), torch.tensor([0.1]), 9)
-        >>> given = rounded(sparse, Wire("rice", "bf16"))
-        >>> bool(given.sparse.values + given.error == sparse.values), rounded(sparse, EXACT).error
+        >>> quantized = quantize(sparse, Wire("rice", "bf16"))
+        >>> bool(quantized.sparse.values + quantized.error == sparse.values), quantize(sparse, EXACT).error
         (True, None)
     """
     if wire.exact:
-        return Given(sparse)
+        return Quantized(sparse)
     values = wire.round(sparse.values, _generator(sparse, wire, seed))
-    return Given(SparseGradient(sparse.indices, values, sparse.numel), sparse.values - values)
+    return Quantized(SparseGradient(sparse.indices, values, sparse.numel), sparse.values - values)
 
 
-def row_bytes(room: int, numel: int, wire: Wire, dtype: torch.dtype = torch.float32, *, noted: bool = False) -> int:
+def row_bytes(
+    room: int, numel: int, wire: Wire, dtype: torch.dtype = torch.float32, *, with_trailer: bool = False
+) -> int:
     """Return the length of a row with room for so many entries, wherever they lie.
 
     Example:
         >>> row_bytes(100, 10**6, EXACT) - row_bytes(0, 10**6, EXACT), row_bytes(100, 10**6, Wire())
         (800, 422)
     """
-    return wire.max_bytes(room, numel, dtype) + (NOTE_BYTES if noted else 0)
+    return wire.max_bytes(room, numel, dtype) + (TRAILER_BYTES if with_trailer else 0)
 
 
-def pack(sparse: SparseGradient, wire: Wire, room: int | None, note: int | None = None, length: int = 0) -> Tensor:
+def pack(sparse: SparseGradient, wire: Wire, room: int | None, trailer: int | None = None, length: int = 0) -> Tensor:
     """Encode entries and, behind them, a number of the caller's.
 
     Args:
         sparse: at most ``room`` entries, rounded.
         wire: how they travel.
         room: entries that the row has room for, the same on every worker; None for no more than there are.
-        note: any int64, or None to leave it out.
-        length: least length of the row without the note.
+        trailer: any int64, or None to leave it out.
+        length: least length of the row without the trailer.
 
     Returns:
         uint8 ``[row_bytes(room, numel, wire)]``, or more to fill ``length``.
@@ -93,49 +95,51 @@ def pack(sparse: SparseGradient, wire: Wire, room: int | None, note: int | None 
     Raises:
         ValueError: more entries than room.
     """
-    return filled(wire.encode(sparse, capacity=room), length, note)
+    return filled(wire.encode(sparse, capacity=room), length, trailer)
 
 
-def filled(payload: Tensor, length: int = 0, note: int | None = None) -> Tensor:
+def filled(payload: Tensor, length: int = 0, trailer: int | None = None) -> Tensor:
     """Append zeros up to ``length``, then a number of the caller's."""
     unused = max(0, length - payload.numel())
-    if note is None and not unused:
+    if trailer is None and not unused:
         return payload
     pieces = [payload, payload.new_zeros(unused)]
-    if note is not None:
+    if trailer is not None:
         pieces.append(
-            torch.tensor([note], dtype=_NOTE, device="cpu").view(torch.uint8).to(payload.device, non_blocking=True)
+            torch.tensor([trailer], dtype=_TRAILER, device="cpu")
+            .view(torch.uint8)
+            .to(payload.device, non_blocking=True)
         )
     return torch.cat(pieces)
 
 
-def pack_rounded(
+def quantize_and_pack(
     sparse: SparseGradient,
     wire: Wire,
     room: int | None,
     seed: int = 0,
-    note: int | None = None,
+    trailer: int | None = None,
     length: int = 0,
     shared: SharedDraw | None = None,
-) -> tuple[Tensor, Given]:
-    """Round and pack at once: ``rounded``, then ``pack``, in less time. The entries that it returns are not rounded."""
+) -> tuple[Tensor, Quantized]:
+    """Do ``quantize``, then ``pack``, at once and in less time. The entries that it returns are not rounded."""
     packed = wire.pack(sparse, capacity=room, generator=_generator(sparse, wire, seed), shared=shared)
-    return filled(packed.row, length, note), Given(sparse, packed.error)
+    return filled(packed.row, length, trailer), Quantized(sparse, packed.error)
 
 
-def pack_framed(sparse: SparseGradient, wire: Wire, frame: int, seed: int = 0) -> tuple[Tensor, int, Given]:
+def pack_framed(sparse: SparseGradient, wire: Wire, frame: int, seed: int = 0) -> tuple[Tensor, int, Quantized]:
     """Round and pack into a frame, if that is long enough, with the payload's size behind it.
 
     Returns:
         The row, ``frame`` and 8 bytes, or else the payload alone; the payload's size; and what was sent.
     """
     packed = wire.pack(sparse, frame=frame, generator=_generator(sparse, wire, seed))
-    return packed.row, packed.size, Given(sparse, packed.error)
+    return packed.row, packed.size, Quantized(sparse, packed.error)
 
 
 def pack_within(
     sparse: SparseGradient, wire: Wire, frame: int, seed: int = 0
-) -> tuple[Tensor, int, Given, Tensor | None]:
+) -> tuple[Tensor, int, Quantized, Tensor | None]:
     """Round and pack into a frame, without the smallest entries where all do not fit.
 
     Returns:
@@ -144,17 +148,17 @@ def pack_within(
 
     Example:
         >>> sparse = SparseGradient(torch.arange(9).int(), torch.arange(9.0), 9)
-        >>> row, wanted, given, mask = pack_within(sparse, EXACT, EXACT.max_bytes(7, 9))
-        >>> row.numel(), wanted, given.sparse.values.tolist()
+        >>> row, wanted, quantized, mask = pack_within(sparse, EXACT, EXACT.max_bytes(7, 9))
+        >>> row.numel(), wanted, quantized.sparse.values.tolist()
         (84, 92, [2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
     """
-    row, wanted, given = pack_framed(sparse, wire, frame, seed)
+    row, wanted, quantized = pack_framed(sparse, wire, frame, seed)
     room, size, mask = sparse.kept, wanted, None
     while size > frame:
         room = min(room - 1, int(room * frame / size * _NARROWER))
         mask = largest_mask(sparse, room)
-        row, size, given = pack_framed(pick(sparse, mask), wire, frame, seed)
-    return row if mask is None else filled(row[:frame], note=wanted), wanted, given, mask
+        row, size, quantized = pack_framed(pick(sparse, mask), wire, frame, seed)
+    return row if mask is None else filled(row[:frame], trailer=wanted), wanted, quantized, mask
 
 
 def frame_for(largest: int, spread: float, most: int) -> int:
@@ -188,10 +192,10 @@ def unpack(
     ]
 
 
-def notes(rows: Sequence[Tensor] | Tensor) -> list[int]:
+def trailers(rows: Sequence[Tensor] | Tensor) -> list[int]:
     """Read the numbers behind the entries of rows; one synchronisation on an accelerator."""
-    ends = torch.stack([row[-NOTE_BYTES:] for row in rows])
-    read: list[int] = ends.view(_NOTE).flatten().tolist()
+    ends = torch.stack([row[-TRAILER_BYTES:] for row in rows])
+    read: list[int] = ends.view(_TRAILER).flatten().tolist()
     return read
 
 

@@ -16,11 +16,11 @@ from gaussiank.codec import Wire
 from gaussiank.comm import gather_steps
 from gaussiank.sparse import SparseGradient
 
-from .base import Call, Collective, Outcome, Program, Traffic
+from .base import Collective, ExchangeContext, Outcome, Program, Traffic
 from .packing import (
     EXACT,
-    NOTE_BYTES,
-    Given,
+    TRAILER_BYTES,
+    Quantized,
     agree_on,
     agree_on_capacity,
     filled,
@@ -28,12 +28,12 @@ from .packing import (
     largest_mask,
     member_mask,
     merge,
-    notes,
-    pack_rounded,
     pack_within,
     pick,
+    quantize_and_pack,
     rest_of,
     row_bytes,
+    trailers,
     unpack,
 )
 
@@ -46,7 +46,7 @@ class Row(NamedTuple):
     """A row, what it holds, and a bool ``[kept]`` mask of the entries that found room in it, None when all did."""
 
     bytes: Tensor
-    given: Given
+    quantized: Quantized
     mask: Tensor | None = None
 
 
@@ -59,7 +59,7 @@ class Frames:
 
     Args:
         room: entries that each row has room for; None: rows are as long as they have to be.
-        length: bytes of a row without its note.
+        length: bytes of a row without its trailer.
         follow: whether that is what the last exchange took; otherwise it holds any entries, as many as ``room``.
     """
 
@@ -68,32 +68,32 @@ class Frames:
     follow: bool = False
 
     @classmethod
-    def after(cls, call: Call, room: int | None, most: int) -> Frames:
+    def after(cls, context: ExchangeContext, room: int | None, most: int) -> Frames:
         """Return frames of ``most`` bytes, or of what the hint of the last exchange tells of rows with such a room."""
-        if room is None or not call.wire.varies:
+        if room is None or not context.wire.varies:
             return cls(room, most)
-        hint, place = call.hint, call.comm.world_size + 1
+        hint, place = context.hint, context.comm.world_size + 1
         if hint is not None and hint.numel() == place + 2 and int(hint[place]) == room:
             most = frame_for(int(hint[place + 1]), _SPREAD, most)
         return cls(room, most, follow=True)
 
-    def pack(self, sparse: SparseGradient, call: Call, region: int, load: int, size: int = 0) -> Row:
-        """Round and pack, with a note behind the entries.
+    def pack(self, sparse: SparseGradient, context: ExchangeContext, region: int, load: int, size: int = 0) -> Row:
+        """Round and pack, with a trailer behind the entries.
 
         Args:
             sparse: entries of one region.
-            call: of the exchange.
+            context: of the exchange.
             region: which one; the number of workers for sums.
             load: entries that there were, or have come, of the region.
-            size: the largest payload seen so far, in bytes; the note has the larger of that and this one.
+            size: the largest payload seen so far, in bytes; the trailer has the larger of that and this one.
         """
-        seed = call.seed(call.comm.rank, region)
+        seed = context.seed(context.comm.rank, region)
         if not self.follow:
-            row, given = pack_rounded(sparse, call.wire, self.room, seed, load, self.length)
-            return Row(row, given)
-        row, own, given, mask = pack_within(sparse, call.wire, self.length, seed)
-        note = min(load, _MOST) | min(max(own, size), _MOST) << _BITS
-        return Row(filled(row[: self.length], note=note), given, mask)
+            row, quantized = quantize_and_pack(sparse, context.wire, self.room, seed, load, self.length)
+            return Row(row, quantized)
+        row, own, quantized, mask = pack_within(sparse, context.wire, self.length, seed)
+        trailer = min(load, _MOST) | min(max(own, size), _MOST) << _BITS
+        return Row(filled(row[: self.length], trailer=trailer), quantized, mask)
 
     @staticmethod
     def without_cut(sent: Tensor, rows: Sequence[Row], parts: Sequence[SparseGradient]) -> Tensor:
@@ -106,9 +106,9 @@ class Frames:
         left[sent] = torch.cat(masks)
         return left
 
-    def noted(self, rows: Sequence[Tensor] | Tensor) -> tuple[list[int], int]:
+    def read_trailers(self, rows: Sequence[Tensor] | Tensor) -> tuple[list[int], int]:
         """Read the loads behind rows, and the largest size, 0 where it is not followed."""
-        read = notes(rows)
+        read = trailers(rows)
         if not self.follow:
             return read, 0
         return [note & _MOST for note in read], max(note >> _BITS for note in read)
@@ -160,12 +160,12 @@ class Split(Collective):
         peers, width = world_size - 1, -(-numel // world_size)
         if self.trim:
             room = self._room(k, world_size)
-            row = wire.usual_bytes(room, width) + NOTE_BYTES
+            row = wire.usual_bytes(room, width) + TRAILER_BYTES
             hops, straight = gather_steps(world_size, row)
             return Traffic(hops, 2 * peers * row, 2 * world_size * room, straight + bool(peers))
         sizes = peers * 8 + 2 * peers * 8 / world_size
-        empty, first = row_bytes(0, width, wire), row_bytes(-(-k // world_size), width, wire, noted=True)
-        second = row_bytes(min(k, width), width, wire, noted=True)
+        empty, first = row_bytes(0, width, wire), row_bytes(-(-k // world_size), width, wire, with_trailer=True)
+        second = row_bytes(min(k, width), width, wire, with_trailer=True)
         hops, straight = gather_steps(world_size, second)
         sent_bytes = sizes + peers * (max(empty, first) + second)
         return Traffic(2 * peers + hops, sent_bytes, k + world_size * k, straight + 2 * bool(peers))
@@ -173,26 +173,27 @@ class Split(Collective):
     def message_bytes(self, k: int, numel: int, world_size: int, wire: Wire, dtype: torch.dtype = torch.float32) -> int:
         """The lossless form sends an owner's sums, which may be all entries of all workers."""
         room = self._room(k, world_size) if self.trim else min(numel, world_size * k)
-        return row_bytes(room, numel, wire, dtype, noted=True)
+        return row_bytes(room, numel, wire, dtype, with_trailer=True)
 
-    def program(self, sparse: SparseGradient, call: Call) -> Program:
+    def program(self, sparse: SparseGradient, context: ExchangeContext) -> Program:
         """Send each owner its region, then everyone the own region's sum."""
-        comm, wire, dtype = call.comm, call.wire, sparse.values.dtype
-        borders = self._borders(call.hint, sparse.numel, comm.world_size)
+        comm, wire, dtype = context.comm, context.wire, sparse.values.dtype
+        borders = self._borders(context.hint, sparse.numel, comm.world_size)
         widths = [max(1, high - low) for low, high in itertools.pairwise(borders)]
         room: int | None = None
         if self.trim:
-            capacity = call.capacity
+            capacity = context.capacity
             if capacity is None:
                 capacity = yield from agree_on_capacity(comm, sparse)
             room = self._room(capacity, comm.world_size)
         parts, wanted, sent = _cut(sparse, borders, room)
         most = 0 if room is None else wire.max_bytes(room, max(widths), dtype)
-        frames = Frames.after(call, room, most)
+        frames = Frames.after(context, room, most)
         packed = [
-            frames.pack(part, call, region, load) for region, (part, load) in enumerate(zip(parts, wanted, strict=True))
+            frames.pack(part, context, region, load)
+            for region, (part, load) in enumerate(zip(parts, wanted, strict=True))
         ]
-        rows, given = [row.bytes for row in packed], [row.given for row in packed]
+        rows, quantized = [row.bytes for row in packed], [row.quantized for row in packed]
         sent = frames.without_cut(sent, packed, parts)
         if self.trim:
             received: Sequence[Tensor] | Tensor = yield comm.all_to_all(torch.stack(rows))
@@ -203,12 +204,12 @@ class Split(Collective):
         total = merge(unpack(received, wire, [widths[comm.rank]] * comm.world_size, dtype, room))
         if room is not None:
             total = pick(total, largest_mask(total, room))
-        loads, size = frames.noted(received)
-        own = frames.pack(total, call, comm.world_size, sum(loads), size)
+        loads, size = frames.read_trailers(received)
+        own = frames.pack(total, context, comm.world_size, sum(loads), size)
         row = own.bytes
         if room is None:
-            length = yield from agree_on(comm, row.numel() - NOTE_BYTES, row.device)
-            row = filled(row[:-NOTE_BYTES], length, note=sum(loads))
+            length = yield from agree_on(comm, row.numel() - TRAILER_BYTES, row.device)
+            row = filled(row[:-TRAILER_BYTES], length, trailer=sum(loads))
         gathered = yield comm.all_gather(row)
 
         def finish(out: Tensor) -> Outcome:
@@ -219,10 +220,10 @@ class Split(Collective):
             finite = ops.scatter_mean(regions, out)  # a region for each worker: divided by their number, the mean
             indices = torch.cat([region.indices for region in regions])
             entered = sent & member_mask(sparse.indices, indices) if self.trim else sent
-            errors = _errors(given, own.given, sent, entered, borders, comm.rank, sparse)
-            loads, size = frames.noted(gathered)
+            errors = _errors(quantized, own.quantized, sent, entered, borders, comm.rank, sparse)
+            loads, size = frames.read_trailers(gathered)
             hint = frames.hint(self._moved(borders, regions, loads), size, finite)
-            return Outcome(finite, rest_of(sparse, entered), errors, call.hint if hint is None else hint)
+            return Outcome(finite, rest_of(sparse, entered), errors, context.hint if hint is None else hint)
 
         return finish
 
@@ -248,8 +249,8 @@ def shifted(part: SparseGradient, low: int, numel: int) -> SparseGradient:
 
 
 def _errors(
-    given: Sequence[Given],
-    owned: Given,
+    quantized: Sequence[Quantized],
+    owned: Quantized,
     sent: Tensor,
     entered: Tensor,
     borders: Sequence[int],
@@ -259,7 +260,7 @@ def _errors(
     """Return what was rounded off: of this worker's entries that entered, and of the sums that it owns."""
     if owned.error is None:
         return ()
-    error = torch.cat([part.error for part in given if part.error is not None])
+    error = torch.cat([part.error for part in quantized if part.error is not None])
     inside = entered[sent]
     own = SparseGradient(sparse.indices[entered], error[inside], sparse.numel)
     return own, *(shifted(part, borders[rank], sparse.numel) for part in owned.errors())

@@ -10,7 +10,7 @@ from torch import Tensor
 from gaussiank.codec import Wire
 from gaussiank.sparse import SparseGradient
 
-from .base import Call, Collective, Outcome, Program, Traffic
+from .base import Collective, ExchangeContext, Outcome, Program, Traffic
 from .packing import (
     EXACT,
     agree_on_capacity,
@@ -18,10 +18,10 @@ from .packing import (
     member_mask,
     merge,
     pack,
-    pack_rounded,
     pick,
+    quantize,
+    quantize_and_pack,
     rest_of,
-    rounded,
     row_bytes,
     summed_mean,
     unpack,
@@ -64,20 +64,20 @@ class Tree(Collective):
         answer = row_bytes(k, numel, _exactly(wire), dtype) + k if _rounds(world_size)[1] else 0
         return max(answer, row_bytes(k, numel, wire, dtype))
 
-    def program(self, sparse: SparseGradient, call: Call) -> Program:
+    def program(self, sparse: SparseGradient, context: ExchangeContext) -> Program:
         """Swap, merge, cut, round after round."""
-        comm, capacity = call.comm, call.capacity
+        comm, capacity = context.comm, context.capacity
         if capacity is None:
             capacity = yield from agree_on_capacity(comm, sparse)
         rounds, beyond = _rounds(comm.world_size)
         if comm.world_size == 1:
             yield comm.noop()
         if comm.rank >= 1 << rounds:
-            return (yield from _as_guest(sparse, call, capacity, rounds))
-        branch = _Branch(sparse, call, capacity)
+            return (yield from _as_guest(sparse, context, capacity, rounds))
+        branch = _Branch(sparse, context, capacity)
         guest = comm.rank + (1 << rounds) if comm.rank < beyond else None
         if guest is not None:
-            length = row_bytes(capacity, sparse.numel, call.wire, sparse.values.dtype)
+            length = row_bytes(capacity, sparse.numel, context.wire, sparse.values.dtype)
             row = yield comm.receive(torch.empty(length, dtype=torch.uint8, device=sparse.indices.device), guest)
             branch.host(row)
         elif beyond:
@@ -113,10 +113,10 @@ class _Followed:
 class _Branch:
     """What a worker's half has kept so far, and which entries of those it answers for are in it."""
 
-    def __init__(self, sparse: SparseGradient, call: Call, capacity: int) -> None:
+    def __init__(self, sparse: SparseGradient, context: ExchangeContext, capacity: int) -> None:
         self.total = sparse
         self.own = _Followed.all_of(sparse)
-        self._call, self._capacity = call, capacity
+        self._context, self._capacity = context, capacity
         self._guest: _Followed | None = None
         self._rounded_off: list[_Followed] = []
 
@@ -128,15 +128,15 @@ class _Branch:
 
     def round(self, bit: int) -> None:
         """Go on with values that the wire carries; the lowest rank of this half keeps what that takes off."""
-        lowest = self._call.comm.rank >> bit << bit
-        given = rounded(self.total, self._call.wire, self._call.seed(lowest, bit))
-        self.total = given.sparse
-        if lowest == self._call.comm.rank:
-            self._rounded_off += map(_Followed.all_of, given.errors())
+        lowest = self._context.comm.rank >> bit << bit
+        quantized = quantize(self.total, self._context.wire, self._context.seed(lowest, bit))
+        self.total = quantized.sparse
+        if lowest == self._context.comm.rank:
+            self._rounded_off += map(_Followed.all_of, quantized.errors())
 
     def row(self) -> Tensor:
         """Return what this half has kept, to be sent."""
-        return pack(self.total, self._call.wire, self._capacity)
+        return pack(self.total, self._context.wire, self._capacity)
 
     def merge(self, row: Tensor, *, first: bool) -> None:
         """Add what another branch has kept; ``first``: its ranks are the lower ones."""
@@ -147,7 +147,7 @@ class _Branch:
         """Return the result for the guest, and for each of its entries whether it is in."""
         assert self._guest is not None  # hosted
         entered = self._guest.entered.to(torch.uint8)
-        total = pack(self.total, _exactly(self._call.wire), self._capacity)
+        total = pack(self.total, _exactly(self._context.wire), self._capacity)
         return torch.cat([total, entered, entered.new_zeros(self._capacity - len(entered))])
 
     def errors(self) -> tuple[SparseGradient, ...]:
@@ -155,7 +155,7 @@ class _Branch:
         return tuple(pick(followed.sparse, followed.entered) for followed in self._rounded_off)
 
     def _read(self, row: Tensor) -> SparseGradient:
-        return unpack([row], self._call.wire, [self.total.numel], self.total.values.dtype, self._capacity)[0]
+        return unpack([row], self._context.wire, [self.total.numel], self.total.values.dtype, self._capacity)[0]
 
     def _cut(self, merged: SparseGradient) -> None:
         self.total = pick(merged, largest_mask(merged, self._capacity))
@@ -163,10 +163,10 @@ class _Branch:
             followed.entered.logical_and_(member_mask(followed.sparse.indices, among=self.total.indices))
 
 
-def _as_guest(sparse: SparseGradient, call: Call, capacity: int, rounds: int) -> Program:
+def _as_guest(sparse: SparseGradient, context: ExchangeContext, capacity: int, rounds: int) -> Program:
     """Leave the entries with a host, and get the result and which of the entries are in it."""
-    comm, wire = call.comm, _exactly(call.wire)
-    row, given = pack_rounded(sparse, call.wire, capacity, call.seed(comm.rank))
+    comm, wire = context.comm, _exactly(context.wire)
+    row, quantized = quantize_and_pack(sparse, context.wire, capacity, context.seed(comm.rank))
     host = comm.rank - (1 << rounds)
     yield comm.send(row, host)
     for _ in range(rounds):
@@ -178,7 +178,7 @@ def _as_guest(sparse: SparseGradient, call: Call, capacity: int, rounds: int) ->
         [total] = unpack([answer[:length]], wire, [sparse.numel], sparse.values.dtype, capacity)
         entered = answer[length:][: sparse.kept].bool()
         finite = summed_mean(total, comm.world_size, out)
-        return Outcome(finite, rest_of(sparse, entered), given.errors(entered))
+        return Outcome(finite, rest_of(sparse, entered), quantized.errors(entered))
 
     return finish
 
