@@ -19,7 +19,7 @@ LEVELS = [
     {"autotune"},
     {"checkpoint", "reducer"},
     {"compression", "optimizer_checks"},
-    {"ddp"},
+    {"ddp", "local"},
     {"doors"},
     {"__init__"},
     {"__main__"},

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .doors import compress
     from .feedback import ErrorFeedback
     from .layout import Layout
+    from .local import LocalSteps
     from .metrics import Metrics, Observer
     from .momentum import MomentumCorrection
     from .optimizer_checks import AdamWarning
@@ -49,6 +50,7 @@ _ROOMS = {
     "MSTopK": "compressors",
     "Metrics": "metrics",
     "Layout": "layout",
+    "LocalSteps": "local",
     "MomentumCorrection": "momentum",
     "Observer": "metrics",
     "RandomK": "compressors",
@@ -76,6 +78,7 @@ __all__ = [
     "ErrorFeedback",
     "GaussianK",
     "Layout",
+    "LocalSteps",
     "MSTopK",
     "Metrics",
     "MomentumCorrection",

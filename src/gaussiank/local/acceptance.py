@@ -1,0 +1,107 @@
+"""What ``LocalSteps`` can take, and whether it is still that in every round."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.distributed as dist
+from torch import nn
+from torch.nn import Parameter
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from gaussiank.ops import RESIDUAL_DTYPES
+
+from .vector import local_part
+
+
+def inner_module(model: nn.Module, group: dist.ProcessGroup | None) -> nn.Module:
+    """Return the module whose parameters are exchanged: the model, without ``torch.compile`` and DDP around it.
+
+    Raises:
+        ValueError: the model is under DDP or FSDP2 over workers of the group.
+    """
+    module = getattr(model, "_orig_mod", model)
+    own = set(dist.get_process_group_ranks(group))
+    if isinstance(module, DistributedDataParallel):
+        _require_apart(own, dist.get_process_group_ranks(module.process_group), "DistributedDataParallel")
+        module = module.module
+    for parameter in module.parameters():
+        if (mesh := getattr(parameter, "device_mesh", None)) is not None:
+            _require_apart(own, mesh.mesh.flatten().tolist(), "fully_shard (FSDP2)")
+    return module
+
+
+def _require_apart(own: set[int], theirs: Sequence[int], kind: str) -> None:
+    shared = own & set(theirs)
+    if len(shared) > 1:
+        raise ValueError(
+            f"model must not be under {kind} over the workers of LocalSteps' group, got one over ranks "
+            f"{sorted(shared)}, which average or share out every step already. Give LocalSteps the bare module, or "
+            f"{kind} a group inside a node and LocalSteps one between nodes."
+        )
+
+
+def trained_parameters(module: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Parameter]:
+    """Return the parameters that are exchanged, by name: those that are trained.
+
+    Raises:
+        ValueError: there is none, or one has a dtype without a residual, or no optimizer.
+    """
+    trained = {name: one for name, one in module.named_parameters() if one.requires_grad and local_part(one).numel()}
+    if not trained:
+        raise ValueError(
+            "model must have parameters that require a gradient, got none. Give the model that is trained."
+        )
+    stepped = {id(one) for optimizer in optimizers for group in optimizer.param_groups for one in group["params"]}
+    for name, parameter in trained.items():
+        if parameter.dtype not in RESIDUAL_DTYPES:
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in RESIDUAL_DTYPES)
+            raise ValueError(
+                f"dtype of parameter {name} must be one of {known}, got {parameter.dtype}. Freeze or convert it."
+            )
+        if id(parameter) not in stepped:
+            raise ValueError(
+                f"optimizer must step over every trained parameter, got one without {name}. Freeze it with "
+                "requires_grad_(False), or give LocalSteps all optimizers, as a list."
+            )
+    return trained
+
+
+class Membership:
+    """Which parameters the model trains and the optimizers step over, as it was when training began.
+
+    Args:
+        module: whose parameters are exchanged.
+        optimizers: that step over them.
+    """
+
+    def __init__(self, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+        self._module, self._optimizers = module, optimizers
+        self._trained, self._stepped = self._now()
+
+    def _now(self) -> tuple[dict[str, int], list[list[list[int]]]]:
+        trained = {name: id(one) for name, one in self._module.named_parameters() if one.requires_grad}
+        stepped = [[list(map(id, group["params"])) for group in one.param_groups] for one in self._optimizers]
+        return trained, stepped
+
+    def require_same(self) -> None:
+        """Raise when it has changed.
+
+        Raises:
+            RuntimeError: a parameter is new, gone, frozen or thawed, or an optimizer's groups are others.
+        """
+        trained, stepped = self._now()
+        for name in sorted(trained.keys() | self._trained.keys()):
+            if trained.get(name) != self._trained.get(name):
+                change = "a new one" if name not in self._trained else "it frozen, or gone"
+                change = "another one in its place" if name in self._trained and name in trained else change
+                raise RuntimeError(
+                    f"parameter {name} must stay as it was when LocalSteps was made, got {change}. Save, make "
+                    "LocalSteps anew on every worker, and load."
+                )
+        if stepped != self._stepped:
+            raise RuntimeError(
+                "param_groups of the optimizer must hold the parameters that they held when LocalSteps was made, got "
+                "others. Change them before, or make LocalSteps anew on every worker."
+            )

@@ -1,0 +1,172 @@
+"""A fragment: parameters that take their turn together, and their round, from the difference to the agreed weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import Parameter
+
+from gaussiank.comm import Done
+from gaussiank.layout import Layout
+from gaussiank.metrics import Metrics
+from gaussiank.ops import all_finite
+from gaussiank.reducer import GradientReducer, Settings
+
+from .vector import vectors_of
+
+
+@dataclass
+class Flight:
+    """A round under way.
+
+    Args:
+        began: inner step at which it began.
+        means: ``[numel]`` differences, one a vector, that become their means.
+        under_way: futures of the means, none once they have arrived.
+        before: ``[numel]`` local weights when it began, one a vector; none where the round ends in the same step.
+        left_out: whether this worker gave nothing.
+    """
+
+    began: int
+    means: list[Tensor]
+    under_way: list[Done]
+    before: list[Tensor]
+    left_out: bool = False
+
+
+class Fragment:
+    """Some parameters with agreed weights and residuals of their own, in at most one round at a time.
+
+    Args:
+        parameters: name -> local weights.
+        settings: how differences become a mean, the same on every worker.
+        group: process group, or None for the default one.
+        home: where agreed weights and residuals lie between rounds, None for where the parameters are.
+        resting: dtype of the residuals between rounds, None for their own.
+        whole: whether density 1 may go by a dense all-reduce, in full precision.
+
+    Attributes:
+        vectors: its parameters.
+        reducer: selects, exchanges, and keeps the residuals.
+        flight: the round under way, or None.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        settings: Settings,
+        *,
+        group: dist.ProcessGroup | None,
+        home: torch.device | None,
+        resting: torch.dtype | None,
+        whole: bool,
+    ) -> None:
+        self.vectors = vectors_of(parameters, home)
+        self._home, self._resting, self._whole = home, resting, whole
+        numels = {
+            name: numel
+            for vector in self.vectors
+            for name, numel in zip(vector.layout.names, vector.layout.numels, strict=True)
+        }
+        self.reducer = GradientReducer(numels, settings, group=group)
+        self.flight: Flight | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of its parameters."""
+        return tuple(name for vector in self.vectors for name in vector.layout.names)
+
+    @property
+    def metrics(self) -> Metrics:
+        """Measurements of its last round."""
+        return self.reducer.measured
+
+    def differences(self) -> list[Tensor]:
+        """Return what was learnt since the last round, one vector each, as agreed less local weights."""
+        return [vector.difference() for vector in self.vectors]
+
+    def send(self, step: int, differences: Sequence[Tensor], *, delayed: bool, left_out: bool) -> None:
+        """Begin a round: select from residual and difference, keep the rest, start the exchange.
+
+        Args:
+            step: inner step.
+            differences: of each vector; become the means.
+            delayed: training goes on before the round ends.
+            left_out: give nothing; the residual stays.
+        """
+        reducer = self.reducer
+        # before the differences are overwritten by the means
+        before = [vector.local() for vector in self.vectors] if delayed else []
+        under_way = []
+        reducer.begin()
+        for vector, difference in zip(self.vectors, differences, strict=True):
+            under_way.append(self._start(vector.layout, difference, left_out=left_out))
+        reducer.seal()
+        self.flight = Flight(step, list(differences), under_way, before, left_out)
+
+    def _start(self, layout: Layout, difference: Tensor, *, left_out: bool) -> Done:
+        held = [slice(0, difference.numel())] if left_out else []
+        if left_out:
+            difference.zero_()
+        if not (self._whole and self.reducer.dense):
+            return self.reducer.reduce_sparse(layout, [difference], held)
+        repeated = self.reducer.repeat(lambda: layout, difference)
+        return repeated or self.reducer.reduce_dense(lambda: layout, difference, held)
+
+    def arrive(self) -> None:
+        """Wait for the means of the round under way, and commit what the residuals have kept.
+
+        Raises:
+            RuntimeError: a worker is gone, or a mean is not finite.
+        """
+        flight = self.flight
+        if flight is None or not flight.under_way:
+            return
+        for done in flight.under_way:
+            done.wait()
+        flight.under_way = []
+        self.reducer.feedback.settle()
+        if not all(bool(all_finite(mean)) for mean in flight.means):
+            raise RuntimeError(
+                f"the mean of {self.names[0]} to {self.names[-1]} must be finite, got infinity or NaN in the round of "
+                f"step {flight.began}. No residual was changed; set wire to values that do not overflow."
+            )
+        self.reducer.feedback.rest(self._resting, self._home)
+
+    def drop(self) -> None:
+        """Forget the round under way: agreed weights and residuals are as before it."""
+        self.reducer.discard()
+        self.flight = None
+
+    def land(self, agreed: Sequence[Sequence[Parameter]], outer: torch.optim.Optimizer, mixing: float | None) -> None:
+        """End a round whose means have arrived: step the agreed weights, and give them to the local ones.
+
+        Args:
+            agreed: the agreed weights of each vector as parameters of the outer optimizer.
+            outer: steps the agreed weights against their means.
+            mixing: share of its local weights that a worker keeps, None to carry over what it learnt in between.
+        """
+        flight, self.flight = self.flight, None
+        assert flight is not None  # begun and arrived
+        for vector, parameters, mean in zip(self.vectors, agreed, flight.means, strict=True):
+            grads = vector.views(mean.to(vector.agreed.device))
+            for parameter, grad in zip(parameters, grads, strict=True):
+                parameter.grad = grad
+        outer.step()
+        outer.zero_grad()  # sets them to None
+        for number, vector in enumerate(self.vectors):
+            if not flight.before or flight.left_out:
+                vector.write()
+            elif mixing is None:
+                vector.carry(flight.before[number])
+            else:
+                vector.mix(mixing)
+
+    def write(self) -> None:
+        """Overwrite the local weights by the agreed ones."""
+        for vector in self.vectors:
+            vector.write()

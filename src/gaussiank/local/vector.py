@@ -1,0 +1,140 @@
+"""Parameters that lie end to end: the local weights, and beside them those that all workers have agreed on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from gaussiank.layout import Layout
+from gaussiank.ops import RESIDUAL_DTYPES
+from gaussiank.sparse import MAX_NUMEL
+
+
+class Vector:
+    """Some parameters of one dtype and device, with the weights that all workers agreed on last.
+
+    Args:
+        parameters: name -> local weights of any shape; read, and written by ``write``.
+        home: where the agreed weights lie, None for where the parameters are.
+
+    Attributes:
+        layout: which parameters, end to end in the order of their indices.
+        device: where the parameters are, and the exchange takes place.
+        agreed: ``[numel]`` in the residual's dtype, at home.
+
+    Example:
+        >>> weights = torch.tensor([[1.0, 2.0]])
+        >>> vector = Vector({"w": weights})
+        >>> weights -= 0.5
+        >>> vector.difference()
+        tensor([0.5000, 0.5000])
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], home: torch.device | None = None) -> None:
+        self._parameters = list(parameters.values())
+        first = self._locals[0]
+        self.layout = Layout(tuple(parameters), tuple(local.numel() for local in self._locals))
+        self.dtype, self.device = RESIDUAL_DTYPES[first.dtype], first.device
+        self.agreed = torch.empty(self.layout.numel, dtype=self.dtype, device=home or self.device)
+        self.agree()
+
+    @property
+    def _locals(self) -> list[Tensor]:
+        return [local_part(parameter) for parameter in self._parameters]
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """View a flat vector as one tensor a parameter, in its shape."""
+        places = [place for _, place in self.layout.slices()]
+        return [flat[place].view(local.shape) for place, local in zip(places, self._locals, strict=True)]
+
+    def agree(self) -> None:
+        """Take the local weights as agreed."""
+        for agreed, local in zip(self.views(self.agreed), self._locals, strict=True):
+            agreed.copy_(local)
+
+    def local(self) -> Tensor:
+        """Return a copy of the local weights, end to end: ``[numel]`` in their dtype."""
+        return torch.cat([local.flatten() for local in self._locals])
+
+    def difference(self) -> Tensor:
+        """Return the agreed weights less the local ones, ``[numel]`` in the residual's dtype, where the parameters are.
+
+        Agreed weights are taken as a local weight holds them: what bfloat16 rounds off is not a step that was made.
+        """
+        out = torch.empty(self.layout.numel, dtype=self.dtype, device=self.device)
+        for difference, (agreed, local) in zip(self.views(out), self._pairs(), strict=True):
+            difference.copy_(agreed.to(local.device, local.dtype)).sub_(local)
+        return out
+
+    def write(self) -> None:
+        """Overwrite the local weights by the agreed ones."""
+        for agreed, local in self._pairs():
+            local.copy_(agreed)
+
+    def mix(self, share: float) -> None:
+        """Move the local weights towards the agreed ones: ``share * local + (1 - share) * agreed``."""
+        for agreed, local in self._pairs():
+            local.copy_(torch.lerp(agreed.to(local.device), local.to(self.dtype), share))
+
+    def carry(self, began: Tensor) -> None:
+        """Put on the agreed weights what was learnt since the local ones were ``began``, ``[numel]``."""
+        for (agreed, local), before in zip(self._pairs(), self.views(began), strict=True):
+            local.copy_(agreed.to(local.device) + (local.to(self.dtype) - before.to(self.dtype)))
+
+    def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(self.views(self.agreed), self._locals, strict=True)
+
+
+def local_part(parameter: Tensor) -> Tensor:
+    """Return what this process holds of a parameter: all of it, or its shard of a ``DTensor``; shares memory."""
+    held: Tensor = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+    return held.detach()
+
+
+def split(parameters: Mapping[str, Tensor], count: int) -> list[dict[str, Tensor]]:
+    """Cut parameters, in their order, into ``count`` groups of about as many entries, none of them empty.
+
+    Example:
+        >>> sizes = {"a": torch.zeros(3), "b": torch.zeros(1), "c": torch.zeros(4)}
+        >>> [list(group) for group in split(sizes, 2)]
+        [['a', 'b'], ['c']]
+    """
+    total = sum(local_part(one).numel() for one in parameters.values())
+    groups: list[dict[str, Tensor]] = [{}]
+    passed = 0
+    for left, (name, parameter) in zip(range(len(parameters), 0, -1), parameters.items(), strict=True):
+        numel = local_part(parameter).numel()
+        wanted = count - len(groups)  # groups that are still to begin
+        # a group ends where its share of all entries is nearer without the next parameter, or the rest must be spread
+        full = 2 * passed + numel > 2 * total * len(groups) / count
+        if groups[-1] and wanted and (full or left <= wanted):
+            groups.append({})
+        groups[-1][name] = parameter
+        passed += numel
+    return groups
+
+
+def vectors_of(parameters: Mapping[str, Tensor], home: torch.device | None = None) -> list[Vector]:
+    """Lay parameters into as few vectors as their dtypes, devices and the positions in a vector allow."""
+    runs: list[dict[str, Tensor]] = []
+    key, numel = None, 0
+    for name, parameter in parameters.items():
+        local = local_part(parameter)
+        own = (local.dtype, local.device)
+        if own != key or numel + local.numel() > MAX_NUMEL:
+            runs.append({})
+            key, numel = own, 0
+        runs[-1][name] = parameter
+        numel += local.numel()
+    return [Vector(run, home) for run in runs]
+
+
+def flat_by_name(vectors: Sequence[Vector], flats: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return copies of the parts of some flat vectors, by parameter."""
+    return {
+        name: flat[place].clone()
+        for vector, flat in zip(vectors, flats, strict=True)
+        for name, place in vector.layout.slices()
+    }
