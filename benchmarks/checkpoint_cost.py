@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Literal
 
 from gaussiank_lab.checkpoint import CheckpointPlan
-from gaussiank_lab.config import TrainConfig
 from gaussiank_lab.launch import launch
-from gaussiank_lab.recipes import default
-from gaussiank_lab.records import RECORDS_NAME
-from gaussiank_lab.run import run
-from gaussiank_lab.summary import bytes_text
+from gaussiank_lab.report.records import RECORDS_NAME
+from gaussiank_lab.report.summary import bytes_text
+from gaussiank_lab.train.config import TrainConfig, default
+from gaussiank_lab.train.run import run
 
 
 def measure(form: Literal["plain", "dcp"], arguments: argparse.Namespace) -> float:

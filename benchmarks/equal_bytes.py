@@ -15,8 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gaussiank_lab.records import Records, number, read_records
-from gaussiank_lab.summary import bytes_text
+from gaussiank_lab.report.records import Records, number, read_records
+from gaussiank_lab.report.summary import bytes_text
 
 EXACT = "raw+fp32"
 WIRES = (EXACT, "rice+8bit", "rice+4bit", "rice+bf16-rice")

@@ -26,10 +26,10 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import gaussiank
-from gaussiank_lab.config import TrainConfig
 from gaussiank_lab.data import Batches
 from gaussiank_lab.launch import launch
 from gaussiank_lab.study.recorder import Recorder
+from gaussiank_lab.train.config import TrainConfig
 
 TARGET = 1.02
 EVERY = 50

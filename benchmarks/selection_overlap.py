@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from gaussiank import ops
-from gaussiank_lab.config import TrainConfig
 from gaussiank_lab.data import Batch, Batches, Data
+from gaussiank_lab.train.config import TrainConfig
 
 WORKERS = (2, 4, 8, 16)
 DENSITIES = (0.01, 0.001)

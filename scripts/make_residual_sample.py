@@ -23,8 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 import gaussiank
 from gaussiank import ops
 from gaussiank.compressors import Selection, Taken, TopK, Turn, finish_take
-from gaussiank_lab.config import TrainConfig
 from gaussiank_lab.data import Batches
+from gaussiank_lab.train.config import TrainConfig
 
 OUT = Path(__file__).parent.parent / "lab/gaussiank_lab/bench/residual.npz"
 SEED = 19110877

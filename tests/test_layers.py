@@ -116,7 +116,7 @@ def test_files_are_short() -> None:
             "import typing\nif typing.TYPE_CHECKING:\n    import gaussiank.ddp\nelse:\n    import gaussiank.codec",
             {"codec"},
         ),
-        ("import torch, numpy, gaussiank_lab.plots", set()),
+        ("import torch, numpy, gaussiank_lab.report.plots", set()),
     ],
 )
 def test_reader_finds_rooms(source: str, rooms: set[str]) -> None:
@@ -124,6 +124,6 @@ def test_reader_finds_rooms(source: str, rooms: set[str]) -> None:
 
 
 def test_reader_finds_other_packages() -> None:
-    source = "def f():\n    import torch, rich.table\n    from gaussiank_lab.plots import figure_svg\n"
-    found = ["torch", "rich.table", "gaussiank_lab.plots.figure_svg"]
+    source = "def f():\n    import torch, rich.table\n    from gaussiank_lab.report.plots import figure_svg\n"
+    found = ["torch", "rich.table", "gaussiank_lab.report.plots.figure_svg"]
     assert list(modules_of(LIBRARY / "made_up.py", source)) == found

@@ -13,8 +13,7 @@ import gaussiank
 from gaussiank_lab import cluster_cli, reproduce_cli, study_cli
 from gaussiank_lab.bench.cli import bench
 from gaussiank_lab.commands import Commands
-from gaussiank_lab.last_words import leave
-from gaussiank_lab.streams import STANDARD_OUTPUT, steady_output
+from gaussiank_lab.outputs import STANDARD_OUTPUT, leave, steady_output
 
 app = Commands(
     name="gaussiank",
@@ -140,8 +139,8 @@ def train(
     settings, records and one HTML report.
     """
     given: dict[str, Any] = dict(locals())
-    from gaussiank_lab.config import TrainConfig
-    from gaussiank_lab.train_command import Options, start
+    from gaussiank_lab.train.config import TrainConfig
+    from gaussiank_lab.train.start import Options, start
 
     options = Options(**{name: given[name] for name in Options.__dataclass_fields__})
     settings = {name: given[name] for name in TrainConfig.__dataclass_fields__ if given.get(name) is not None}
@@ -171,10 +170,9 @@ def report(
     out: Annotated[Path | None, typer.Option(help="File of the page: RUN/report.html, or comparison.html.")] = None,
 ) -> None:
     """Print the table of a run, and write its HTML report anew; or compare several runs on one page."""
-    from gaussiank_lab.compare import COMPARISON_NAME, read_runs, write_comparison
-    from gaussiank_lab.records import read_records
-    from gaussiank_lab.report import write_figures, write_report
-    from gaussiank_lab.summary import summary_table
+    from gaussiank_lab.report.page import COMPARISON_NAME, read_runs, write_comparison, write_figures, write_report
+    from gaussiank_lab.report.records import read_records
+    from gaussiank_lab.report.summary import summary_table
 
     one = len(run_dirs) == 1
     if figures and not one:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gaussiank_lab.records import RecordWriter
+from gaussiank_lab.report.records import RecordWriter
 
 NUMEL = 61706
 K = 62

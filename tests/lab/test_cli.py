@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from gaussiank.codec import Wire
 from gaussiank_lab.cli import app, main
-from gaussiank_lab.records import Records, read_records
+from gaussiank_lab.report.records import Records, read_records
 
 GAUSSIANK = [sys.executable, "-m", "gaussiank"]
 TRAIN = ["train", "--model", "fnn3", "--steps", "12", "--batch-size", "16", "--density", "0.01"]

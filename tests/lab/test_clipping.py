@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from gaussiank_lab.clipping import GradientCarrier, clip_local
+from gaussiank_lab.train.step import GradientCarrier, clip_local
 
 
 def test_carrier_brings_back_the_very_gradients() -> None:

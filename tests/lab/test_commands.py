@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from gaussiank_lab.cli import app, main
-from gaussiank_lab.config import TrainConfig
 from gaussiank_lab.outputs import new_folder, require_file, require_folder
-from gaussiank_lab.records import RecordWriter
-from gaussiank_lab.report import write_figures, write_report
+from gaussiank_lab.report.page import write_figures, write_report
+from gaussiank_lab.report.records import RecordWriter
+from gaussiank_lab.train.config import TrainConfig
 
 from .conftest import run_record
 

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from gaussiank_lab.compare import read_runs, write_comparison
 from gaussiank_lab.metric import Metric
-from gaussiank_lab.report import headline
-from gaussiank_lab.summary import summary_rows
+from gaussiank_lab.report.page import headline, read_runs, write_comparison
+from gaussiank_lab.report.summary import summary_rows
 
 WriteRun = Callable[..., Path]
 

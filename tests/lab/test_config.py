@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gaussiank import Constant, DenseStart, MomentumCorrection, Warmup, parse_compressor
-from gaussiank_lab.config import TrainConfig
+from gaussiank_lab.train.config import TrainConfig
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gaussiank_lab.config import TrainConfig
-from gaussiank_lab.config_file import read_config, write_config
+from gaussiank_lab.train.config import TrainConfig, read_config, write_config
 
 
 def test_a_config_is_given_back_as_it_was(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from gaussiank_lab.checkpoint import FORMS, Manifest
 from gaussiank_lab.cluster.probe_file import read_probe
 from gaussiank_lab.data.image_files import read_batch
-from gaussiank_lab.records import read_records
+from gaussiank_lab.report.records import read_records
 from gaussiank_lab.study.study import read_study
 from gaussiank_lab.study.vectors import snapshots
 

@@ -8,8 +8,7 @@ import pytest
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from gaussiank_lab.last_words import leave
-from gaussiank_lab.launch import launch, world_size
+from gaussiank_lab.launch import launch, leave, world_size
 
 
 def leave_rank(folder: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 from tests.imports import LAB, PACKAGES, file_of, modules_of, name_of, room_of
 
 READERS = [
-    *("plots.py", "report.py", "records.py", "summary.py", "compare.py"),
+    *("report/plots.py", "report/page.py", "report/records.py", "report/summary.py"),
     *("bench/rows.py", "bench/opstable.py", "bench/opsplot.py"),
     *("study/study.py", "study/report.py", "study/plots.py"),
 ]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from gaussiank_lab.learning_rate import learning_rate
+from gaussiank_lab.train.config import learning_rate
 
 
 def test_constant_stays() -> None:

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 from numpy.typing import NDArray
 
-from gaussiank_lab import labels, plots
 from gaussiank_lab.metric import Metric
-from gaussiank_lab.records import Records, read_records
+from gaussiank_lab.report import plots
+from gaussiank_lab.report.records import Records, read_records
 
 NATS = Metric("loss", "loss", "nats/byte")
 WriteRun = Callable[..., Path]
@@ -148,9 +148,9 @@ def test_names_do_not_cover_each_other(write_run: WriteRun, draw: Callable[[Reco
 
 def test_spread_moves_as_little_as_needed() -> None:
     heights = np.full(3, 0.1)
-    np.testing.assert_allclose(labels.spread(np.array([0.2, 0.9, 0.5]), heights), [0.2, 0.9, 0.5])
-    np.testing.assert_allclose(labels.spread(np.array([0.5, 0.5, 0.5]), heights), [0.4, 0.5, 0.6])
-    np.testing.assert_allclose(labels.spread(np.array([1.0, 0.98, 0.2]), heights), [0.95, 0.85, 0.2])
+    np.testing.assert_allclose(plots.spread(np.array([0.2, 0.9, 0.5]), heights), [0.2, 0.9, 0.5])
+    np.testing.assert_allclose(plots.spread(np.array([0.5, 0.5, 0.5]), heights), [0.4, 0.5, 0.6])
+    np.testing.assert_allclose(plots.spread(np.array([1.0, 0.98, 0.2]), heights), [0.95, 0.85, 0.2])
 
 
 def test_smooth_leaves_missing_values_out() -> None:
@@ -247,7 +247,7 @@ def test_figures_ignore_the_users_settings(write_run: WriteRun) -> None:
 
 def test_readers_import_neither_torch_nor_pyplot() -> None:
     program = (
-        "import sys, gaussiank_lab.records, gaussiank_lab.plots, gaussiank_lab.report, gaussiank_lab.summary\n"
+        "import sys; from gaussiank_lab.report import page, plots, records, summary\n"
         "assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from torch._C._distributed_c10d import TCPStore
 
-from gaussiank_lab import pulse as pulse_module
-from gaussiank_lab.pulse import LostContactError, Pulse
+from gaussiank_lab import launch as pulse_module
+from gaussiank_lab.launch import LostContactError, Pulse
 
 
 @pytest.fixture

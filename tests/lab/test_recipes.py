@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from gaussiank_lab.config import TrainConfig
 from gaussiank_lab.models import MODELS
-from gaussiank_lab.recipes import default, paper, resolve
+from gaussiank_lab.train.config import TrainConfig, default, paper, resolve
 
 # the paper's table of settings
 PAPER = {

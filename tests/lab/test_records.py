@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gaussiank_lab.records import RecordWriter, number, read_records
+from gaussiank_lab.report.records import RecordWriter, number, read_records
 
 WriteRun = Callable[..., Path]
 RUN = {"kind": "run", "format": 1, "gaussiank": "0.1.0"}

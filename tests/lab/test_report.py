@@ -9,9 +9,9 @@ from xml.etree import ElementTree
 import pytest
 
 from gaussiank_lab.metric import Metric
-from gaussiank_lab.records import read_records
-from gaussiank_lab.report import headline, report_html, setting, write_figures, write_report
-from gaussiank_lab.summary import summary_rows
+from gaussiank_lab.report.page import headline, report_html, setting, write_figures, write_report
+from gaussiank_lab.report.records import read_records
+from gaussiank_lab.report.summary import summary_rows
 
 WriteRun = Callable[..., Path]
 VOID = {"meta", "wbr", "br", "link", "img"}

@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from gaussiank_lab.config import TrainConfig
 from gaussiank_lab.data import Batch, Batches
-from gaussiank_lab.stepper import Stepper
+from gaussiank_lab.train.config import TrainConfig
+from gaussiank_lab.train.step import Stepper
 
 
 @pytest.fixture(autouse=True)

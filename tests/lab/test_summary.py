@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from gaussiank_lab.metric import Metric
-from gaussiank_lab.records import read_records
-from gaussiank_lab.summary import Row, bytes_text, ms_text, name_lines, summary_rows, summary_table, times_text
+from gaussiank_lab.report.records import read_records
+from gaussiank_lab.report.summary import Row, bytes_text, ms_text, name_lines, summary_rows, summary_table, times_text
 
 WriteRun = Callable[..., Path]
 LONG = (

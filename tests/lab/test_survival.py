@@ -16,15 +16,15 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from gaussiank_lab import run as lab_run
-from gaussiank_lab import train_command
 from gaussiank_lab.checkpoint import CheckpointFolder, CheckpointPlan, find_resume
-from gaussiank_lab.config import TrainConfig
 from gaussiank_lab.launch import launch, restarts
-from gaussiank_lab.records import Records, read_records
-from gaussiank_lab.run import run
-from gaussiank_lab.stepper import Stepper
-from gaussiank_lab.train_command import Options
+from gaussiank_lab.report.records import Records, read_records
+from gaussiank_lab.train import run as lab_run
+from gaussiank_lab.train import start as train_command
+from gaussiank_lab.train.config import TrainConfig
+from gaussiank_lab.train.run import run
+from gaussiank_lab.train.start import Options
+from gaussiank_lab.train.step import Stepper
 
 CONFIG = TrainConfig(
     model="fnn3",
@@ -153,9 +153,9 @@ def test_torchrun_starts_workers_again_and_they_go_on_by_themselves(whole: Path,
     script = tmp_path / "train.py"
     script.write_text(
         "import os, signal\n"
-        "from gaussiank_lab import run\n"
+        "from gaussiank_lab.train import run\n"
         "from gaussiank_lab.cli import main\n"
-        "from gaussiank_lab.stepper import Stepper\n"
+        "from gaussiank_lab.train.step import Stepper\n"
         "take, taken = Stepper.take, []\n"
         "def broken(self, *given):\n"
         "    taken.append(1)\n"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gaussiank_lab.trackers import open_trackers, require_trackers
+from gaussiank_lab.train.progress import open_trackers, require_trackers
 
 STEP = {"kind": "step", "method": "randomk:feedback=false", "step": 7, "loss": 0.5, "kept": 62.0, "step_s": 0.018}
 EVAL = {"kind": "eval", "method": "topk", "step": 8, "accuracy": 0.75, "ema_accuracy": 0.8, "epoch": 1.0}

@@ -13,12 +13,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from gaussiank_lab.config import TrainConfig
 from gaussiank_lab.data import Data, ImageSet, TokenSet
 from gaussiank_lab.models import MODELS
-from gaussiank_lab.recipes import default
 from gaussiank_lab.tasks import LanguageModelling
-from gaussiank_lab.train import Training
+from gaussiank_lab.train.config import TrainConfig, default
+from gaussiank_lab.train.training import Training
 
 Records = list[dict[str, Any]]
 

@@ -14,13 +14,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from gaussiank_lab import run as lab_run
-from gaussiank_lab import train_command
 from gaussiank_lab.checkpoint import CheckpointPlan, find_resume
-from gaussiank_lab.config import TrainConfig
 from gaussiank_lab.models import MODELS
-from gaussiank_lab.records import read_records
-from gaussiank_lab.train_command import Options, start
+from gaussiank_lab.report.records import read_records
+from gaussiank_lab.train import run as lab_run
+from gaussiank_lab.train import start as train_command
+from gaussiank_lab.train.config import TrainConfig
+from gaussiank_lab.train.start import Options, start
 
 LAST = "00-topk-step-00000004"
 

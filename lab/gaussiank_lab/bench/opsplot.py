@@ -14,8 +14,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from gaussiank.durable import naming
 from gaussiank_lab.bench.opstable import label, size_text
 from gaussiank_lab.bench.rows import Row
-from gaussiank_lab.labels import End, name_curves
-from gaussiank_lab.records import number
+from gaussiank_lab.report.plots import End, name_curves
+from gaussiank_lab.report.records import number
 
 # Okabe and Ito's palette, told apart with any colour vision; what repeats a colour has other dashes and marks.
 _OURS = ("#0072B2", "#009E73", "#56B4E9", "#000000", "#0072B2", "#009E73", "#56B4E9", "#000000")

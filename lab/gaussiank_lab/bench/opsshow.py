@@ -16,7 +16,7 @@ from gaussiank_lab.bench.opsplot import write_plot
 from gaussiank_lab.bench.opsrun import OpsBench, OpsConfig, Setting, require_memory
 from gaussiank_lab.bench.opstable import laws_table, plain_text, setting_table, setting_title
 from gaussiank_lab.bench.rows import Row, RowWriter
-from gaussiank_lab.summary import MISSING, UNDERLINED
+from gaussiank_lab.report.summary import MISSING, UNDERLINED
 
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 

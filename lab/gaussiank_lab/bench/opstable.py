@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gaussiank_lab.bench.rows import Row
-from gaussiank_lab.records import number
-from gaussiank_lab.summary import MISSING, UNDERLINED
+from gaussiank_lab.report.records import number
+from gaussiank_lab.report.summary import MISSING, UNDERLINED
 
 HEADERS = ("operator", "backend", "ms", "% of\nadd", "GB/s", "kept/k", "recall")
 

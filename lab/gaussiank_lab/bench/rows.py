@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from gaussiank_lab.records import RecordWriter, finite
+from gaussiank_lab.report.records import RecordWriter, finite
 
 ROWS_NAME = "rows.jsonl"
 Row = dict[str, Any]

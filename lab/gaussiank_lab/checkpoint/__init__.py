@@ -1,12 +1,17 @@
 """State that survives: checkpoints written whole or not at all, verified, and resumed bit for bit."""
 
-from .folder import CheckpointFolder, Place
-from .forms import FORMS, Form, FormName
-from .manifest import Manifest, Part
-from .random_state import random_state, restore_random_state
+from gaussiank_lab.checkpoint.format import FORMS, CheckpointFolder, Form, FormName, Manifest, Part, Place
+from gaussiank_lab.checkpoint.saver import (
+    CheckpointPlan,
+    Saved,
+    Saver,
+    WorkerState,
+    load_worker,
+    random_state,
+    restore_random_state,
+)
+
 from .resume import CHECKPOINTS_NAME, LENGTH, Resume, find_resume, last_usable
-from .saver import CheckpointPlan, Saved, Saver
-from .worker_state import WorkerState, load_worker
 
 __all__ = [
     "CHECKPOINTS_NAME",

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gaussiank_lab.checkpoint.folder import CheckpointFolder
-from gaussiank_lab.checkpoint.forms import FORMS
-from gaussiank_lab.checkpoint.manifest import MANIFEST_NAME, Manifest
+from gaussiank_lab.checkpoint.format import FORMS, MANIFEST_NAME, CheckpointFolder, Manifest
 
 CHECKPOINTS_NAME = "checkpoints"
 MAY_DIFFER = ("workers", "data_dir", "device", "eval_steps", "timeout_s")

@@ -1,18 +1,127 @@
-"""Write checkpoints while a run goes on: every worker its part, then one manifest, or nothing at all."""
+"""Writing checkpoints while training goes on, and the state of a worker in them."""
 
 from __future__ import annotations
 
+import math
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from gaussiank_lab.checkpoint.folder import CheckpointFolder, Place
-from gaussiank_lab.checkpoint.forms import FORMS, FormName, State
-from gaussiank_lab.checkpoint.manifest import Manifest, Part
+from gaussiank.reshard import reshard, sources
+from gaussiank_lab.checkpoint.format import FORMS, CheckpointFolder, FormName, Manifest, Part, Place, State
+from gaussiank_lab.checkpoint.resume import Resume
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Return the state of every global generator, as tensors and plain values.
+
+    Example:
+        >>> state = random_state(torch.device("cpu"))
+        >>> first = random.random(), float(np.random.random()), float(torch.rand(()))
+        >>> restore_random_state(state, torch.device("cpu"))
+        >>> (random.random(), float(np.random.random()), float(torch.rand(()))) == first
+        True
+    """
+    version, words, gauss = random.getstate()
+    numpy = np.random.get_state(legacy=False)  # noqa: NPY002  a user's code may draw from the global generator
+    assert isinstance(numpy, dict)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "python": {"version": version, "words": torch.tensor(words), "gauss": gauss},
+        "numpy": {
+            "kind": numpy["bit_generator"],
+            "words": torch.from_numpy(numpy["state"]["key"].astype(np.int64)),
+            "place": int(numpy["state"]["pos"]),
+            "has_gauss": int(numpy["has_gauss"]),
+            "gauss": float(numpy["gauss"]),
+        },
+    }
+
+
+def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Set every global generator to a saved state."""
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    python, numpy = state["python"], state["numpy"]
+    random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
+    np.random.set_state(  # noqa: NPY002  a user's code may draw from the global generator
+        {
+            "bit_generator": numpy["kind"],
+            "state": {"key": numpy["words"].numpy().astype(np.uint32), "pos": numpy["place"]},
+            "has_gauss": numpy["has_gauss"],
+            "gauss": numpy["gauss"],
+        }
+    )
+
+
+@dataclass(frozen=True)
+class WorkerState:
+    """State of one worker, ready to load.
+
+    Args:
+        shared: what all workers have alike.
+        compression: for ``Compression.load_state_dict``.
+        random: state of the global generators; None on a worker that did not exist before.
+        mass_change: by what part of itself the conserved mass of the residuals has changed; None when the number of
+            workers is the same and nothing has moved.
+    """
+
+    shared: dict[str, Any]
+    compression: dict[str, Any]
+    random: dict[str, Any] | None
+    mass_change: float | None
+
+
+def load_worker(resume: Resume) -> WorkerState:
+    """Load this worker's state, and verify every byte of it; within a process group.
+
+    With another number of workers, residuals and velocities are shared out anew by ``gaussiank.reshard``.
+
+    Raises:
+        ValueError: a file is missing or damaged; names it.
+    """
+    rank, world_size, saved = dist.get_rank(), dist.get_world_size(), resume.manifest.world_size
+    wanted = (rank,) if saved == world_size else sources(rank, world_size, saved)
+    resume.require_whole(wanted)
+    form = FORMS[resume.manifest.form]
+    shared = form.read_shared(resume.path)
+    owned = [form.read_own(resume.path, source) for source in wanted]
+    random = owned[0]["random"] if rank < saved else None
+    states = [own["compression"] for own in owned]
+    if saved == world_size:
+        return WorkerState(shared, states[0], random, None)
+    compression = reshard(states, rank, world_size)
+    counted = states if rank < saved else []  # with more workers than before, several share one saved state
+    return WorkerState(shared, compression, random, _mass_change(counted, saved, compression, world_size))
+
+
+def _mass_change(before: Sequence[Mapping[str, Any]], saved: int, after: Mapping[str, Any], world_size: int) -> float:
+    """Return ``|m' - m| / |m|`` for ``m = sum over workers of residual / workers``, over all parameters at once."""
+    change = norm = 0.0
+    for name, numel in after["feedback"]["parameters"].items():
+        mass = torch.zeros(2, numel, dtype=torch.float64)
+        for state in before:
+            mass[0] += _residual(state, name, numel) / saved
+        mass[1] += _residual(after, name, numel) / world_size
+        dist.all_reduce(mass)
+        change += float((mass[1] - mass[0]).square().sum())
+        norm += float(mass[0].square().sum())
+    return math.sqrt(change / norm) if norm else 0.0
+
+
+def _residual(state: Mapping[str, Any], name: str, numel: int) -> Tensor:
+    held: Tensor | None = state["feedback"]["residual"].get(name)
+    return torch.zeros(numel, dtype=torch.float64) if held is None else held.double()
 
 
 @dataclass(frozen=True)

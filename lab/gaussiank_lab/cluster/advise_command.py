@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 import gaussiank
-from gaussiank_lab.files import write_whole
+from gaussiank_lab.outputs import write_whole
 from gaussiank_lab.sim import Method
 
 from .advice import LEAST_GAIN, TOLERANCE, Advice, Candidate
@@ -171,7 +171,7 @@ def apply_advice(path: Path, setting: Setting, workers: int, advice: Advice) -> 
         ValueError: it cannot be written there, or something is there already.
     """
     from gaussiank_lab.models import MODELS
-    from gaussiank_lab.recipes import default
+    from gaussiank_lab.train.config import default
 
     model = setting.scenario.workload.name
     known = default(model) if model in MODELS else {}

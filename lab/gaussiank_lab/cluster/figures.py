@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from gaussiank.durable import naming
-from gaussiank_lab.labels import SIZE_INCHES, End, name_curves
+from gaussiank_lab.report.plots import SIZE_INCHES, End, name_curves
 from gaussiank_lab.sim import Event, Prediction, Timeline, events
 
 COLORS = ("#000000", "#777777", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gaussiank_lab.files import write_whole
+from gaussiank_lab.outputs import write_whole
 from gaussiank_lab.sim import (
     OPERATIONS,
     STRAIGHT_BYTES,

@@ -11,9 +11,8 @@ from torch import Tensor
 from torch._C._distributed_c10d import GradBucket  # torch.distributed shows it at run time only, not to type checkers
 from torch.nn.parallel import DistributedDataParallel
 
-from gaussiank_lab.config import TrainConfig
 from gaussiank_lab.data import Batches
-from gaussiank_lab.recipes import resolve
+from gaussiank_lab.train.config import TrainConfig, resolve
 
 from .stopwatch import Effort, now
 

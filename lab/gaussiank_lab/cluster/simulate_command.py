@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 import gaussiank
-from gaussiank_lab.files import write_whole
+from gaussiank_lab.outputs import write_whole
 from gaussiank_lab.sim import Prediction, chrome_trace_text, predict, simulate
 
 from .methods import DEFAULT_NAME, DENSE, DENSE_16, all_methods

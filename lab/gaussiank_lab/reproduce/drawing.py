@@ -8,10 +8,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter
 
-from gaussiank_lab.labels import End, name_curves
-from gaussiank_lab.plots import METHOD_COLORS, METHOD_DASHES, _canvas, _log_axis, _plain
+from gaussiank_lab.report.plots import METHOD_COLORS, METHOD_DASHES, End, _canvas, _log_axis, _plain, name_curves
+from gaussiank_lab.report.summary import name_lines
 from gaussiank_lab.study.sketch import Floats
-from gaussiank_lab.summary import name_lines
 
 Curve = tuple[Floats, Sequence[Floats]]
 """x, and y of each seed."""

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gaussiank_lab.config import TrainConfig
 from gaussiank_lab.launch import launch
-from gaussiank_lab.records import Records, read_records
-from gaussiank_lab.run import require_startable, run
-from gaussiank_lab.run_files import study_dir
+from gaussiank_lab.report.records import Records, read_records
 from gaussiank_lab.study.study import Study, read_study
+from gaussiank_lab.train.config import TrainConfig
+from gaussiank_lab.train.run import require_startable, run, study_dir
 
 # rough cost of a step of one worker, for the time left
 _WEIGHTS = {"fnn3": 1.0, "lenet5": 1.5, "resnet20": 20.0, "lstm-small": 7.0, "vgg16": 150.0, "lstm-an4": 200.0}

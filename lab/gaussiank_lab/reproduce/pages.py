@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gaussiank_lab.files import write_whole
+from gaussiank_lab.outputs import write_whole
 from gaussiank_lab.reproduce.recipe import Recipe
 from gaussiank_lab.reproduce.runner import read_outcome
 

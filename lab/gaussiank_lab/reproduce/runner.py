@@ -16,7 +16,7 @@ from rich.console import Console
 
 import gaussiank
 from gaussiank_lab.machine import commit, cpu_name
-from gaussiank_lab.plots import figure_svg
+from gaussiank_lab.report.plots import figure_svg
 from gaussiank_lab.reproduce.job import Job, complete
 from gaussiank_lab.reproduce.recipe import Outcome, Recipe, Scale
 from gaussiank_lab.study.report import png, standalone

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from gaussiank_lab.config import TrainConfig
-from gaussiank_lab.recipes import paper
 from gaussiank_lab.reproduce.recipe import Scale
+from gaussiank_lab.train.config import TrainConfig, paper
 
 PAPER_MODELS = ("fnn3", "lenet5", "resnet20", "vgg16", "lstm-ptb", "lstm-an4")
 """The models whose gradients the paper shows."""

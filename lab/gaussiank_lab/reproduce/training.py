@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gaussiank_lab.records import number
+from gaussiank_lab.report.records import number
 from gaussiank_lab.reproduce.drawing import Curve
 from gaussiank_lab.reproduce.job import Job
 from gaussiank_lab.reproduce.recipe import Scale

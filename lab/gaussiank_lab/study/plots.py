@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from gaussiank_lab.labels import End, name_curves
-from gaussiank_lab.plots import METHOD_COLORS, METHOD_DASHES, _canvas, _log_axis, _plain
+from gaussiank_lab.report.plots import METHOD_COLORS, METHOD_DASHES, End, _canvas, _log_axis, _plain, name_curves
 from gaussiank_lab.study.fit import distribution, fit_laws, histogram, pi_squared
 from gaussiank_lab.study.sketch import Floats
 from gaussiank_lab.study.study import VECTORS, Study, StudySample

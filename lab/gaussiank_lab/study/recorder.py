@@ -22,7 +22,7 @@ from gaussiank.layout import Layout
 from gaussiank.metrics import Residuals
 from gaussiank.reducer import Selector
 from gaussiank.sparse import SparseGradient
-from gaussiank_lab.records import RecordWriter, written_before
+from gaussiank_lab.report.records import RecordWriter, written_before
 from gaussiank_lab.study.sampling import Part, Sample, SentLog
 from gaussiank_lab.study.sketch import Sketch
 from gaussiank_lab.study.study import FORMAT, STUDY_NAME

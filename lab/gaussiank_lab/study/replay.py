@@ -23,9 +23,9 @@ from gaussiank.layout import Layout
 from gaussiank.reducer import Selector
 from gaussiank.schedule import require_density
 from gaussiank.sparse import SparseGradient
+from gaussiank_lab.report.summary import MISSING, UNDERLINED, name_lines
 from gaussiank_lab.study.study import read_study
 from gaussiank_lab.study.vectors import Piece, Snapshot, snapshots
-from gaussiank_lab.summary import MISSING, UNDERLINED, name_lines
 
 REPEATS = 3
 

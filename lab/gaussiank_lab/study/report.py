@@ -13,8 +13,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from gaussiank_lab.files import write_whole
-from gaussiank_lab.plots import figure_svg
+from gaussiank_lab.outputs import write_whole
+from gaussiank_lab.report.plots import figure_svg
 from gaussiank_lab.study.plots import FIGURES
 from gaussiank_lab.study.study import Study, read_study
 from gaussiank_lab.study.summary import headline, law_name, layer_rows, layer_vectors, shapes, tallies, whole_vectors
@@ -83,7 +83,7 @@ def page_html(study: Study, drawings: Sequence[tuple[str, str, str]]) -> str:
         study: what was recorded.
         drawings: SVG element, heading and caption of each figure.
     """
-    rooms = files("gaussiank_lab")
+    rooms = files("gaussiank_lab.report")
     styles = re.search(r"<style>(.*?)</style>", rooms.joinpath("report.html.j2").read_text(encoding="utf-8"), re.DOTALL)
     assert styles is not None
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gaussiank_lab.records import number, parse_lines
+from gaussiank_lab.report.records import number, parse_lines
 from gaussiank_lab.study.sketch import Sketch, layer_sketch
 
 FORMAT = 2

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from rich.table import Table
 
+from gaussiank_lab.report.summary import UNDERLINED
 from gaussiank_lab.study.fit import Shape, best_fit, shape_of
 from gaussiank_lab.study.sketch import Sketch
 from gaussiank_lab.study.study import Study, StudySample
-from gaussiank_lab.summary import UNDERLINED
 from gaussiank_lab.theory import BOUNDS
 
 LEAST_ENTRIES = 1000

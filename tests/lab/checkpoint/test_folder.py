@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gaussiank_lab.checkpoint import CheckpointFolder, Place
-from gaussiank_lab.checkpoint.manifest import MANIFEST_NAME
+from gaussiank_lab.checkpoint.format import MANIFEST_NAME
 
 
 def write(folder: CheckpointFolder, place: Place, method: str = "topk", text: str = "{}") -> Path:

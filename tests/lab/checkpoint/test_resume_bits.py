@@ -11,11 +11,10 @@ import torch
 import torch.distributed as dist
 
 from gaussiank_lab.checkpoint import CheckpointPlan, Manifest, Saver, find_resume, load_worker
-from gaussiank_lab.config import TrainConfig
 from gaussiank_lab.data import Data
 from gaussiank_lab.models import MODELS
-from gaussiank_lab.recipes import default
-from gaussiank_lab.train import Training
+from gaussiank_lab.train.config import TrainConfig, default
+from gaussiank_lab.train.training import Training
 
 STEPS = 7
 

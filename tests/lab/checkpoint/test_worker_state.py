@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 
 from gaussiank.durable import sha256_of
-from gaussiank_lab.checkpoint import FORMS, Manifest, Part, find_resume, load_worker, random_state
-from gaussiank_lab.checkpoint.random_state import restore_random_state
+from gaussiank_lab.checkpoint import FORMS, Manifest, Part, find_resume, load_worker
+from gaussiank_lab.checkpoint.saver import random_state, restore_random_state
 
 CPU = torch.device("cpu")
 

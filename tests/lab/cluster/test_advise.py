@@ -19,8 +19,8 @@ from gaussiank_lab.cluster.advice import DENSITIES, LEAST_GAIN, TOLERANCE, advis
 from gaussiank_lab.cluster.advise_command import apply_advice, call_text, gain_text, likeness
 from gaussiank_lab.cluster.presets import PRESETS, Uncertainty
 from gaussiank_lab.cluster.setting import Setting, of_preset
-from gaussiank_lab.recipes import default
 from gaussiank_lab.sim import Bucket, Cluster, Curve, Device, Link, Scenario, Tier, Workload
+from gaussiank_lab.train.config import default
 
 
 def setting(bandwidth_bits_s: float = 1e9, select_s: float = 1e-3, uncertainty: Uncertainty | None = None) -> Setting:
@@ -177,7 +177,7 @@ def test_json_and_applied_configuration_agree(tmp_path: Path) -> None:
     assert applied["methods"] == [found["best"]["compressor"]] == ["topk"]
     assert applied["density"] == found["best"]["density"]
     assert (applied["model"], applied["workers"]) == ("resnet20", 4)
-    from gaussiank_lab.config import TrainConfig
+    from gaussiank_lab.train.config import TrainConfig
 
     TrainConfig(**{**applied, "methods": tuple(applied["methods"])})  # train takes it
     other = tmp_path / "other.json"

@@ -13,7 +13,7 @@ from tests.lab.study.conftest import train_recorded
 from typer.testing import CliRunner
 
 from gaussiank_lab.cli import app
-from gaussiank_lab.records import RecordWriter
+from gaussiank_lab.report.records import RecordWriter
 from gaussiank_lab.reproduce.job import Job, complete
 from gaussiank_lab.reproduce.pages import write_pages
 from gaussiank_lab.reproduce.recipe import Outcome, Recipe
@@ -21,8 +21,8 @@ from gaussiank_lab.reproduce.recipes import RECIPES, operator_time
 from gaussiank_lab.reproduce.runner import do_jobs, read_outcome, reproduce, save_outcome
 from gaussiank_lab.reproduce.settings import config
 from gaussiank_lab.reproduce.training import PUBLISHED, RANDOM, main_jobs
-from gaussiank_lab.run_files import study_dir
 from gaussiank_lab.study.recorder import Recorder
+from gaussiank_lab.train.run import study_dir
 
 K = 100
 Accuracy = Callable[[Job, str], float]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gaussiank_lab.plots import figure_svg
+from gaussiank_lab.report.plots import figure_svg
 from gaussiank_lab.study import plots as time_plots
 from gaussiank_lab.study.plots import FIGURES, energy_against_density, moments_of
 from gaussiank_lab.study.report import draw, page_html, write_analysis

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from gaussiank.durable import naming
 from gaussiank_lab.bench.rows import Row
-from gaussiank_lab.labels import End, name_curves
+from gaussiank_lab.report.plots import End, name_curves
 
 # Okabe and Ito's palette, told apart with any colour vision; what repeats a colour has other dashes and marks.
 _COLORS = {

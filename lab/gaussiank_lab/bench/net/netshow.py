@@ -14,7 +14,7 @@ from rich.text import Text
 
 from gaussiank_lab.bench.opstable import plain_text
 from gaussiank_lab.bench.rows import Row, RowWriter
-from gaussiank_lab.summary import MISSING, UNDERLINED
+from gaussiank_lab.report.summary import MISSING, UNDERLINED
 
 from .netcheck import PROMISES, check
 from .netplot import write_plots

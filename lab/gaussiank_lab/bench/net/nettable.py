@@ -11,8 +11,8 @@ from rich.text import Text
 
 from gaussiank_lab.bench.opstable import ms_text, plain_text
 from gaussiank_lab.bench.rows import Row
-from gaussiank_lab.records import number
-from gaussiank_lab.summary import MISSING, UNDERLINED
+from gaussiank_lab.report.records import number
+from gaussiank_lab.report.summary import MISSING, UNDERLINED
 
 HEADERS = ("method", "step\nms", "quartiles", "x ddp", "select", "exch.", "finish", "wait", "kB\nsent", "off\n%")
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from gaussiank_lab.bench.opstable import ms_text
 from gaussiank_lab.bench.rows import read_rows
-from gaussiank_lab.summary import UNDERLINED
+from gaussiank_lab.report.summary import UNDERLINED
 
 from .predict import Judged, judge
 

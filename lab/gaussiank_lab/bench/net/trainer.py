@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from gaussiank_lab.config import TrainConfig
 from gaussiank_lab.data import Batch, Batches, Data
-from gaussiank_lab.recipes import resolve
 from gaussiank_lab.tasks import Task
+from gaussiank_lab.train.config import TrainConfig, resolve
 
 from .carriers import TIMEOUT_S, Carrier, Spent, carrier_of
 from .counters import Counters, read_counters

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from gaussiank_lab.report.summary import bytes_text
 from gaussiank_lab.reproduce.drawing import Curve, band_figure
 from gaussiank_lab.reproduce.job import Job, complete
 from gaussiank_lab.reproduce.recipe import Drawing, Outcome, Recipe, Scale, judge
 from gaussiank_lab.reproduce.settings import standins
 from gaussiank_lab.reproduce.training import METHODS, accuracies, main_jobs, models_of, of_model, spread, total_bytes
-from gaussiank_lab.summary import bytes_text
 
 
 def conclude(out: Path, scale: Scale) -> Outcome:

@@ -1,4 +1,4 @@
-"""A whole run on this worker: every method in turn, records and progress on rank 0, report at the end."""
+"""A run: one method after the other, with the files that it writes and goes on from."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import os
 import platform
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,18 +29,47 @@ from gaussiank_lab.checkpoint import (
     last_usable,
     load_worker,
 )
-from gaussiank_lab.config import TrainConfig
-from gaussiank_lab.config_file import write_config
 from gaussiank_lab.data import Batches, Data
 from gaussiank_lab.launch import restarts
 from gaussiank_lab.machine import cpu_name
-from gaussiank_lab.progress import LiveProgress
-from gaussiank_lab.records import RecordWriter, read_records
-from gaussiank_lab.run_files import records_of, study_dir, study_of
+from gaussiank_lab.report.records import RECORDS_NAME, RecordWriter, read_records, written_before
 from gaussiank_lab.study.recorder import Recorder
 from gaussiank_lab.study.study import STUDY_NAME
-from gaussiank_lab.trackers import Tracker, open_trackers
-from gaussiank_lab.train import Training
+from gaussiank_lab.train.config import TrainConfig, write_config
+from gaussiank_lab.train.progress import LiveProgress, Tracker, open_trackers
+from gaussiank_lab.train.training import Training
+
+
+def records_of(resume: Resume) -> bytes:
+    """Return the records that a run had written by its checkpoint; none when its directory is gone.
+
+    Raises:
+        ValueError: they are not what they were.
+    """
+    manifest = resume.manifest
+    return written_before(resume.run_dir / RECORDS_NAME, manifest.records_bytes, manifest.records_crc32)
+
+
+def study_of(resume: Resume) -> bytes:
+    """Return what a run had recorded of its gradients by its checkpoint; nothing when that is gone or there was none.
+
+    Raises:
+        ValueError: it is not what it was.
+    """
+    study, method = resume.manifest.study, resume.manifest.method
+    if study is None:
+        return b""
+    return written_before(study_dir(resume.run_dir, method) / STUDY_NAME, study["size_bytes"], study["crc32"])
+
+
+def study_dir(run_dir: Path, method: str) -> Path:
+    """Return where the gradients of one method are recorded.
+
+    Example:
+        >>> study_dir(Path("runs/one"), "gaussiank:mode=published").as_posix()
+        'runs/one/gaussiank-mode=published'
+    """
+    return run_dir / re.sub(r"[^A-Za-z0-9=._]+", "-", method)
 
 
 def require_startable(config: TrainConfig) -> None:
@@ -108,8 +138,8 @@ def run(
 
 
 def _conclude(run_dir: Path) -> None:
-    from gaussiank_lab.report import write_report  # the other workers need no figures, and start faster without
-    from gaussiank_lab.summary import summary_table
+    from gaussiank_lab.report.page import write_report  # the other workers need no figures, and start faster without
+    from gaussiank_lab.report.summary import summary_table
 
     console = Console()
     console.print(summary_table(read_records(run_dir)))

@@ -1,4 +1,4 @@
-"""One method's training on this worker: the loop that a user would write, with a stop-watch and checkpoints."""
+"""Train one model with one method."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from gaussiank_lab.checkpoint import Place, Saver, WorkerState, random_state, restore_random_state
-from gaussiank_lab.config import TrainConfig
+from gaussiank_lab.checkpoint import Place, Saver, WorkerState, restore_random_state
+from gaussiank_lab.checkpoint.saver import random_state
 from gaussiank_lab.data import Batch, Batches, Data
-from gaussiank_lab.evaluation import evaluate
-from gaussiank_lab.learning_rate import learning_rate
-from gaussiank_lab.measurements import Measurements
-from gaussiank_lab.stepper import Stepper
 from gaussiank_lab.study.recorder import Recorder
+from gaussiank_lab.train.config import TrainConfig, learning_rate
+from gaussiank_lab.train.step import Measurements, Stepper, evaluate
 
 FLUSH_STEPS = 10
 """Steps whose measurements are averaged over workers and written together, so that measuring costs little."""

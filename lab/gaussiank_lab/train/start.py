@@ -6,23 +6,59 @@ import datetime
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gaussiank.environment import number_from
-from gaussiank_lab.checkpoint import CHECKPOINTS_NAME, CheckpointPlan, Resume, find_resume
-from gaussiank_lab.config import TrainConfig
-from gaussiank_lab.config_file import checked_fields, read_config
+from gaussiank_lab.checkpoint import CHECKPOINTS_NAME, LENGTH, CheckpointPlan, Resume, find_resume
 from gaussiank_lab.launch import launch, restarts, under_torchrun, world_size
-from gaussiank_lab.length import require_length
 from gaussiank_lab.outputs import new_folder
-from gaussiank_lab.recipes import resolve
-from gaussiank_lab.records import RECORDS_NAME
-from gaussiank_lab.run import require_startable, run
-from gaussiank_lab.run_files import records_of, study_dir, study_of
+from gaussiank_lab.report.records import RECORDS_NAME
 from gaussiank_lab.study.study import STUDY_NAME
-from gaussiank_lab.trackers import require_trackers
+from gaussiank_lab.train.config import TrainConfig, checked_fields, learning_rate, read_config, resolve
+from gaussiank_lab.train.progress import require_trackers
+from gaussiank_lab.train.run import epoch_steps_of, records_of, require_startable, run, study_dir, study_of
+
+
+def require_length(resume: Resume, config: TrainConfig) -> None:
+    """Raise unless a run of another length would have come to the same checkpoint, bit for bit.
+
+    Of what a step does, the learning rate alone may depend on the number of steps. So any length above the steps taken
+    serves with a constant rate, and with a falling one as long as it has not begun to fall in either run.
+
+    Args:
+        resume: checkpoint to go on from.
+        config: settings of the run that goes on.
+
+    Raises:
+        ValueError: the run would be another, or methods have ended at the old length; says which, and what to do.
+    """
+    manifest = resume.manifest
+    saved = TrainConfig(**checked_fields(manifest.config, str(resume.path)))
+    if all(getattr(saved, name) == getattr(config, name) for name in LENGTH):
+        return
+    epoch_steps = epoch_steps_of(replace(config, workers=manifest.world_size))
+    old, new = saved.total_steps(epoch_steps), config.total_steps(epoch_steps)
+    taken, ended = manifest.step, saved.methods[: saved.methods.index(manifest.method)]
+    if new == old:
+        return
+    name = "steps" if config.steps else "epochs"
+    asked = f"{new}" if config.steps else f"{config.epochs} epochs of {epoch_steps} steps"
+    anew = f"Start a new run: gaussiank train --config {resume.run_dir} --steps {new}."
+    if ended:
+        raise ValueError(f"{name} must keep to {old} steps, at which {', '.join(ended)} ended, got {asked}. {anew}")
+    if new <= taken:
+        raise ValueError(f"{name} must reach past the {taken} steps that are taken, got {asked}. Raise it.")
+    if any(_rate(saved, step, old) != _rate(config, step, new) for step in range(1, taken + 1)):
+        raise ValueError(
+            f"{name} must keep to {old} steps with lr_schedule {config.lr_schedule}, got {asked}: the learning rate of "
+            f"the {taken} steps that are taken would have been another. {anew}"
+        )
+
+
+def _rate(config: TrainConfig, step: int, steps: int) -> float:
+    return learning_rate(config.lr, config.lr_schedule, step, steps, config.lr_warmup_steps)
 
 
 @dataclass(frozen=True)

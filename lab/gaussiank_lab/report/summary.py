@@ -10,7 +10,7 @@ from rich.box import Box
 from rich.table import Table
 from rich.text import Text
 
-from gaussiank_lab.records import Records, number
+from gaussiank_lab.report.records import Records, number
 
 MISSING = "–"  # the sign for a number that was not measured
 _LINE = 16  # characters of a line of a method's name

@@ -1,0 +1,1 @@
+"""Training: settings, a step, a run of several methods on several workers."""

@@ -1,0 +1,447 @@
+"""One optimizer step on this worker, the state that it changes, and what judges and measures it."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from gaussiank import AdamWarning, Compression, compress
+from gaussiank.autotune import Auto
+from gaussiank.compressors import parse_compressor
+from gaussiank.metrics import Metrics, Observer
+from gaussiank_lab.data import Batch, Data
+from gaussiank_lab.train.config import PrecisionName, TrainConfig
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Precision:
+    """Run a model under autocast, and scale its loss where gradients would underflow.
+
+    Args:
+        name: ``fp32``, ``bf16`` or ``fp16``; float16 alone gets a ``GradScaler``.
+        device: of the model.
+
+    Attributes:
+        scaler: the ``GradScaler``, or None.
+    """
+
+    def __init__(self, name: PrecisionName, device: torch.device) -> None:
+        self._dtype, self._device = _DTYPES[name], device
+        self.scaler = torch.amp.GradScaler(device.type) if name == "fp16" else None
+
+    def run(self, model: Any, inputs: tuple[Tensor, ...]) -> Any:
+        """Return what ``model`` makes of ``inputs``, in float32, so that the loss is too."""
+        if self._dtype == torch.float32:
+            return model(*inputs)
+        with torch.autocast(self._device.type, dtype=self._dtype):
+            output = model(*inputs)
+        return _widened(output)
+
+    @property
+    def scale(self) -> float:
+        """What the loss is multiplied by."""
+        return self.scaler.get_scale() if self.scaler else 1.0
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """Multiply a loss by the scale."""
+        return self.scaler.scale(loss) if self.scaler else loss
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Divide the optimizer's gradients by the scale, once a step."""
+        if self.scaler:
+            self.scaler.unscale_(optimizer)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Let the optimizer take its step unless a gradient is infinite or NaN; returns whether it did.
+
+        Without a scaler it always does.
+        """
+        if self.scaler is None:
+            optimizer.step()
+            return True
+        before = self.scaler.get_scale()
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        return self.scaler.get_scale() >= before  # it backs off after a skipped step alone
+
+
+def _widened(output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return output.float() if output.is_floating_point() else output
+    return tuple(_widened(part) for part in output) if isinstance(output, (tuple, list)) else output
+
+
+class WeightAverage:
+    """Keep ``average = decay average + (1 - decay) weight`` for every parameter of a model.
+
+    Args:
+        model: whose weights are averaged; the average starts from them.
+        decay: in (0, 1); a larger one remembers longer.
+
+    Example:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> _ = nn.init.constant_(model.weight, 1.0)
+        >>> average = WeightAverage(model, decay=0.5)
+        >>> _ = nn.init.constant_(model.weight, 3.0)
+        >>> average.update()
+        >>> with average.in_place():
+        ...     model.weight.item()
+        2.0
+        >>> model.weight.item()
+        3.0
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self._parameters = dict(model.named_parameters())
+        self._decay = decay
+        self._averages = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the weights of a step."""
+        for name, average in self._averages.items():
+            average.lerp_(self._parameters[name], 1 - self._decay)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Let the model have the average as its weights for a while."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the averages by parameter."""
+        return dict(self._averages)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from saved averages."""
+        for name, average in self._averages.items():
+            average.copy_(state[name])
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for name, average in self._averages.items():
+            weight = self._parameters[name]
+            kept = weight.clone()
+            weight.copy_(average)
+            average.copy_(kept)
+
+
+class _HandOver(torch.autograd.Function):
+    """A scalar whose gradient for each parameter is a tensor that is known already."""
+
+    @staticmethod
+    def forward(ctx: Any, grads: Sequence[Tensor | None], *parameters: Tensor) -> Tensor:
+        ctx.grads = grads
+        return parameters[0].new_zeros((), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        return (None, *ctx.grads)
+
+
+class GradientCarrier(nn.Module):
+    """Stand between a model and DDP, so that DDP exchanges gradients made before.
+
+    DDP sends a bucket as soon as it is full, long before the norm of the whole gradient is known. So the model's own
+    backward runs outside DDP; its gradient is clipped; then DDP's backward carries it, bit for bit, through the hook.
+    This costs the overlap of sending with backward.
+
+    Args:
+        model: whose parameters are exchanged; it keeps its buffers in step too.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self) -> Tensor:
+        """Take every parameter's gradient away, and return a scalar whose backward brings it back."""
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        grads = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        carried: Tensor = _HandOver.apply(grads, *parameters)  # type: ignore[no-untyped-call]  # torch gives apply no types
+        return carried
+
+
+def clip_local(model: nn.Module, max_norm: float) -> None:
+    """Scale a model's gradients down until their joint norm is ``max_norm`` at most; a smaller one stays as it is.
+
+    Source: Pascanu et al. 2013, "On the difficulty of training recurrent neural networks", algorithm 1.
+    """
+    nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+
+
+# measured on every worker at every step, and averaged over workers
+COLUMNS = ("loss", "kept", "sent_bytes", "dense_bytes", "step_s", "compute_s", "select_s", "communicate_s")
+
+
+class Measurements:
+    """Collect a row for each step on every worker, and average the rows over workers a few at a time.
+
+    Within a process group.
+    """
+
+    def __init__(self) -> None:
+        self._local: list[list[float]] = []
+        self._pending: list[dict[str, Any]] = []
+        self._averaged: list[list[float]] = []  # k first, then COLUMNS
+
+    def __len__(self) -> int:
+        """Return the steps that are averaged."""
+        return len(self._averaged)
+
+    @property
+    def waiting(self) -> int:
+        """Steps that are not averaged yet."""
+        return len(self._local)
+
+    def add(self, record: dict[str, Any], row: list[float]) -> None:
+        """Note a step: its record, and this worker's values of ``COLUMNS``, which the record lacks yet."""
+        self._pending.append(record)
+        self._local.append(row)
+
+    def average(self) -> list[dict[str, Any]]:
+        """Return the records since the last call, with their averages; every worker calls it."""
+        if not self._local:
+            return []
+        table = torch.tensor(self._local, dtype=torch.float64)
+        dist.all_reduce(table)
+        records = self._pending
+        for record, row in zip(records, (table / dist.get_world_size()).tolist(), strict=True):
+            record.update(zip(COLUMNS, row, strict=True))
+            self._averaged.append([record["k"], *row])
+        self._local, self._pending = [], []
+        return records
+
+    def closing(self) -> dict[str, Any]:
+        """Sum all steps up: mean traffic, and the median of each time."""
+        columns = dict(zip(("k", *COLUMNS), zip(*self._averaged, strict=True), strict=True))
+        sent, dense = statistics.fmean(columns["sent_bytes"]), statistics.fmean(columns["dense_bytes"])
+        return {
+            "kept_over_k": sum(columns["kept"]) / sum(columns["k"]),
+            "sent_bytes": sent,
+            "dense_bytes": dense,
+            "compression": dense / sent if sent else 1.0,
+            **{key: statistics.median(columns[key]) for key in COLUMNS[4:]},
+        }
+
+    def state(self) -> Tensor:
+        """Return the averages, float64 ``[steps, 1 + columns]``, for a checkpoint."""
+        return torch.tensor(self._averaged, dtype=torch.float64)
+
+    def load(self, state: Tensor) -> None:
+        """Go on from saved averages."""
+        self._averaged = state.tolist()
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, data: Data, batch_size: int, device: torch.device, precision: Precision
+) -> dict[str, float]:
+    """Return loss and metric over the whole test set, the same on every worker; within a process group.
+
+    Args:
+        model: made to run as in use, and put back to training. Buffers become those of rank 0, as in DDP.
+        data: whose test set is taken.
+        batch_size: examples that the model is given at once.
+        device: of the model.
+        precision: that the model computes in.
+    """
+    for buffer in model.buffers():
+        dist.broadcast(buffer, src=0)  # running statistics differ between workers
+    model.eval()
+    sums = torch.zeros(4, dtype=torch.float64)
+    for start in range(dist.get_rank() * batch_size, len(data.test), batch_size * dist.get_world_size()):
+        chosen = torch.arange(start, min(start + batch_size, len(data.test)))
+        batch = data.test.batch(chosen).to(device)
+        sums += data.task.score(precision.run(model, data.test.prepare(batch.inputs)), batch.targets)
+    dist.all_reduce(sums)
+    model.train()
+    return data.task.evaluation(sums)
+
+
+class StepTimes(NamedTuple):
+    """What a step cost on this worker.
+
+    Attributes:
+        loss: of its batches, their mean.
+        step_s: seconds in all.
+        communicate_s: seconds after the last message had left: waiting for messages and unpacking them.
+    """
+
+    loss: float
+    step_s: float
+    communicate_s: float
+
+
+class Stepper:
+    """Hold a model, its optimizer and its exchange, and take steps with them.
+
+    Args:
+        config: settings of the run.
+        method: which of its methods.
+        data: loaded for the model.
+        epoch_steps: optimizer steps in an epoch.
+        recorder: watches the gradients, or None.
+
+    Attributes:
+        model: the bare model.
+        average: the moving average of its weights, or None.
+        skipped: steps that were not taken, because a float16 gradient was not finite.
+    """
+
+    def __init__(
+        self, config: TrainConfig, method: str, data: Data, epoch_steps: int, recorder: Observer | None = None
+    ) -> None:
+        self._config, self._data = config, data
+        self._device = torch.device(config.device)
+        torch.manual_seed(config.seed)
+        self.model: nn.Module = config.spec.build(data.outputs).to(self._device)
+        torch.manual_seed((config.seed << 16) + 1 + dist.get_rank())  # every worker drops out its own activations
+        self._clips = config.clip_grad is not None
+        self._exchange = DistributedDataParallel(GradientCarrier(self.model) if self._clips else self.model)
+        self.precision = Precision(config.precision, self._device)
+        compressor = parse_compressor(method)
+        self._sends_all = compressor.sends_all
+        self._taken = self._sent_dense = 0
+        correction = config.correction(compressor)
+        self._compression: Compression = compress(
+            self._exchange,
+            config.schedule(epoch_steps),
+            compressor=compressor,
+            scope=config.scope,
+            momentum=correction,
+            max_bytes=None if compressor.sends_all else config.max_bytes,
+            scaler=self.precision.scaler,
+            collective=config.collective,
+            wire=config.wire,
+            timeout_s=config.timeout_s,
+            recorder=recorder,
+        )
+        if dist.get_rank() > 0:
+            warnings.filterwarnings("ignore", category=AdamWarning)  # rank 0 says it for all
+        self._optimizer = self._make_optimizer(momentum=0.0 if correction else config.momentum)
+        self.average = None if config.ema is None else WeightAverage(self.model, config.ema)
+        self.skipped = 0
+
+    def _make_optimizer(self, momentum: float) -> torch.optim.Optimizer:
+        config, parameters = self._config, self.model.parameters()
+        if config.optimizer == "adamw":
+            return torch.optim.AdamW(parameters, config.lr, betas=(momentum, 0.999), weight_decay=config.weight_decay)
+        return torch.optim.SGD(parameters, config.lr, momentum=momentum, weight_decay=config.weight_decay)
+
+    @property
+    def metrics(self) -> Metrics:
+        """What the last step sent."""
+        return self._compression.metrics
+
+    @property
+    def finding(self) -> str:
+        """What ``auto`` found out about the link; empty with other collectives."""
+        collective = self._compression.collective
+        if not isinstance(collective, Auto) or self._sends_all:
+            return ""
+        return f"{collective.finding}; {self._sent_dense} of {self._taken} steps were dense"
+
+    def take(self, lr: float, batches: Sequence[Batch]) -> StepTimes:
+        """Take a step on the mean loss of some batches.
+
+        Args:
+            lr: learning rate of this step.
+            batches: as many as are accumulated.
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        started = self._now()
+        loss = self._backward(batches)
+        back = self._now()
+        if self._config.clip_mean is not None:
+            self.precision.unscale(self._optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self._config.clip_mean)
+        if not self.precision.step(self._optimizer):
+            self.skipped += 1
+        elif self.average is not None:
+            self.average.update()
+        ended = self._now()
+        self._taken += 1
+        self._sent_dense += self.metrics.kept == self.metrics.numel
+        return StepTimes(loss.item(), ended - started, back - self.metrics.launched_at)
+
+    def _backward(self, batches: Sequence[Batch]) -> Tensor:
+        """Leave the exchanged gradient in the parameters; returns this worker's loss."""
+        self._optimizer.zero_grad()
+        total: Tensor | None = None
+        for number, batch in enumerate(batches, 1):
+            alone = number < len(batches) and not self._clips  # its gradient waits for those of the others
+            with self._exchange.no_sync() if alone else contextlib.nullcontext():
+                loss = self._loss(batch) / len(batches)
+                self.precision.scaled(loss).backward()
+            total = loss.detach() if total is None else total + loss.detach()
+        if self._config.clip_grad is not None:
+            clip_local(self.model, self._config.clip_grad * self.precision.scale)
+            self._exchange().backward()
+        assert total is not None  # a step has a batch
+        return total
+
+    def _loss(self, batch: Batch) -> Tensor:
+        batch = batch.to(self._device)
+        inputs = self._data.train.prepare(batch.inputs)
+        output = self.precision.run(self.model if self._clips else self._exchange, inputs)
+        return self._data.task.loss(output, batch.targets)
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+    # ------------------------------------------------------------------ saving
+
+    def own_state(self) -> dict[str, Any]:
+        """Return what belongs to this worker alone."""
+        return self._compression.state_dict()
+
+    def shared_state(self) -> dict[str, Any]:
+        """Return what is the same on every worker, or is taken from rank 0, as DDP takes a model's buffers."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self.precision.scaler.state_dict() if self.precision.scaler else None,
+            "average": self.average.state_dict() if self.average else None,
+            "skipped": self.skipped,
+        }
+
+    def restore(self, own: Mapping[str, Any], shared: Mapping[str, Any], batches: Sequence[Batch]) -> None:
+        """Go on from saved states, bit for bit; every worker calls it before its first step.
+
+        DDP orders its buckets anew after its first backward, and k is counted bucket by bucket: a step on the first
+        order would choose other entries. So one backward is run before, whose every trace is then replaced.
+
+        Args:
+            own: this worker's.
+            shared: the same on every worker.
+            batches: for the backward that is thrown away.
+        """
+        self._backward(batches)
+        self._optimizer.zero_grad()
+        self.model.load_state_dict(shared["model"])
+        self._optimizer.load_state_dict(shared["optimizer"])
+        if self.precision.scaler:
+            self.precision.scaler.load_state_dict(shared["scaler"])
+        if self.average:
+            self.average.load_state_dict(shared["average"])
+        self.skipped = shared["skipped"]
+        self._compression.load_state_dict(own)
