@@ -6,9 +6,8 @@
 from .indices import INDEX_CODES, SharedDraw
 from .payload import counts, framed, framed_sizes
 from .raw import HEADER_BYTES, encode, entries_within, payload_bytes
-from .reading import decode
 from .values import VALUE_CODES, Rounding
-from .wire import Wire, chosen_wire, default_wire
+from .wire import Wire, chosen_wire, decode, default_wire
 
 __all__ = [
     "HEADER_BYTES",

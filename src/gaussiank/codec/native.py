@@ -1,8 +1,9 @@
-"""The codec's C code, when it is built: the same bytes as the reference, many times faster."""
+"""The codec's C code, when it is built: the bytes of the reference, many times faster; and what both find wrong."""
 
 from __future__ import annotations
 
 from ctypes import c_int64, c_void_p
+from enum import IntEnum
 from functools import cache
 from typing import Any
 
@@ -13,20 +14,50 @@ from gaussiank.ops.dispatch import kernels
 from gaussiank.ops.native import address, library
 from gaussiank.sparse import SparseGradient
 
-from .faults import error
-
 SLACK = 8
 """Bytes behind the result that encoders may write to; ``SLACK`` in ``csrc/codec.h``."""
 
 
-def built() -> bool:
-    """Tell whether there is C code, and ``ops.use_backend`` has not chosen the reference."""
-    return kernels() is not None
+class Fault(IntEnum):
+    """Number of a fault; negative, as C returns it."""
+
+    ROOM = -1
+    INDICES = -2
+    TRUNCATED = -3
+    RANGE = -4
+    SURPLUS = -5
+    VALUES = -6
+    LEVEL = -7
+
+
+_DAMAGED = "It is damaged: drop it, or have it sent again."
+_MESSAGES = {
+    Fault.ROOM: "room must hold what is encoded, got less. This is an error of the codec: report it.",
+    Fault.INDICES: "indices must ascend without repeats in [0, numel), got others. See SparseGradient.check.",
+    Fault.TRUNCATED: f"payload must hold the entries that its header counts, got fewer. {_DAMAGED}",
+    Fault.RANGE: f"payload must hold ascending indices in [0, numel), got another. {_DAMAGED}",
+    Fault.SURPLUS: f"payload must hold no more bytes than its entries need, got more. {_DAMAGED}",
+    Fault.VALUES: "values must be rounded to the code before they are encoded, got others. Call Wire.round in take.",
+    Fault.LEVEL: f"payload must hold values of its code, got another. {_DAMAGED}",
+}
+
+
+def error(fault: int) -> ValueError:
+    """Make the error of a fault.
+
+    Example:
+        >>> str(error(Fault.RANGE))[:55]
+        'payload must hold ascending indices in [0, numel), got '
+    """
+    return ValueError(_MESSAGES[Fault(fault)])
+
+
+# ---------------------------------------------------------------------- one section, by its code
 
 
 def runs_on(tensor: Tensor) -> bool:
-    """Tell whether C code works on a tensor: it is built, and the tensor lies in the CPU's memory."""
-    return tensor.device.type == "cpu" and built()
+    """Return whether C code works on a tensor: it is built and chosen, and the tensor lies in the CPU's memory."""
+    return tensor.device.type == "cpu" and kernels() is not None
 
 
 def encode_indices(name: str, indices: Tensor, numel: int, room: int) -> Tensor:
@@ -34,7 +65,7 @@ def encode_indices(name: str, indices: Tensor, numel: int, room: int) -> Tensor:
     indices = indices.contiguous()
     section = torch.empty(room + SLACK, dtype=torch.uint8, device="cpu")
     encode = _function(f"{name}_encode", c_void_p, c_int64, c_int64, c_void_p, c_int64)
-    size = encode(_from(indices, torch.int32), indices.numel(), numel, _from(section, torch.uint8), section.numel())
+    size = encode(address(indices, torch.int32), indices.numel(), numel, address(section, torch.uint8), section.numel())
     if size < 0:
         raise error(size)
     return section[:size]
@@ -45,7 +76,7 @@ def decode_indices(name: str, section: Tensor, count: int, numel: int) -> Tensor
     section = section.contiguous()
     indices = torch.empty(count, dtype=torch.int32, device="cpu")
     decode = _function(f"{name}_decode", c_void_p, c_int64, c_int64, c_int64, c_void_p)
-    size = decode(_from(section, torch.uint8), section.numel(), count, numel, address(indices, torch.int32, count))
+    size = decode(address(section, torch.uint8), section.numel(), count, numel, address(indices, torch.int32, count))
     if size < 0:
         raise error(size)
     return indices
@@ -56,7 +87,7 @@ def round_values(name: str, values: Tensor) -> Tensor:
     values = values.contiguous()
     rounded = torch.empty_like(values)
     _function(f"{name}_round", c_void_p, c_int64, c_void_p)(
-        _from(values, torch.float32), values.numel(), _from(rounded, torch.float32)
+        address(values, torch.float32), values.numel(), address(rounded, torch.float32)
     )
     return rounded
 
@@ -66,7 +97,7 @@ def encode_values(name: str, values: Tensor, slots: int, size: int) -> Tensor:
     values = values.contiguous()
     section = torch.empty(size, dtype=torch.uint8, device="cpu")
     encode = _function(f"{name}_encode", c_void_p, c_int64, c_int64, c_void_p)
-    encode(_from(values, torch.float32), values.numel(), slots, address(section, torch.uint8, size))
+    encode(address(values, torch.float32), values.numel(), slots, address(section, torch.uint8, size))
     return section
 
 
@@ -75,7 +106,7 @@ def decode_values(name: str, section: Tensor, count: int, slots: int) -> Tensor:
     section = section.contiguous()
     values = torch.empty(count, dtype=torch.float32, device="cpu")
     decode = _function(f"{name}_decode", c_void_p, c_int64, c_int64, c_void_p)
-    decode(_from(section, torch.uint8), count, slots, address(values, torch.float32, count))
+    decode(address(section, torch.uint8), count, slots, address(values, torch.float32, count))
     return values
 
 
@@ -84,7 +115,7 @@ def pack_values(name: str, values: Tensor, room: int) -> Tensor:
     values = values.contiguous()
     section = torch.empty(room + SLACK, dtype=torch.uint8, device="cpu")
     encode = _function(f"{_c_name(name)}_encode", c_void_p, c_int64, c_void_p, c_int64)
-    size = encode(_from(values, torch.float32), values.numel(), _from(section, torch.uint8), section.numel())
+    size = encode(address(values, torch.float32), values.numel(), address(section, torch.uint8), section.numel())
     if size < 0:
         raise error(size)
     return section[:size]
@@ -95,19 +126,17 @@ def unpack_values(name: str, section: Tensor, count: int) -> Tensor:
     section = section.contiguous()
     values = torch.empty(count, dtype=torch.float32, device="cpu")
     decode = _function(f"{_c_name(name)}_decode", c_void_p, c_int64, c_int64, c_void_p)
-    fault = decode(_from(section, torch.uint8), section.numel(), count, address(values, torch.float32, count))
+    fault = decode(address(section, torch.uint8), section.numel(), count, address(values, torch.float32, count))
     if fault < 0:
         raise error(fault)
     return values
 
 
-def _from(tensor: Tensor, dtype: torch.dtype) -> int:
-    return address(tensor, dtype, tensor.numel())  # the C code is told how long it is
-
-
 def _c_name(name: str) -> str:
     return name.replace("-", "_")
 
+
+# ---------------------------------------------------------------------- a whole payload
 
 PAYLOAD_CODES = (
     ("raw", "rice", "eliasfano", "chunks"),
@@ -148,7 +177,7 @@ def write_payload(
     size = write(
         *numbers,
         rounding,
-        _from(indices, torch.int32),
+        address(indices, torch.int32),
         address(values, torch.float32, indices.numel()),
         indices.numel(),
         sparse.numel,
@@ -177,7 +206,7 @@ def read_payload(payload: Tensor, numbers: tuple[int, int], numel: int, room: in
     values = torch.empty(room, dtype=torch.float32, device="cpu")
     read = _function("read", *_READ)
     count = read(
-        _from(payload, torch.uint8),
+        address(payload, torch.uint8),
         payload.numel(),
         *numbers,
         numel,

@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +17,8 @@ from torch import Tensor
 from gaussiank.sparse import MAX_NUMEL, SparseGradient
 
 from . import native
-from .faults import Fault, error
 from .indices import INDEX_CODES, RETIRED_CODES, DeviceCode, IndexCode, Seed, SharedDraw
+from .native import Fault, error
 from .values import VALUE_CODES, ValueCode
 
 VERSION = 2
@@ -42,16 +43,22 @@ class Codes:
         """``index+values``, as ``Wire.parse`` reads it."""
         return f"{self.index.name}+{self.values.name}"
 
-    @property
-    def native(self) -> bool:
-        """Whether the C code writes and reads such a payload as a whole."""
-        names = native.PAYLOAD_CODES
-        return self.index.compiled and self.index.name in names[0] and self.values.name in names[1]
-
-    @property
+    @cached_property
     def numbers(self) -> tuple[int, int]:
         """Both codes' numbers."""
         return self.index.number, self.values.number
+
+    @cached_property
+    def native(self) -> bool:
+        """Whether the C code, where it is built, writes and reads such a payload as a whole."""
+        names = native.PAYLOAD_CODES
+        return self.index.compiled and self.index.name in names[0] and self.values.name in names[1]
+
+    @lru_cache(maxsize=4096)  # noqa: B019  a pair of codes is a value: what is kept for one serves all that equal it
+    def sizes(self, slots: int, numel: int) -> tuple[int, int]:
+        """Return the most bytes of a payload of so many slots, and the size of its indices, 0 where they decide it."""
+        most = HEADER_BYTES + self.index.max_bytes(max(slots, 1), numel) + self.values.bytes_for(slots)
+        return most, self.index.max_bytes(slots, numel) if isinstance(self.index, DeviceCode) else 0
 
     def with_draw(self, shared: SharedDraw | None) -> Codes:
         """Return the codes with the draw that the index code ``seed`` needs."""
@@ -88,9 +95,9 @@ def write(sparse: SparseGradient, codes: Codes, slots: int) -> Tensor:
     Raises:
         ValueError: indices out of order, or values that are not rounded.
     """
+    if (packed := write_natively(sparse, codes, slots)) is not None:
+        return packed.row
     slots = slots if isinstance(codes.index, DeviceCode) else sparse.kept
-    if _runs_natively(sparse, codes):
-        return _write_natively(sparse, codes, slots, rounding=False)[0]
     on_cpu = sparse.indices.device.type == "cpu"
     indices = codes.index.encode(sparse.indices, sparse.numel, slots)
     values = codes.values.encode(sparse.values, slots)
@@ -120,26 +127,16 @@ class Packed(NamedTuple):
     error: Tensor | None
 
 
-def write_rounded(sparse: SparseGradient, codes: Codes, slots: int, frame: int) -> Packed | None:
-    """Round values to the nearest levels and write them as ``write`` does, in one call; None if C code cannot do it."""
-    if not _runs_natively(sparse, codes):
+def write_natively(
+    sparse: SparseGradient, codes: Codes, slots: int, frame: int = 0, *, rounding: bool = False
+) -> Packed | None:
+    """Write as ``write`` does, after ``rounding`` values to the nearest levels, in one call; None if C cannot do it."""
+    if not codes.native or sparse.values.dtype != torch.float32 or not native.runs_on(sparse.indices):
         return None
     slots = slots if isinstance(codes.index, DeviceCode) else sparse.kept
-    row, size, error = _write_natively(sparse, codes, slots, frame, rounding=True)
+    sizes = (*codes.sizes(slots, sparse.numel), frame)
+    row, size, error = native.write_payload(codes.numbers, sparse, slots, sizes, rounding=rounding)
     return Packed(row, size, None if codes.values.exact else error)
-
-
-def _runs_natively(sparse: SparseGradient, codes: Codes) -> bool:
-    return codes.native and sparse.values.dtype == torch.float32 and native.runs_on(sparse.indices)
-
-
-def _write_natively(
-    sparse: SparseGradient, codes: Codes, slots: int, frame: int = 0, *, rounding: bool
-) -> tuple[Tensor, int, Tensor]:
-    index_bytes = codes.index.max_bytes(max(slots, 1), sparse.numel)
-    most = HEADER_BYTES + index_bytes + codes.values.bytes_for(slots)
-    exact = codes.index.max_bytes(slots, sparse.numel) if isinstance(codes.index, DeviceCode) else 0
-    return native.write_payload(codes.numbers, sparse, slots, (most, exact, frame), rounding=rounding)
 
 
 def framed(payload: Tensor, frame: int) -> Tensor:
@@ -190,7 +187,7 @@ def read(
         ValueError: foreign, truncated or damaged, or not what was expected.
     """
     body = payload.contiguous()
-    if known is not None and numel is not None and known.native and native.built():
+    if known is not None and numel is not None and known.native and native.runs_on(body):
         room = min(numel, 8 * max(0, body.numel() - HEADER_BYTES) // known.values.least_bits)
         sparse = native.read_payload(body, known.numbers, numel, room)
         if sparse is not None:

@@ -12,8 +12,8 @@ import zlib
 import torch
 from torch import Tensor
 
-from .faults import Fault, error
 from .indices import INDEX_CODES, DeviceCode
+from .native import Fault, error
 from .values import VALUE_CODES
 from .wire import WIDE, Wire
 

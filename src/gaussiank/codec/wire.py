@@ -1,9 +1,10 @@
-"""Settings of the wire: which index code, which value code; round, encode, decode."""
+"""Settings of the wire: which index code, which value code; round, encode, decode. One reader for every release."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any, get_args
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from gaussiank.sparse import SparseGradient
 
+from . import raw
 from .indices import INDEX_CODES, DeviceCode, SharedDraw
-from .payload import HEADER_BYTES, Codes, Packed, framed, read, read_unchecked, write, write_rounded
+from .payload import HEADER_BYTES, Codes, Packed, framed, is_ours, read, read_unchecked, write, write_natively
 from .values import VALUE_CODES, Rounding
 
 WIDE = "fp64"
@@ -79,17 +81,17 @@ class Wire:
     def __str__(self) -> str:
         return f"{self.index}+{self.values}" + ("" if self.rounding == "nearest" else f"+{self.rounding}")
 
-    @property
+    @cached_property
     def exact(self) -> bool:
         """Whether ``round`` changes nothing."""
         return VALUE_CODES[self.values].exact
 
-    @property
+    @cached_property
     def varies(self) -> bool:
         """Whether the size of a payload depends on its entries, and not on their count alone."""
         return INDEX_CODES[self.index].varies or VALUE_CODES[self.values].varies
 
-    @property
+    @cached_property
     def on_device(self) -> bool:
         """Whether an accelerator encodes and decodes payloads itself, without waiting."""
         return isinstance(INDEX_CODES[self.index], DeviceCode) and not VALUE_CODES[self.values].varies
@@ -137,7 +139,7 @@ class Wire:
         if not self.on_device:
             sparse = SparseGradient(sparse.indices.cpu(), sparse.values.cpu(), sparse.numel)
         payload = write(sparse, codes, sparse.kept if capacity is None else capacity).to(device)
-        return self._with_room(payload, capacity, sparse)
+        return payload if capacity is None else self._with_room(payload, capacity, sparse)
 
     def pack(
         self,
@@ -165,9 +167,9 @@ class Wire:
         codes = self._codes(sparse.values.dtype)
         if self.rounding == "nearest" and (capacity is None or sparse.kept <= capacity):
             slots = sparse.kept if capacity is None else min(capacity, sparse.numel)
-            packed = write_rounded(sparse, codes, slots, frame)
+            packed = write_natively(sparse, codes, slots, frame, rounding=True)
             if packed is not None:
-                return packed._replace(row=self._with_room(packed.row, capacity, sparse))
+                return packed if capacity is None else packed._replace(row=self._with_room(packed.row, slots, sparse))
         values = sparse.values if self.exact else self.round(sparse.values, generator)
         row = self.encode(SparseGradient(sparse.indices, values, sparse.numel), capacity=capacity, shared=shared)
         size = row.numel()
@@ -199,17 +201,20 @@ class Wire:
         Raises:
             ValueError: foreign, truncated or damaged, of another wire, or not what was expected.
         """
-        codes = self._codes(dtype or torch.float32).with_draw(shared)
+        codes = self._codes(dtype or torch.float32)
+        codes = codes if shared is None else codes.with_draw(shared)
         require_payload(payload)
         if payload.device.type != "cpu" and capacity is not None and self.on_device:
             if numel is None:
                 raise ValueError("numel must be given for a payload on an accelerator, got None. Pass the length.")
             return with_dtype(read_unchecked(payload, codes, min(capacity, numel), numel), dtype)
-        sparse = with_dtype(read(payload.cpu(), numel, self._accepted(dtype), shared, known=codes), dtype)
+        sparse = read(payload.cpu(), numel, self._accepted(dtype), shared, known=codes)
+        sparse = sparse if sparse.values.dtype == dtype else with_dtype(sparse, dtype)
         if payload.device.type == "cpu":
             return sparse
         return SparseGradient(sparse.indices.to(payload.device), sparse.values.to(payload.device), sparse.numel)
 
+    @lru_cache(maxsize=4096)  # noqa: B019  a wire is a value: what is kept for one serves all that equal it
     def max_bytes(self, k: int, numel: int, dtype: torch.dtype = torch.float32) -> int:
         """Return the most bytes that a payload of ``k`` entries, or fewer, can take, also of a shorter vector.
 
@@ -256,19 +261,19 @@ class Wire:
             low, high = (middle, high) if self.max_bytes(middle, numel, dtype) <= max_bytes else (low, middle - 1)
         return low
 
-    def _with_room(self, payload: Tensor, capacity: int | None, sparse: SparseGradient) -> Tensor:
+    def _with_room(self, payload: Tensor, capacity: int, sparse: SparseGradient) -> Tensor:
         """Fill a payload up to the size that its capacity has at most."""
-        if capacity is None:
-            return payload
         unused = self.max_bytes(capacity, sparse.numel, sparse.values.dtype) - payload.numel()
         return torch.cat([payload, payload.new_zeros(unused)]) if unused else payload
 
+    @lru_cache(maxsize=4096)  # noqa: B019
     def _codes(self, dtype: torch.dtype) -> Codes:
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"values must be float32 or float64, got {dtype}. Convert them.")
         wide = self.values == "fp32" and dtype == torch.float64
         return Codes(INDEX_CODES[self.index], VALUE_CODES[WIDE if wide else self.values])
 
+    @lru_cache(maxsize=4096)  # noqa: B019
     def _accepted(self, dtype: torch.dtype | None) -> tuple[str, ...]:
         """Return the texts of the codes that a payload may have: exact ones have their width when no dtype is given."""
         dtypes = (torch.float32, torch.float64) if dtype is None else (dtype,)
@@ -295,6 +300,36 @@ def with_dtype(sparse: SparseGradient, dtype: torch.dtype | None) -> SparseGradi
     if dtype != torch.float64:
         raise ValueError(f"dtype must hold the payload's {sparse.values.dtype}, got {dtype}. Workers disagree on it.")
     return SparseGradient(sparse.indices, sparse.values.to(dtype), sparse.numel)
+
+
+def decode(
+    payload: Tensor,
+    numel: int | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    shared: SharedDraw | None = None,
+) -> SparseGradient:
+    """Read a payload of any format and any codes; on an accelerator, of format 1 (see ``Wire.decode`` for format 2).
+
+    Args:
+        payload: uint8 ``[bytes]``. On the CPU it is untrusted: all of it is checked.
+        numel: length that is expected; on the CPU None takes the header's word.
+        dtype: dtype of the values that is expected; on the CPU None takes the header's word.
+        shared: how indices are drawn, if they are not sent.
+
+    Raises:
+        ValueError: foreign, truncated or damaged, of a version that is not known, or not what was expected.
+
+    Example:
+        >>> sparse = SparseGradient(torch.tensor([7], dtype=torch.int32), torch.tensor([0.5]), numel=1000)
+        >>> decode(Wire("eliasfano", "8bit").encode(sparse)).indices.tolist(), decode(raw.encode(sparse)).kept
+        ([7], 1)
+    """
+    if payload.device.type == "cpu":
+        require_payload(payload)
+        if is_ours(payload) and int(payload[0]) != raw.VERSION:
+            return with_dtype(read(payload, numel, shared=shared), dtype)
+    return raw.decode(payload, numel, dtype)
 
 
 def default_wire(parameters: Iterable[Tensor]) -> Wire:

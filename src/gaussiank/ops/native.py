@@ -83,21 +83,22 @@ def library() -> Any:
     return lib
 
 
-def address(tensor: Tensor, dtype: torch.dtype, numel: int) -> int:
+def address(tensor: Tensor, dtype: torch.dtype, numel: int | None = None) -> int:
     """Return the address of a buffer for C code, which writes and reads as far as it is told.
 
     Args:
         tensor: contiguous, on a CPU.
         dtype: what the C code takes it for.
-        numel: entries that it must have.
+        numel: entries that it must have; None where the C code is told how many there are.
 
     Raises:
         ValueError: it is not of that size, of that dtype, or on another device.
     """
-    if tensor.dtype != dtype or tensor.numel() != numel or not tensor.is_cpu:
+    wanted = tensor.numel() if numel is None else numel
+    if tensor.dtype != dtype or tensor.numel() != wanted or not tensor.is_cpu:
         raise ValueError(
-            f"buffer of a kernel must hold {numel} entries of {dtype} on a CPU, got {tensor.numel()} of {tensor.dtype} "
-            f"on {tensor.device}. Name dtype and device where it is made."
+            f"buffer of a kernel must hold {wanted} entries of {dtype} on a CPU, got {tensor.numel()} of "
+            f"{tensor.dtype} on {tensor.device}. Name dtype and device where it is made."
         )
     return tensor.data_ptr()
 

@@ -119,7 +119,7 @@ def test_no_distribution_of_gaps_breaks_the_bound(name: str) -> None:
 
 
 def test_encoder_does_not_write_past_its_room() -> None:
-    if not native.built():
+    if native.kernels() is None:
         pytest.skip("the package was installed without its C code")
     indices = torch.arange(0, 100_000, 7, dtype=torch.int32)
     for name in ("rice", "eliasfano", "chunks"):

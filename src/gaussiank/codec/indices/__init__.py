@@ -6,9 +6,8 @@ from .chunks import Chunks
 from .eliasfano import EliasFano
 from .index_code import DeviceCode, IndexCode
 from .raw import Raw
-from .rice import Rice
+from .rice import Rice, UnaryRice
 from .seed import Seed, SharedDraw
-from .unary_rice import UnaryRice
 
 INDEX_CODES: dict[str, IndexCode] = {code.name: code for code in (Raw(), Rice(), EliasFano(), Chunks(), Seed())}
 """Name -> code."""

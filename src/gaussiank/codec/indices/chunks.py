@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gaussiank.codec import native
 from gaussiank.codec.bits import Bytes, bytes_of, pad
-from gaussiank.codec.faults import Fault, error
+from gaussiank.codec.native import Fault, error
 
 from .index_code import DeviceCode, Indices, check_indices
 

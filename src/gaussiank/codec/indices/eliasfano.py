@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gaussiank.codec.bits import Bytes, bytes_of, pack, pack_ones, unpack, unpack_ones
-from gaussiank.codec.faults import Fault, error
+from gaussiank.codec.native import Fault, error
 
 from .index_code import IndexCode, Indices
 

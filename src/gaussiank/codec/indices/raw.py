@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gaussiank.codec.bits import Bytes, pad
-from gaussiank.codec.faults import Fault, error
+from gaussiank.codec.native import Fault, error
 
 from .index_code import DeviceCode, Indices, check_indices
 

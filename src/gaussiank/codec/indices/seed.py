@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gaussiank.codec.bits import Bytes
-from gaussiank.codec.faults import Fault, error
+from gaussiank.codec.native import Fault, error
 
 from .index_code import DeviceCode, Indices, check_indices
 

@@ -1,15 +1,11 @@
-"""Value codes: one a file, one line each in the table."""
+"""Value codes: one line each in the table."""
 
 from __future__ import annotations
 
-from .bf16 import BF16
 from .bf16_rice import BF16Rice
-from .bits2 import Bits2
-from .bits4 import Bits4
-from .bits8 import Bits8
-from .fp16 import FP16
-from .full import FP32, FP64
-from .sign import Sign
+from .blocks import Bits4, Bits8
+from .floats import BF16, FP16, FP32, FP64
+from .scales import Bits2, Sign
 from .value_code import Rounding, ValueCode
 
 VALUE_CODES: dict[str, ValueCode] = {

@@ -12,11 +12,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gaussiank.codec import native
-from gaussiank.codec.bits import Bytes, Ints, bytes_of, pack, pack_ones, unpack, unpack_ones
-from gaussiank.codec.faults import Fault, error
-from gaussiank.codec.ricing import BLOCK, blocks_of, choose, spread
+from gaussiank.codec.bits import (
+    BLOCK,
+    Bytes,
+    Ints,
+    blocks_of,
+    bytes_of,
+    choose,
+    pack,
+    pack_ones,
+    spread,
+    unpack,
+    unpack_ones,
+)
+from gaussiank.codec.native import Fault, error
 
-from .bf16 import BF16
+from .floats import BF16
 from .value_code import Rounding, ValueCode
 
 HEAD_BYTES = 6  # size of the section, smallest magnitude

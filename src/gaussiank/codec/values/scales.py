@@ -18,6 +18,7 @@ BLOCK = 64
 BROKEN = torch.tensor(0x7FC0, dtype=torch.int16, device="cpu")
 """One of bfloat16's NaN, so that there is one way to write it."""
 
+_REFINED = 2
 LARGEST = float(torch.finfo(torch.bfloat16).max)
 
 
@@ -88,3 +89,81 @@ class ScaledBlocks(LevelCode):
         codes = unpack_levels(section, count, self.bits)
         scales = section[level_bytes(slots, self.bits) :].clone().view(torch.bfloat16).float()
         return self.to_values(codes, scales.repeat_interleave(BLOCK)[:count])
+
+
+@dataclass(frozen=True)
+class Bits2(ScaledBlocks):
+    """Write plus or minus one scale, or plus or minus two.
+
+    The scale is the least-squares fit to the block, by two rounds of Lloyd's method from three quarters of the mean.
+    """
+
+    name: ClassVar[str] = "2bit"
+    number: ClassVar[int] = 6
+    bits: ClassVar[int] = 2
+    least_bits: ClassVar[int] = 2
+
+    def scale_of(self, magnitudes: Tensor, weights: Tensor) -> Tensor:
+        """Fit the scale: sum(magnitude * multiple) / sum(multiple**2), twice."""
+        scale = 0.75 * magnitudes.sum(1, keepdim=True) / weights.sum(1, keepdim=True)
+        for _ in range(_REFINED):
+            multiples = self.multiples(magnitudes, scale) * weights
+            scale = (magnitudes * multiples).sum(1, keepdim=True) / multiples.square().sum(1, keepdim=True)
+        return scale
+
+    def multiples(self, magnitudes: Tensor, scale: Tensor) -> Tensor:
+        """Two from one and a half scales on."""
+        return torch.where(magnitudes >= 1.5 * scale, 2.0, 1.0).double()
+
+    def signals(self, blocks: Tensor) -> Tensor:
+        """Infinities and NaN stay."""
+        return torch.where(blocks.isnan(), torch.nan, torch.where(blocks.isinf(), blocks, 0.0))
+
+    def to_codes(self, values: Tensor, scale: Tensor, broken: Tensor) -> Tensor:
+        """Bit 0: negative. Bit 1: two scales. In a broken block 0 is zero, 1 and 2 are the infinities, 3 is NaN."""
+        codes = (values < 0).long() | ((values.abs() > scale).long() << 1)
+        signals = torch.where(values.isnan(), 3, torch.where(values.isinf(), torch.where(values > 0, 1, 2), 0))
+        return torch.where(broken, signals, codes)
+
+    def to_values(self, codes: Tensor, scale: Tensor) -> Tensor:
+        """Read the bits."""
+        signed = torch.where(codes & 1 == 1, -scale, scale)
+        values = torch.where(codes >= 2, 2 * signed, signed) + 0.0
+        signals = torch.tensor([0.0, torch.inf, -torch.inf, torch.nan], dtype=torch.float32, device=codes.device)
+        return torch.where(scale.isnan(), signals[codes], values)
+
+
+@dataclass(frozen=True)
+class Sign(ScaledBlocks):
+    """Write the sign of each value; all have their block's mean magnitude.
+
+    Infinities and NaN all become NaN.
+
+    Source: Karimireddy et al. 2019, "Error Feedback Fixes SignSGD", the scaled sign.
+    Differs: a scale for each 64 values of a selection, rounded to bfloat16.
+    """
+
+    name: ClassVar[str] = "sign"
+    number: ClassVar[int] = 7
+    bits: ClassVar[int] = 1
+
+    def scale_of(self, magnitudes: Tensor, weights: Tensor) -> Tensor:
+        """Return the mean magnitude."""
+        return magnitudes.sum(1, keepdim=True) / weights.sum(1, keepdim=True)
+
+    def multiples(self, magnitudes: Tensor, scale: Tensor) -> Tensor:
+        """One, for all."""
+        return torch.ones_like(magnitudes)
+
+    def signals(self, blocks: Tensor) -> Tensor:
+        """Infinities become NaN too: one bit tells no more."""
+        return torch.where(blocks.isfinite(), 0.0, torch.nan)
+
+    def to_codes(self, values: Tensor, scale: Tensor, broken: Tensor) -> Tensor:
+        """1 for negative; in a broken block, 1 for NaN and 0 for zero."""
+        return torch.where(broken, values.isnan(), values < 0).long()
+
+    def to_values(self, codes: Tensor, scale: Tensor) -> Tensor:
+        """Read the bit."""
+        values = torch.where(codes == 1, -scale, scale) + 0.0
+        return torch.where(scale.isnan() & (codes == 0), 0.0, values)
