@@ -129,6 +129,8 @@ class Executor:
             self._require_arrived(done, label, began)
             if sent is not vector:
                 vector.copy_(sent)
+                if sent.is_cuda:  # the copy runs on the callback's stream, and nobody holds it any longer
+                    sent.record_stream(torch.cuda.current_stream(sent.device))
             arrived(began)
             return vector
 

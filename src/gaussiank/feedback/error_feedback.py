@@ -33,19 +33,36 @@ Fused = Callable[[Tensor, Tensor, Tensor], SparseGradient]
 """Writes the sum of the first two vectors to the third, chooses from it, and removes there what it chose."""
 
 
+class _Verdict:
+    """Whether a mean is finite: on an accelerator copied to the host at once, so that no later work is waited for."""
+
+    def __init__(self, finite: Tensor) -> None:
+        self._finite, self._copied = finite, None
+        if finite.is_cuda:
+            self._finite = torch.empty((), dtype=torch.bool, device="cpu", pin_memory=True)
+            self._finite.copy_(finite, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def __bool__(self) -> bool:
+        if self._copied is not None:
+            self._copied.synchronize()
+        return bool(self._finite)
+
+
 @dataclass
 class _Step:
     """A backward: which parts it touches, and whether each mean that came back was finite.
 
     Args:
         parts: in the order in which they were taken from.
-        verdicts: 0-d bool tensors, one for each mean.
+        verdicts: one for each mean.
         sealed: whether all of it is under way.
         going_on: parts open from an earlier backward whose mean was still in ``grad`` when this one added to it.
     """
 
     parts: list[ResidualBuffers] = field(default_factory=list)
-    verdicts: list[Tensor] = field(default_factory=list)
+    verdicts: list[_Verdict] = field(default_factory=list)
     sealed: bool = False
     going_on: list[ResidualBuffers] = field(default_factory=list)
 
@@ -191,7 +208,7 @@ class ErrorFeedback:
 
     def judge(self, finite: Tensor) -> None:
         """Note for one part of the step that its mean arrived; ``finite`` is a 0-d bool tensor, read in ``settle``."""
-        self._step.verdicts.append(finite)
+        self._step.verdicts.append(_Verdict(finite))
 
     def seal(self) -> None:
         """Say that the last part of the step has been taken."""

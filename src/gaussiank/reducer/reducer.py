@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,30 @@ from .settings import Settings
 
 FORMAT = 1
 _DENSE_STEPS = 200  # in a row, by the choice of ``auto``, until the user is told
+
+
+class InFlight:
+    """Hold what exchanges on an accelerator still use, until the next step begins.
+
+    Their callbacks compute on streams of their own, after messages that are merely enqueued when the hook returns. What
+    the hook's stream has allocated goes back to that stream when Python drops it, and the rest of backward would
+    overwrite it. On a CPU an exchange has ended when its callback has.
+    """
+
+    def __init__(self) -> None:
+        self._held: list[tuple[Done, object]] = []
+
+    def hold(self, done: Done, used: object, *, on: Tensor) -> None:
+        """Hold an object, and all that it refers to, until the stream that begins the next step is behind ``done``."""
+        if not on.is_cpu:
+            self._held.append((done, used))
+
+    def release(self) -> None:
+        """Let the current stream wait for what is held, and drop it."""
+        held, self._held = self._held, []
+        for done, _ in held:
+            with contextlib.suppress(RuntimeError):  # whoever waited for the mean was told of the error
+                done.wait()
 
 
 @dataclass(eq=False)
@@ -93,7 +118,7 @@ class BucketStep:
     def send(self, group: dist.ProcessGroup) -> Exchange:
         """Start the exchange: send its first message over a group."""
         reducer, layout = self.reducer, self.layout
-        return self.collective.start(
+        self._exchange = self.collective.start(
             self._sparse,
             wire=reducer.wire,
             capacity=self._capacity,
@@ -104,6 +129,7 @@ class BucketStep:
             draw=partial(reducer.feedback.draw, layout) if reducer.keeps_rest else None,
             shared=self._drawn,
         )
+        return self._exchange
 
     @torch.no_grad()  # it runs in threads of the backend
     def receive(self, exchange: Exchange) -> Tensor:
@@ -170,6 +196,7 @@ class GradientReducer:
         self._plan = CollectivePlan(joined, self._executor, wire=self.wire, world_size=self.world_size)
         self.routes: dict[str, Tensor] = {}  # what the collective wants to know at the next step, by layout
         self._parts = 0  # exchanges begun in this step
+        self._in_flight = InFlight()
         self._use = use
         self.feedback = ErrorFeedback(
             parameters, momentum=settings.momentum, world_size=self.world_size, use=use, decay=settings.decay
@@ -222,6 +249,7 @@ class GradientReducer:
                 self._scale = scale
             self._executor.flush()  # what a backward that raised may have left
             same = not self._plan.revise(self.step) and same
+        self._in_flight.release()
         self._plan.begin()
         self._dense.begin(self.measured, same=same)
         if self.observer:
@@ -326,9 +354,11 @@ class GradientReducer:
         step = BucketStep(self, self.measured, collective, layout, grads, grad, self._parts, self.exchanges)
         self._parts += 1
         step.take(asked, held, started)
-        return self._executor.submit(
+        done = self._executor.submit(
             step.label, step.send, step.receive, multi_phase=collective.multi_phase, device=grad.device
         )
+        self._in_flight.hold(done, step, on=grad)
+        return done
 
     def pass_through(self, grad: Tensor) -> torch.futures.Future[Any]:
         """Start the mean of a ``torch.sparse`` gradient, an embedding's, as DDP itself would."""

@@ -13,7 +13,7 @@ from gaussiank.codec.bits import pad
 
 from .value_code import Rounding, ValueCode, power_of_two, saturate, to_grid
 
-NAN = torch.tensor(0x7FC0, dtype=torch.int16, device="cpu")
+NAN = 0x7FC0
 LARGEST = float(torch.finfo(torch.bfloat16).max)
 LARGEST_16 = 2047 * 2.0**117  # the largest finite float32 with 11 bits of significand
 TOP = 15  # the largest magnitude of float16 values becomes 2**14 to 2**15
@@ -82,7 +82,7 @@ class BF16(ValueCode):
     def encode(self, values: Tensor, slots: int) -> Tensor:
         """Keep the upper half."""
         halves = values.bfloat16().view(torch.int16)
-        halves = torch.where(values.isnan(), NAN.to(values.device), halves)  # torch's own NaN differ by processor
+        halves = halves.masked_fill(values.isnan(), NAN)  # torch's own NaN differ by processor
         return pad(halves, slots).view(torch.uint8)
 
     def decode(self, section: Tensor, count: int, slots: int) -> Tensor:
