@@ -61,9 +61,10 @@ class RandomK(Compressor):
         return self._drawn(numel, k, turn, device) if self.shared else super().drawn(numel, k, turn, device)
 
     def _drawn(self, numel: int, k: int, turn: Turn, device: torch.device) -> Tensor:
-        generator = torch.Generator(device)
+        generator = torch.Generator()  # the CPU's: those of two GPU models differ, and shared indices are not sent
         generator.manual_seed(_mix(self.seed, turn.step, turn.part, 0 if self.shared else turn.rank + 1))
-        return _draw(numel, k, generator).int()
+        drawn = _draw(numel, k, generator).int()
+        return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn.to(device)
 
 
 def _mix(*numbers: int) -> int:
@@ -79,12 +80,11 @@ def _mix(*numbers: int) -> int:
 
 def _draw(numel: int, k: int, generator: torch.Generator) -> Tensor:
     """Draw k of numel without repeats, ascending; work grows with k, not with numel, when k is small."""
-    device = generator.device
     if k * _DENSE_DRAW >= numel:
-        return torch.randperm(numel, generator=generator, device=device)[:k].sort().values
-    drawn = torch.empty(0, dtype=torch.int64, device=device)
+        return torch.randperm(numel, generator=generator, device="cpu")[:k].sort().values
+    drawn = torch.empty(0, dtype=torch.int64, device="cpu")
     while drawn.numel() < k:
-        more = torch.randint(numel, (k + k // 4 + 8,), generator=generator, device=device)
+        more = torch.randint(numel, (k + k // 4 + 8,), generator=generator, device="cpu")
         drawn = torch.unique(torch.cat([drawn, more]))  # sorted
-    surplus = torch.randperm(drawn.numel(), generator=generator, device=device)[:k]
+    surplus = torch.randperm(drawn.numel(), generator=generator, device="cpu")[:k]
     return drawn[surplus.sort().values]
