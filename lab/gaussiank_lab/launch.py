@@ -225,7 +225,7 @@ def _within_group(
     work: Callable[..., None], arguments: tuple[Any, ...], timeout_s: float, launcher: int | None
 ) -> None:
     if launcher is not None:
-        _end_with(launcher)
+        end_with(launcher)
     steady_output()
     require_job()
     workers_here = number_from("LOCAL_WORLD_SIZE", number_from("WORLD_SIZE", 1))
@@ -262,7 +262,7 @@ def _fail(error: Exception) -> NoReturn:
     os._exit(1)
 
 
-def _end_with(launcher: int) -> None:
+def end_with(launcher: int) -> None:
     """Let this worker be killed when its launcher ends in whatever way, so that no orphan writes on (Linux)."""
     if sys.platform == "linux":
         set_parent_death_signal = 1

@@ -18,11 +18,19 @@ def reproduce(
         bool, typer.Option("--train/--no-train", help="--no-train: conclude over models whose training is done.")
     ] = True,
     pages: Annotated[Path | None, typer.Option(help="Also write a page for every recipe to this directory.")] = None,
+    jobs: Annotated[int, typer.Option(help="Of a study: processes at once.")] = 1,
+    only: Annotated[str | None, typer.Option(help="Of a study: runs alone whose setting holds this pattern.")] = None,
+    budget_minutes: Annotated[
+        float | None, typer.Option(help="Of a study: begin no run after so many minutes.")
+    ] = None,
 ) -> None:
-    """Regenerate figures and tables of the paper, with a verdict on each claim.
+    """Regenerate figures and tables of the paper, with a verdict on each claim; or our studies of AdamW.
 
     Training runs that recipes share are done once. Start it again after an interruption: finished runs are kept.
+    The studies sparse-adamw and local-steps append their rows to results/adamw and write tables and figures there.
     """
+    if names and _study(names, out, jobs, only, budget_minutes, train=train):
+        return
     from gaussiank_lab.reproduce.pages import write_pages
     from gaussiank_lab.reproduce.recipe import Scale
     from gaussiank_lab.reproduce.recipes import RECIPES
@@ -47,3 +55,26 @@ def reproduce(
         run([RECIPES[name] for name in wanted], chosen, place, console, train=train)
     if pages is not None:
         console.print(f"Pages: {write_pages(list(RECIPES.values()), place, pages)}", soft_wrap=True, highlight=False)
+
+
+def _study(
+    names: list[str], out: Path | None, jobs: int, only: str | None, budget_minutes: float | None, *, train: bool
+) -> bool:
+    """Do the studies that are named, if they are; tells whether they were."""
+    from gaussiank_lab.reproduce.adamw.lines import STUDIES
+
+    named = [name for name in names if name in STUDIES]
+    if not named:
+        return False
+    if len(named) < len(names):
+        other = next(name for name in names if name not in STUDIES)
+        raise ValueError(f"names must be recipes or studies, got {named[0]} and {other}. Give one kind at a time.")
+    from gaussiank_lab.reproduce.adamw.lines import settings_of
+    from gaussiank_lab.reproduce.adamw.page import write_page
+    from gaussiank_lab.reproduce.adamw.study import ROWS_NAME, run_study
+
+    console, path = Console(), (out or Path("results") / "adamw") / ROWS_NAME
+    if train:
+        run_study(settings_of(named), path, console, jobs=jobs, only=only, budget_minutes=budget_minutes)
+    console.print(f"Page: {write_page(path)}", soft_wrap=True, highlight=False)
+    return True
