@@ -28,7 +28,7 @@ _RANK = re.compile(r"gaussiank/worker-(\d{5,9})/")
 
 FORMAT = 1
 MANIFEST_NAME = "compression.json"
-_PART = re.compile(r"compression-[0-9a-f]{8}-\d{5}\.pt")
+_PART = re.compile(r"[a-z]+-[0-9a-f]{8}-\d{5}\.pt")
 
 
 class HasState(Protocol):
@@ -47,7 +47,13 @@ class _Part(NamedTuple):
     sha256: str
 
 
-def save(state: Mapping[str, Any], folder: str | Path, group: dist.ProcessGroup | None = None) -> None:
+def save(
+    state: Mapping[str, Any],
+    folder: str | Path,
+    group: dist.ProcessGroup | None = None,
+    *,
+    name: str = "compression",
+) -> None:
     """Write every worker's state to a folder, each into a file of its own: all of them, or nothing.
 
     A list of the files with their SHA-256 comes last and counts; what was saved there before is whole until then, and
@@ -57,6 +63,7 @@ def save(state: Mapping[str, Any], folder: str | Path, group: dist.ProcessGroup 
         state: this worker's ``Compression.state_dict``. Not modified.
         folder: created if need be; one that every worker sees.
         group: process group, or None for the default one; each of its workers must call this.
+        name: lower-case letters that file names begin with; one folder may hold saves of several names.
 
     Raises:
         OSError: a worker could not write; the same on all, and nothing has changed.
@@ -69,21 +76,25 @@ def save(state: Mapping[str, Any], folder: str | Path, group: dist.ProcessGroup 
             folder.mkdir(parents=True, exist_ok=True)
         return uuid.uuid4().hex[:8]
 
-    token = together(begin, group, what="compression.save")[0]
-    path = folder / f"compression-{token}-{rank:05d}.pt"
+    token = together(begin, group, what=f"{name}.save")[0]
+    path = folder / f"{name}-{token}-{rank:05d}.pt"
     try:
-        written = together(lambda: (_write(path, state), state["step"]), group, what="compression.save")
+        written = together(lambda: (_write(path, state), state["step"]), group, what=f"{name}.save")
         require_one([step for _, step in written], "step")
         parts = [_Part(*part) for part, _ in written]
-        together(lambda: _finish(folder, parts, state["step"]) if rank == 0 else None, group, what="compression.save")
+        together(lambda: _finish(folder, name, parts, state["step"]) if rank == 0 else None, group, what=f"{name}.save")
     except (OSError, ValueError):  # of all workers alike; after Ctrl-C or a lost worker, others may still name the file
-        if not _names(folder, path):
+        if not _names(folder / f"{name}.json", path):
             path.unlink(missing_ok=True)
         raise
 
 
 def load(
-    folder: str | Path, fits: Callable[[Mapping[str, Any]], None], group: dist.ProcessGroup | None = None
+    folder: str | Path,
+    fits: Callable[[Mapping[str, Any]], None],
+    group: dist.ProcessGroup | None = None,
+    *,
+    name: str = "compression",
 ) -> dict[str, Any]:
     """Read this worker's state from what ``save`` wrote, if every worker can and all of it is right.
 
@@ -93,6 +104,7 @@ def load(
         folder: given to ``save``.
         fits: raises ``ValueError`` where this worker cannot take a state.
         group: process group, or None for the default one; each of its workers must call this.
+        name: given to ``save``.
 
     Returns:
         A state for ``Compression.load_state_dict``.
@@ -104,7 +116,7 @@ def load(
     folder, states = Path(folder), []
 
     def read_own() -> str:
-        parts, digest = _listed(folder)
+        parts, digest = _listed(folder, name)
         rank, world_size = dist.get_rank(group), dist.get_world_size(group)
         wanted = (rank,) if len(parts) == world_size else sources(rank, world_size, len(parts))
         found = [_read_part(folder / parts[source].name, parts[source]) for source in wanted]
@@ -112,7 +124,7 @@ def load(
         fits(states[0])
         return digest
 
-    require_one(together(read_own, group, what="compression.load"), "list of files")
+    require_one(together(read_own, group, what=f"{name}.load"), "list of files")
     return states[0]
 
 
@@ -122,7 +134,7 @@ def _write(path: Path, state: Mapping[str, Any]) -> _Part:
     return _Part(path.name, file.size_bytes, file.sha256)
 
 
-def _finish(folder: Path, parts: list[_Part], step: int) -> None:
+def _finish(folder: Path, name: str, parts: list[_Part], step: int) -> None:
     for part in parts:
         if not (folder / part.name).is_file():
             raise FileNotFoundError(
@@ -130,27 +142,27 @@ def _finish(folder: Path, parts: list[_Part], step: int) -> None:
             )
     content = {"format": FORMAT, "step": step, "files": [part._asdict() for part in parts]}
     text = json.dumps({**content, "sha256": _digest(content)}, indent=1) + "\n"
-    write_whole(folder / MANIFEST_NAME, text.encode())
-    for path in folder.iterdir():
+    write_whole(folder / f"{name}.json", text.encode())
+    for path in folder.glob(f"{name}-*"):
         if _PART.fullmatch(path.name) and path.name not in {part.name for part in parts}:
             with contextlib.suppress(OSError):  # another user's, for example: this save is whole without it
                 path.unlink()
 
 
-def _names(folder: Path, path: Path) -> bool:
+def _names(manifest: Path, path: Path) -> bool:
     """Tell whether the list of files is already the one with this file."""
     try:
-        return path.name.encode() in (folder / MANIFEST_NAME).read_bytes()
+        return path.name.encode() in manifest.read_bytes()
     except OSError:
         return False
 
 
-def _listed(folder: Path) -> tuple[list[_Part], str]:
+def _listed(folder: Path, name: str) -> tuple[list[_Part], str]:
     """Return the files that were saved, in the order of ranks, and a digest that names this save."""
-    path = folder / MANIFEST_NAME
+    path = folder / f"{name}.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"folder must be one that compression.save wrote, got {folder} without {MANIFEST_NAME}. Name another, or "
+            f"folder must be one that {name}.save wrote, got {folder} without {path.name}. Name another, or "
             "leave loading out where a run begins anew."
         )
     try:
