@@ -47,7 +47,8 @@ def reshard(states: Sequence[State], rank: int, world_size: int) -> dict[str, An
     A residual is shared among the new workers that take it over and scaled by ``world_size / saved_world_size``, so
     ``sum of residual / world_size`` over all new workers is what it was over the saved ones: to the bit when every
     factor is a power of two and no two residuals are added (2 workers to 4, or as many as before), within the rounding
-    of one product and one sum an entry otherwise. Momentum velocities move in the same way.
+    of one product and one sum an entry otherwise. Momentum velocities move in the same way. What ``LocalSteps`` has
+    learnt since its last round joins the residual before, and every worker begins again at the agreed weights.
 
     Args:
         states: states of ``sources(rank, world_size, saved)``, in that order. Not modified.
@@ -70,6 +71,7 @@ def reshard(states: Sequence[State], rank: int, world_size: int) -> dict[str, An
     """
     if not states:
         raise ValueError("states must hold what the sources saved, got none. See gaussiank.reshard.sources.")
+    states = [_at_agreed(state) for state in states]
     first = states[0]
     saved_world_size = first["world_size"]
     wanted = sources(rank, world_size, saved_world_size)
@@ -87,6 +89,23 @@ def reshard(states: Sequence[State], rank: int, world_size: int) -> dict[str, An
     routes = {key: hint.clone() for key, hint in first.get("routes", {}).items()} if same else {}
     moved_state = {"feedback": {**feedback, **moved}, "hints": hints, "routes": routes}
     return {**first, "rank": rank, "world_size": world_size, **moved_state}
+
+
+def _at_agreed(state: State) -> State:
+    """Return a state of ``LocalSteps`` with its local weights at the agreed ones, their difference in its residual."""
+    if "agreed" not in state:
+        return state
+    agreed, start = state["agreed"], dict(state["agreed"])
+    flights = {number: dict(flight) for number, flight in state["flights"].items()}
+    for flight in flights.values():  # what was learnt before it began is in the residual, or on its way
+        start.update(flight["before"])
+        flight["before"] = {name: agreed[name].to(before.dtype) for name, before in flight["before"].items()}
+    residual = dict(state["feedback"]["residual"])
+    for name, local in state["local"].items():
+        learnt = start[name].to(local.dtype).to(agreed[name].dtype) - local
+        residual[name] = residual[name] + learnt if name in residual else learnt
+    local = {name: agreed[name].to(local.dtype) for name, local in state["local"].items()}
+    return {**state, "local": local, "flights": flights, "feedback": {**state["feedback"], "residual": residual}}
 
 
 def _require_alike(states: Sequence[State], wanted: tuple[int, ...]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, get_args
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn import Parameter
@@ -13,6 +15,12 @@ from torch.optim import Optimizer
 from gaussiank.ops import RESIDUAL_DTYPES
 
 from .vector import local_part
+
+OuterOptimizer = Callable[[Iterable[Parameter]], Optimizer]
+"""Makes the outer optimizer of the agreed weights."""
+
+Buffers = Literal["average", "keep"]
+Offload = Literal["cpu"]
 
 
 def inner_module(model: nn.Module, group: dist.ProcessGroup | None) -> nn.Module:
@@ -105,3 +113,65 @@ class Membership:
                 "param_groups of the optimizer must hold the parameters that they held when LocalSteps was made, got "
                 "others. Change them before, or make LocalSteps anew on every worker."
             )
+
+
+def require_turns(sync_every: int, fragments: int, sync_delay: int, mixing: float | None, parameters: int) -> None:
+    """Raise unless these settings of turns go together, for a model of so many parameters.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if sync_every < 1:
+        raise ValueError(f"sync_every must be at least 1, got {sync_every}. 30 exchanges after every 30 steps.")
+    if not 1 <= fragments <= min(sync_every, parameters):
+        raise ValueError(
+            f"fragments must be in [1, {min(sync_every, parameters)}], at most sync_every and the model's parameters, "
+            f"got {fragments}. 1 exchanges the whole model at once."
+        )
+    if not 0 <= sync_delay < sync_every:
+        raise ValueError(
+            f"sync_delay must be in [0, {sync_every - 1}], below sync_every, got {sync_delay}. 0 waits for the mean."
+        )
+    if mixing is not None and not 0 <= mixing <= 1:
+        raise ValueError(f"mixing must be in [0, 1] or None, got {mixing}. None loses no step.")
+    if mixing is not None and not sync_delay:
+        raise ValueError(f"mixing must be None where sync_delay is 0, got {mixing}. There is nothing to mix.")
+
+
+def require_options(buffers: str, check_every: int, residual_dtype: torch.dtype | None, offload: str | None) -> None:
+    """Raise unless each is in its range.
+
+    Raises:
+        ValueError: one is not.
+    """
+    if buffers not in get_args(Buffers):
+        raise ValueError(f"buffers must be one of {', '.join(get_args(Buffers))}, got {buffers!r}. Choose one of them.")
+    if check_every < 0:
+        raise ValueError(f"check_every must be at least 0, got {check_every}. 0 never compares.")
+    if residual_dtype not in (None, torch.float32, torch.bfloat16):
+        raise ValueError(f"residual_dtype must be torch.float32 or torch.bfloat16, got {residual_dtype}. Leave it out.")
+    if offload not in (None, *get_args(Offload)):
+        raise ValueError(f"offload must be cpu or None, got {offload!r}. Choose one of them.")
+
+
+def made_outer(outer_optimizer: Any, agreed: Iterable[Parameter]) -> Optimizer:
+    """Make the outer optimizer of the agreed weights; SGD with learning rate 1 for None.
+
+    Raises:
+        ValueError: it is no function that makes one.
+    """
+    if isinstance(outer_optimizer, Optimizer):
+        name = type(outer_optimizer).__name__
+        raise ValueError(
+            f"outer_optimizer must be a function that makes one from parameters, got a {name} of its own. Write "
+            f"outer_optimizer=lambda parameters: torch.optim.{name}(parameters, lr=...)."
+        )
+    if outer_optimizer is None:
+        return torch.optim.SGD(agreed, lr=1.0)
+    made = outer_optimizer(agreed)
+    if not isinstance(made, Optimizer):
+        raise ValueError(
+            f"outer_optimizer must return a torch.optim.Optimizer, got {type(made).__name__}. Write lambda parameters: "
+            "torch.optim.SGD(parameters, lr=0.7, momentum=0.9, nesterov=True), for example."
+        )
+    return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,7 +17,8 @@ from gaussiank.metrics import Metrics
 from gaussiank.ops import all_finite
 from gaussiank.reducer import GradientReducer, Settings
 
-from .vector import vectors_of
+from .notes import digest
+from .vector import by_name, flat_of, vectors_of
 
 
 @dataclass
@@ -27,15 +29,15 @@ class Flight:
         began: inner step at which it began.
         means: ``[numel]`` differences, one a vector, that become their means.
         under_way: futures of the means, none once they have arrived.
-        before: ``[numel]`` local weights when it began, one a vector; none where the round ends in the same step.
-        left_out: whether this worker gave nothing.
+        before: ``[numel]`` local weights when it began, one a vector; none where nothing is carried over.
+        note: future of what every worker told of it, or None once that was read.
     """
 
     began: int
     means: list[Tensor]
     under_way: list[Done]
     before: list[Tensor]
-    left_out: bool = False
+    note: Done | None
 
 
 class Fragment:
@@ -89,24 +91,27 @@ class Fragment:
         """Return what was learnt since the last round, one vector each, as agreed less local weights."""
         return [vector.difference() for vector in self.vectors]
 
-    def send(self, step: int, differences: Sequence[Tensor], *, delayed: bool, left_out: bool) -> None:
+    def send(
+        self, step: int, differences: Sequence[Tensor], note: Done | None, *, carrying: bool, left_out: bool
+    ) -> None:
         """Begin a round: select from residual and difference, keep the rest, start the exchange.
 
         Args:
             step: inner step.
             differences: of each vector; become the means.
-            delayed: training goes on before the round ends.
+            note: what every worker tells of it.
+            carrying: what is learnt before the round ends will be put on top of it.
             left_out: give nothing; the residual stays.
         """
         reducer = self.reducer
         # before the differences are overwritten by the means
-        before = [vector.local() for vector in self.vectors] if delayed else []
+        before = [vector.local() for vector in self.vectors] if carrying else []
         under_way = []
         reducer.begin()
         for vector, difference in zip(self.vectors, differences, strict=True):
             under_way.append(self._start(vector.layout, difference, left_out=left_out))
         reducer.seal()
-        self.flight = Flight(step, list(differences), under_way, before, left_out)
+        self.flight = Flight(step, list(differences), under_way, before, note)
 
     def _start(self, layout: Layout, difference: Tensor, *, left_out: bool) -> Done:
         held = [slice(0, difference.numel())] if left_out else []
@@ -116,6 +121,10 @@ class Fragment:
             return self.reducer.reduce_sparse(layout, [difference], held)
         repeated = self.reducer.repeat(lambda: layout, difference)
         return repeated or self.reducer.reduce_dense(lambda: layout, difference, held)
+
+    def digest(self) -> int:
+        """Return a hash of the agreed weights."""
+        return digest([vector.agreed for vector in self.vectors])
 
     def arrive(self) -> None:
         """Wait for the means of the round under way, and commit what the residuals have kept.
@@ -142,13 +151,13 @@ class Fragment:
         self.reducer.discard()
         self.flight = None
 
-    def land(self, agreed: Sequence[Sequence[Parameter]], outer: torch.optim.Optimizer, mixing: float | None) -> None:
+    def land(self, agreed: Sequence[Sequence[Parameter]], outer: torch.optim.Optimizer, mixing: float) -> None:
         """End a round whose means have arrived: step the agreed weights, and give them to the local ones.
 
         Args:
             agreed: the agreed weights of each vector as parameters of the outer optimizer.
             outer: steps the agreed weights against their means.
-            mixing: share of its local weights that a worker keeps, None to carry over what it learnt in between.
+            mixing: share of its local weights that a worker keeps, where nothing is carried over.
         """
         flight, self.flight = self.flight, None
         assert flight is not None  # begun and arrived
@@ -159,14 +168,60 @@ class Fragment:
         outer.step()
         outer.zero_grad()  # sets them to None
         for number, vector in enumerate(self.vectors):
-            if not flight.before or flight.left_out:
-                vector.write()
-            elif mixing is None:
+            if flight.before:
                 vector.carry(flight.before[number])
-            else:
+            elif mixing:
                 vector.mix(mixing)
+            else:
+                vector.write()
 
-    def write(self) -> None:
-        """Overwrite the local weights by the agreed ones."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return copies of its weights, residuals and round under way, whose means have arrived."""
+        flight = self.flight
+        return {
+            **self.reducer.state_dict(),
+            "agreed": by_name(self.vectors, [vector.agreed for vector in self.vectors]),
+            "local": by_name(self.vectors, [vector.local() for vector in self.vectors]),
+            "flight": flight
+            and {
+                "began": flight.began,
+                "means": by_name(self.vectors, flight.means),
+                "before": by_name(self.vectors, flight.before),
+            },
+        }
+
+    def require_fitting(self, state: Mapping[str, Any]) -> None:
+        """Raise what ``load_state_dict`` would, and change nothing.
+
+        Raises:
+            ValueError: the first thing that does not fit.
+        """
+        self.reducer.require_fitting(state)
+        flight = state["flight"]
+        for vector in self.vectors:
+            for name, numel in zip(vector.layout.names, vector.layout.numels, strict=True):
+                saved = [state["agreed"], state["local"]]
+                saved += [one for one in (flight["means"], flight["before"]) if one] if flight else []
+                if any(not isinstance(one[name], Tensor) or one[name].shape != (numel,) for one in saved):
+                    raise ValueError(
+                        f"state of {name} must be vectors of {numel} entries. Load the state of this model."
+                    )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken."""
+        self.reducer.load_state_dict(state)
+        self.reducer.feedback.rest(self._resting, self._home)
+        for vector in self.vectors:
+            vector.load(state["agreed"], state["local"])
+        self.flight = None
+        if flight := state["flight"]:
+            means = [flat_of(vector, flight["means"]) for vector in self.vectors]
+            before = [flat_of(vector, flight["before"]) for vector in self.vectors] if flight["before"] else []
+            self.flight = Flight(flight["began"], means, [], before, None)
+
+    def rewind(self) -> None:
+        """Overwrite the local weights by the agreed ones, as if nothing had been learnt since."""
         for vector in self.vectors:
             vector.write()
+        if self.flight is not None and self.flight.before:
+            self.flight.before = [vector.local() for vector in self.vectors]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import math
+import warnings
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,22 +17,32 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from gaussiank import __version__
+from gaussiank import __version__, checkpoint
 from gaussiank.autotune import parse_policy
 from gaussiank.codec import Wire
 from gaussiank.collectives import Collective
-from gaussiank.comm import await_all, require_agreement
+from gaussiank.comm import Done, await_all, executor_of, group_timeout_s, require_agreement, together
 from gaussiank.compressors import Compressor, parse_compressor
-from gaussiank.metrics import Metrics
+from gaussiank.feedback import require_same_worker
 from gaussiank.reducer import Settings
 from gaussiank.schedule import Constant, Schedule, require_density
 
-from .acceptance import Membership, inner_module, trained_parameters
+from .acceptance import (
+    Buffers,
+    Membership,
+    Offload,
+    OuterOptimizer,
+    inner_module,
+    made_outer,
+    require_options,
+    require_turns,
+    trained_parameters,
+)
+from .buffers import RunningStatistics
 from .fragment import Fragment
+from .notes import Note, OnOutlier, digest, median_of, outliers, require_outlier_rule, require_together
+from .state import FORMAT, gathered, parted
 from .vector import local_part, split
-
-OuterOptimizer = Callable[[Iterable[Parameter]], Optimizer]
-"""Makes the outer optimizer of the agreed weights."""
 
 _WIRE = "rice+2bit"
 
@@ -60,12 +74,23 @@ class LocalSteps:
         sync_delay: inner steps from a fragment's sending to its applying, below ``sync_every``; training does not wait.
         mixing: what becomes of local steps in between: None puts them on top of the new agreed weights, a share in
             [0, 1] keeps ``mixing * local + (1 - mixing) * agreed``.
+        buffers: ``average`` the running statistics of batch norm over workers after every ``sync_every`` steps, or
+            ``keep`` each worker's own.
+        on_outlier: what becomes of a worker whose difference is not finite, or too long: an error on every worker
+            (``raise``), nothing of it is used and it begins again at the agreed weights (``leave_out``), or it is
+            scaled to the median norm where it is finite (``clip``).
+        norm_limit: how many times the median norm over workers a difference may have; None for any. With one, every
+            round waits for a message of a few bytes before it begins.
+        check_every: rounds after which a hash of the agreed weights is compared; 0 for never.
+        residual_dtype: ``torch.bfloat16`` halves what residuals take between rounds, and loses what that rounds off.
+        offload: ``cpu`` to keep agreed weights and residuals in the memory of the host between rounds.
         group: process group, or None for the default one.
         timeout_s: seconds after which an exchange fails that a worker did not answer; None for the group's own.
 
     Attributes:
         outer_optimizer: steps the agreed weights; for a scheduler of its learning rate.
         steps: inner steps so far.
+        metrics: measurements of the last round that ended; its ``step`` counts the rounds of a fragment.
 
     Raises:
         ValueError: an argument out of its range, a model that something else averages over the same workers, or workers
@@ -107,13 +132,21 @@ class LocalSteps:
         fragments: int = 1,
         sync_delay: int = 0,
         mixing: float | None = None,
+        buffers: Buffers = "average",
+        on_outlier: OnOutlier = "raise",
+        norm_limit: float | None = None,
+        check_every: int = 10,
+        residual_dtype: torch.dtype | None = None,
+        offload: Offload | None = None,
         group: dist.ProcessGroup | None = None,
         timeout_s: float | None = None,
     ) -> None:
         optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
         module = inner_module(model, group)
         parameters = trained_parameters(module, optimizers)
-        _require_turns(sync_every, fragments, sync_delay, mixing, len(parameters))
+        require_turns(sync_every, fragments, sync_delay, mixing, len(parameters))
+        require_outlier_rule(on_outlier, norm_limit)
+        require_options(buffers, check_every, residual_dtype, offload)
         settings = Settings(
             density if callable(density) else Constant(require_density(density)),
             parse_compressor(compressor) if isinstance(compressor, str) else compressor,
@@ -125,6 +158,7 @@ class LocalSteps:
         self._module, self._optimizers, self._group = module, optimizers, group
         self._members = Membership(module, optimizers)
         self._sync_every, self._sync_delay, self._mixing = sync_every, sync_delay, mixing
+        self._on_outlier, self._norm_limit, self._check_every = on_outlier, norm_limit, check_every
         self.steps = 0
         self._config = {
             "gaussiank version": __version__,
@@ -138,14 +172,20 @@ class LocalSteps:
             "fragments": fragments,
             "sync_delay": sync_delay,
             "mixing": mixing,
+            "buffers": buffers,
+            "on_outlier": on_outlier,
+            "norm_limit": norm_limit,
+            "check_every": check_every,
             "model": _text_of(parameters),
         }
         await_all(group, what="gaussiank.LocalSteps")
         require_agreement(self._config, group)
         self._broadcast()
+        self._executor = executor_of(group, group_timeout_s(group) if timeout_s is None else timeout_s)
         whole = wire is None or settings.wire.exact
+        home = torch.device(offload) if offload else None
         self._fragments = [
-            Fragment(part, settings, group=group, home=None, resting=None, whole=whole)
+            Fragment(part, settings, group=group, home=home, resting=residual_dtype, whole=whole)
             for part in split(parameters, fragments)
         ]
         self._weights = {
@@ -154,15 +194,12 @@ class LocalSteps:
             for vector in fragment.vectors
             for name, view in zip(vector.layout.names, vector.views(vector.agreed), strict=True)
         }
-        self.outer_optimizer = _made(outer_optimizer, self._weights.values())
+        self.outer_optimizer = made_outer(outer_optimizer, self._weights.values())
         require_agreement({"outer_optimizer": self.outer_optimizer}, group)
+        self._statistics = RunningStatistics(module) if buffers == "average" else None
         self._flying: deque[Fragment] = deque()
-        self._last = self._fragments[-1]
-
-    @property
-    def metrics(self) -> Metrics:
-        """Measurements of the last round that ended; its ``step`` counts the rounds of a fragment."""
-        return self._last.metrics
+        self._told: set[int] = set()  # ranks whose outlying difference was warned of
+        self.metrics = self._fragments[-1].metrics
 
     def agreed(self) -> dict[str, Tensor]:
         """Return copies of the weights that all workers agreed on last, by parameter: those to evaluate and keep."""
@@ -209,27 +246,223 @@ class LocalSteps:
             self._begin(fragment)
         self._land(self.steps)
         for fragment in self._fragments:
-            fragment.write()
+            fragment.rewind()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return this worker's state: agreed and local weights, residuals, outer optimizer, step, rounds under way.
+
+        Waits for the messages of rounds under way, and ends none: a resumed run ends them at the same step. Every
+        worker must save its own; beside it, its inner optimizer. ``save`` does both. Tensors are copies.
+        """
+        for fragment in self._flying:
+            self._arrive(fragment)
+        mean = None if self._statistics is None else self._statistics.mean
+        return {
+            "format": FORMAT,
+            "rank": dist.get_rank(self._group),
+            "world_size": dist.get_world_size(self._group),
+            "step": self.steps,
+            **gathered(self._fragments),
+            "outer_optimizer": copy.deepcopy(self.outer_optimizer.state_dict()),
+            "statistics": None if mean is None else mean.clone(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken, local weights included; nothing changes where it does not fit on one.
+
+        Call it on every worker. A state of another number of workers: see ``gaussiank.reshard``.
+
+        Raises:
+            ValueError: another format, rank, number of workers or model, other agreed weights than on other workers, or
+                other fragments while rounds are under way; the same on all workers.
+            RuntimeError: a worker does not call it.
+        """
+
+        def fitting() -> tuple[int, int]:
+            self._require_fitting(state)
+            return int(state["step"]), digest([state["agreed"][name] for name in self._weights])
+
+        found = together(fitting, self._group, what="local.load_state_dict")
+        checkpoint.require_one(found, "step, and hash of the agreed weights,")
+        self._load(state)
+
+    def save(self, folder: str | Path) -> None:
+        """Write everything that this worker needs to go on, to the bit: its state, inner optimizers and buffers.
+
+        Call it on every worker, between two steps: all of them are saved, or none. Save the model beside it only for
+        others to use; ``agreed`` returns what to evaluate.
+
+        Args:
+            folder: created if need be; one that every worker sees. What was saved there before is replaced, whole at
+                any moment; other files stay.
+
+        Raises:
+            OSError: a worker could not write; the same on all, and nothing has changed.
+            ValueError: parameters are sharded (FSDP2).
+            RuntimeError: a worker does not call it.
+
+        Example:
+            >>> import tempfile
+            >>> folder = tempfile.mkdtemp()
+            >>> dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+            >>> model = torch.nn.Linear(100, 10)
+            >>> local = LocalSteps(model, torch.optim.AdamW(model.parameters()))
+            >>> changed = local.step()
+            >>> local.save(f"{folder}/last")
+            >>> local.load(f"{folder}/last")
+            >>> local.steps
+            1
+            >>> dist.destroy_process_group()
+        """
+        if any(hasattr(one, "to_local") for one in self._module.parameters()):
+            raise ValueError(
+                "model must have plain parameters for local.save, got shards of fully_shard. Save model and optimizer "
+                "with torch.distributed.checkpoint, and checkpoint.shards(local, rank) beside them."
+            )
+        everything = {
+            **self.state_dict(),
+            "optimizers": [one.state_dict() for one in self._optimizers],
+            "buffers": {name: buffer.clone() for name, buffer in self._module.named_buffers()},
+        }
+        checkpoint.save(everything, folder, self._group, name="local")
+
+    def load(self, folder: str | Path) -> None:
+        """Go on where ``save`` was called, on every worker or on none.
+
+        Saved by another number of workers, all begin again at the agreed weights, and what each had learnt since the
+        last round is shared out with the residuals: none of it is lost. A new worker takes over an old one's optimizer.
+
+        Args:
+            folder: given to ``save``.
+
+        Raises:
+            FileNotFoundError: nothing was saved there.
+            ValueError: a file is missing or damaged, to the bit, or of another model; the same on all workers, and
+                nothing has changed on any.
+            RuntimeError: a worker does not call it.
+        """
+        state = checkpoint.load(folder, self._require_fitting, self._group, name="local")
+        self._load(state)
+        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        for name, buffer in self._module.named_buffers():
+            buffer.copy_(state["buffers"][name])
+
+    def _require_fitting(self, state: Mapping[str, Any]) -> None:
+        try:
+            require_same_worker(
+                state,
+                number=FORMAT,
+                world_size=dist.get_world_size(self._group),
+                rank=dist.get_rank(self._group),
+            )
+            for fragment, part in zip(self._fragments, parted(state, self._fragments), strict=True):
+                fragment.require_fitting(part)
+            whole = isinstance(state["step"], int) and "outer_optimizer" in state and "statistics" in state
+            whole = whole and len(state.get("optimizers", self._optimizers)) == len(self._optimizers)
+        except (AttributeError, IndexError, KeyError, TypeError):
+            whole = False
+        if not whole:
+            raise ValueError(
+                "state must be what LocalSteps.state_dict returned, got one that lacks something. Load the state as it "
+                "was saved."
+            )
+
+    @torch.no_grad()
+    def _load(self, state: Mapping[str, Any]) -> None:
+        self.outer_optimizer.load_state_dict(state["outer_optimizer"])
+        for fragment, part in zip(self._fragments, parted(state, self._fragments), strict=True):
+            fragment.load_state_dict(part)
+        flying = [fragment for fragment in self._fragments if fragment.flight is not None]
+        # rounds end in the order in which they began; those that began together in that of their fragments
+        self._flying = deque(sorted(flying, key=lambda one: one.flight.began if one.flight else 0))
+        self.steps = state["step"]
+        if self._statistics is not None:
+            self._statistics.mean = None if state["statistics"] is None else state["statistics"].clone()
 
     def _turn(self, number: int) -> int:
         """Return at which step of ``sync_every`` a fragment begins its round; the last one at the last."""
         return (number + 1) * self._sync_every // len(self._fragments)
 
     def _begin(self, fragment: Fragment) -> None:
+        """Begin a fragment's round: tell the others of it, judge the difference, and send."""
         self._members.require_same()
-        fragment.send(self.steps, fragment.differences(), delayed=self._sync_delay > 0, left_out=False)
+        number, differences = self._fragments.index(fragment), fragment.differences()
+        norm = _norm_of(differences)
+        checks = self._check_every and fragment.reducer.exchanges % self._check_every == 0
+        note = Note(self.steps, number, norm, fragment.digest() if checks else 0)
+        told = note.send(self._executor, self._group, fragment.vectors[0].device)
+        left_out = not math.isfinite(norm)
+        if left_out and self._on_outlier != "raise":
+            self._rewind()
+        if self._norm_limit is not None:
+            notes = _read(told)
+            self._judge(notes, fragment)
+            if dist.get_rank(self._group) in outliers([one.norm for one in notes], self._norm_limit):
+                left_out = left_out or self._on_outlier == "leave_out"
+                if left_out:
+                    fragment.rewind()
+                else:
+                    _scale(differences, median_of([one.norm for one in notes]) / norm)
+        carrying = self._sync_delay > 0 and self._mixing is None
+        unread = told if self._norm_limit is None else None
+        fragment.send(self.steps, differences, unread, carrying=carrying, left_out=left_out)
+        if self._statistics is not None and number == len(self._fragments) - 1:
+            self._statistics.send(self._executor, self.steps, left_out=left_out)
         self._flying.append(fragment)
+
+    def _rewind(self) -> None:
+        """Begin again at the agreed weights, and forget what optimizers remember that is not finite."""
+        for fragment in self._fragments:
+            fragment.rewind()
+        for optimizer in self._optimizers:
+            _forget_nonfinite(optimizer)
+
+    def _judge(self, notes: Sequence[Note], fragment: Fragment) -> None:
+        """Raise where workers are apart, or an outlier is an error; else warn of it once a rank."""
+        require_together(notes)
+        found = outliers([note.norm for note in notes], self._norm_limit)
+        own, step = dist.get_rank(self._group), notes[0].step
+        for rank, fault in found.items():
+            what = f"the difference of rank {rank} {fault} in the round of step {step} ({fragment.names[0]} on)"
+            if self._on_outlier == "raise":
+                raise RuntimeError(
+                    f"differences must be finite and within norm_limit, but {what}. Nothing was changed; look for the "
+                    "cause there, lower the learning rate, or set on_outlier='leave_out'."
+                )
+            if rank not in self._told and own in (0, rank):
+                clipped = self._on_outlier == "clip" and "finite" not in fault
+                done = "It is clipped to the median." if clipped else "It is left out, and begins again."
+                warnings.warn(f"{what}. {done} This is said once a rank.", stacklevel=5)
+            self._told.add(rank)
+
+    def _arrive(self, fragment: Fragment) -> None:
+        """Wait until all of a round is there: what the others told, the means, and the statistics."""
+        assert fragment.flight is not None  # under way
+        if fragment.flight.note is not None:
+            notes, fragment.flight.note = _read(fragment.flight.note), None
+            try:
+                self._judge(notes, fragment)
+            except RuntimeError:
+                self._flying.remove(fragment)
+                fragment.drop()
+                raise
+        fragment.arrive()
+        if self._statistics is not None and fragment is self._fragments[-1]:
+            self._statistics.arrive()
 
     def _land(self, began: int) -> bool:
         """End the rounds that began at a step or before; tells whether there were any."""
         ended = False
         while self._flying and (flight := self._flying[0].flight) is not None and flight.began <= began:
             fragment = self._flying[0]
-            fragment.arrive()
+            self._arrive(fragment)
             self._flying.popleft()
             agreed = [[self._weights[name] for name in vector.layout.names] for vector in fragment.vectors]
-            fragment.land(agreed, self.outer_optimizer, self._mixing)
-            self._last, ended = fragment, True
+            fragment.land(agreed, self.outer_optimizer, self._mixing or 0.0)
+            if self._statistics is not None and fragment is self._fragments[-1]:
+                self._statistics.land()
+            self.metrics, ended = fragment.metrics, True
         return ended
 
     @torch.no_grad()
@@ -242,40 +475,27 @@ class LocalSteps:
             held.copy_(whole)
 
 
-def _require_turns(sync_every: int, fragments: int, sync_delay: int, mixing: float | None, parameters: int) -> None:
-    if sync_every < 1:
-        raise ValueError(f"sync_every must be at least 1, got {sync_every}. 30 exchanges after every 30 steps.")
-    if not 1 <= fragments <= min(sync_every, parameters):
-        raise ValueError(
-            f"fragments must be in [1, {min(sync_every, parameters)}], at most sync_every and the model's parameters, "
-            f"got {fragments}. 1 exchanges the whole model at once."
-        )
-    if not 0 <= sync_delay < sync_every:
-        raise ValueError(
-            f"sync_delay must be in [0, {sync_every - 1}], below sync_every, got {sync_delay}. 0 waits for the mean."
-        )
-    if mixing is not None and not 0 <= mixing <= 1:
-        raise ValueError(f"mixing must be in [0, 1] or None, got {mixing}. None loses no step.")
-    if mixing is not None and not sync_delay:
-        raise ValueError(f"mixing must be None where sync_delay is 0, got {mixing}. There is nothing to mix.")
+def _norm_of(vectors: Sequence[Tensor]) -> float:
+    norms = [torch.linalg.vector_norm(one, dtype=torch.float64) for one in vectors]
+    return float(torch.linalg.vector_norm(torch.stack([norm.cpu() for norm in norms])))
 
 
-def _made(outer_optimizer: Any, agreed: Iterable[Parameter]) -> Optimizer:
-    if isinstance(outer_optimizer, Optimizer):
-        name = type(outer_optimizer).__name__
-        raise ValueError(
-            f"outer_optimizer must be a function that makes one from parameters, got a {name} of its own. Write "
-            f"outer_optimizer=lambda parameters: torch.optim.{name}(parameters, lr=...)."
-        )
-    if outer_optimizer is None:
-        return torch.optim.SGD(agreed, lr=1.0)
-    made = outer_optimizer(agreed)
-    if not isinstance(made, Optimizer):
-        raise ValueError(
-            f"outer_optimizer must return a torch.optim.Optimizer, got {type(made).__name__}. Write lambda parameters: "
-            "torch.optim.SGD(parameters, lr=0.7, momentum=0.9, nesterov=True), for example."
-        )
-    return made
+def _scale(vectors: Sequence[Tensor], factor: float) -> None:
+    for vector in vectors:
+        vector.mul_(factor)
+
+
+def _read(told: Done) -> list[Note]:
+    rows = told.wait().view(-1, len(Note._fields)).tolist()
+    return [Note(int(step), int(fragment), norm, int(hashed)) for step, fragment, norm, hashed in rows]
+
+
+def _forget_nonfinite(optimizer: Optimizer) -> None:
+    """Zero what an optimizer remembers that is not finite: it would never recover."""
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                value.zero_()
 
 
 def _text_of(parameters: dict[str, Parameter]) -> str:

@@ -68,6 +68,12 @@ class Vector:
             difference.copy_(agreed.to(local.device, local.dtype)).sub_(local)
         return out
 
+    def load(self, agreed: Mapping[str, Tensor], local: Mapping[str, Tensor]) -> None:
+        """Overwrite agreed and local weights by saved ones, flat, by parameter."""
+        self.agreed.copy_(flat_of(self, agreed))
+        for name, own in zip(self.layout.names, self._locals, strict=True):
+            own.copy_(local[name].view(own.shape))
+
     def write(self) -> None:
         """Overwrite the local weights by the agreed ones."""
         for agreed, local in self._pairs():
@@ -131,10 +137,15 @@ def vectors_of(parameters: Mapping[str, Tensor], home: torch.device | None = Non
     return [Vector(run, home) for run in runs]
 
 
-def flat_by_name(vectors: Sequence[Vector], flats: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Return copies of the parts of some flat vectors, by parameter."""
+def by_name(vectors: Sequence[Vector], flats: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return copies of the parts of some flat vectors, by parameter; nothing of no vectors."""
     return {
         name: flat[place].clone()
-        for vector, flat in zip(vectors, flats, strict=True)
+        for vector, flat in zip(vectors, flats, strict=False)
         for name, place in vector.layout.slices()
     }
+
+
+def flat_of(vector: Vector, parts: Mapping[str, Tensor]) -> Tensor:
+    """Undo ``by_name`` for one vector, where its parameters are."""
+    return torch.cat([parts[name].to(vector.device) for name in vector.layout.names])

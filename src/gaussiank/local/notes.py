@@ -1,0 +1,125 @@
+"""What workers tell each other of a round: where they are, how long a difference is, a hash of the agreed weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gaussiank.comm import Done, Executor
+
+OnOutlier = Literal["raise", "leave_out", "clip"]
+_CHUNK = 1 << 20  # entries that are hashed at once
+
+
+class Note(NamedTuple):
+    """What one worker tells of a round.
+
+    Attributes:
+        step: its inner step.
+        fragment: whose turn it is.
+        norm: of its difference, infinity or NaN where that is not finite.
+        digest: of its agreed weights, 0 in a round that does not check them.
+    """
+
+    step: int
+    fragment: int
+    norm: float
+    digest: int
+
+    def send(self, executor: Executor, group: dist.ProcessGroup | None, device: torch.device) -> Done:
+        """Tell it to all workers; the future holds every worker's, float64 ``[world_size, 4]``."""
+        world_size = dist.get_world_size(group)
+        rows = torch.zeros(world_size, len(self), dtype=torch.float64, device=device)
+        # a sum in which every other worker has zeros; the factor takes back the mean, exactly for whole numbers
+        rows[dist.get_rank(group)] = torch.tensor(self, dtype=torch.float64, device=device) * world_size
+        label = f"the note of fragment {self.fragment} in step {self.step}"
+        return executor.average(lambda: label, rows.view(-1), lambda _: None)
+
+
+def digest(vectors: Sequence[Tensor]) -> int:
+    """Return a hash of 32 bits of some float vectors, the same on every device.
+
+    Example:
+        >>> digest([torch.ones(3)]) == digest([torch.ones(3)]), digest([torch.ones(3)]) == digest([torch.zeros(3)])
+        (True, False)
+    """
+    total = 0
+    for vector in vectors:
+        for part in vector.view(torch.int32).split(_CHUNK):
+            odd = torch.arange(1, 2 * part.numel(), 2, dtype=torch.int64, device=part.device)
+            total = (total * 1_000_003 + int((part.to(torch.int64) * odd).sum())) % 2**64
+    return (total ^ total >> 32) % 2**32
+
+
+def require_together(notes: Sequence[Note]) -> None:
+    """Raise unless all workers are in the same round and have agreed on the same weights.
+
+    Raises:
+        RuntimeError: names the ranks that differ from most.
+    """
+    places = [(note.step, note.fragment) for note in notes]
+    usual = max(places, key=places.count)
+    for rank, place in enumerate(places):
+        if place != usual:
+            raise RuntimeError(
+                f"local.step() must be called as often on every worker, got inner step {place[0]} on rank {rank} and "
+                f"{usual[0]} on others. Call it after each step of the optimizer, also one that a GradScaler left out."
+            )
+    digests = [note.digest for note in notes]
+    others = [rank for rank, own in enumerate(digests) if own != max(digests, key=digests.count)]
+    if others:
+        raise RuntimeError(
+            f"agreed weights must have the same bits on every worker, got others on rank "
+            f"{', '.join(map(str, others))} before step {usual[0]}. Something wrote to them there: memory is at fault, "
+            "or code. Load the last checkpoint on every worker."
+        )
+
+
+def outliers(norms: Sequence[float], limit: float | None) -> dict[int, str]:
+    """Return the ranks whose difference would poison the mean, with what is wrong with it.
+
+    Args:
+        norms: of each worker's difference.
+        limit: how many times the median a norm may be; None for any finite one.
+
+    Example:
+        >>> outliers([1.0, 2.0, 30.0, math.nan], limit=5.0)
+        {2: 'has norm 30, the median is 2', 3: 'is not finite'}
+    """
+    median = median_of(norms)
+    found = {}
+    for rank, norm in enumerate(norms):
+        if not math.isfinite(norm):
+            found[rank] = "is not finite"
+        elif limit is not None and norm > limit * median:
+            found[rank] = f"has norm {norm:.3g}, the median is {median:.3g}"
+    return found
+
+
+def median_of(norms: Sequence[float]) -> float:
+    """Return the lower median of the finite ones, 0 without any."""
+    finite = sorted(filter(math.isfinite, norms))
+    return finite[(len(finite) - 1) // 2] if finite else 0.0
+
+
+def require_outlier_rule(on_outlier: str, norm_limit: float | None) -> None:
+    """Raise unless they are known and go together.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if on_outlier not in get_args(OnOutlier):
+        raise ValueError(
+            f"on_outlier must be one of {', '.join(get_args(OnOutlier))}, got {on_outlier!r}. Choose one of them."
+        )
+    if norm_limit is not None and not norm_limit > 1:
+        raise ValueError(f"norm_limit must be above 1, got {norm_limit}. 10 allows ten times the median norm.")
+    if on_outlier == "clip" and norm_limit is None:
+        raise ValueError(
+            "norm_limit must be given with on_outlier='clip', got None. 10 clips what is ten medians long."
+        )

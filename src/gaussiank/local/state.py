@@ -1,0 +1,76 @@
+"""What is saved of local steps: one state a worker, whose weights and residuals are kept by parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .fragment import Fragment
+
+FORMAT = 1
+
+
+def gathered(fragments: Sequence[Fragment]) -> dict[str, Any]:
+    """Return what all fragments save, in the form that ``gaussiank.reshard`` takes."""
+    states = [fragment.state_dict() for fragment in fragments]
+    feedback = {
+        key: {name: value for state in states for name, value in state["feedback"][key].items()}
+        for key in ("parameters", "residual", "velocity")
+    }
+    merged = {
+        key: {name: value for state in states for name, value in state[key].items()}
+        for key in ("agreed", "local", "hints", "routes")
+    }
+    return {
+        **merged,
+        "feedback": {"format": states[0]["feedback"]["format"], **feedback},
+        "fragments": [list(fragment.names) for fragment in fragments],
+        "rounds": [{key: state[key] for key in ("format", "step", "exchanges")} for state in states],
+        "flights": {number: state["flight"] for number, state in enumerate(states) if state["flight"]},
+    }
+
+
+def parted(state: Mapping[str, Any], fragments: Sequence[Fragment]) -> list[dict[str, Any]]:
+    """Undo ``gathered``: return each fragment's own state.
+
+    Raises:
+        ValueError: another model, or a round is under way and the fragments are others.
+    """
+    same = state["fragments"] == [list(fragment.names) for fragment in fragments]
+    if state["flights"] and not same:
+        raise ValueError(
+            f"fragments must be those of the state while rounds are under way, got {len(fragments)} for one with "
+            f"{len(state['fragments'])}. Load with as many fragments, or save after local.finish()."
+        )
+    wanted = {name for fragment in fragments for name in fragment.names}
+    for name in sorted(wanted ^ set(state["feedback"]["parameters"])):
+        whose = "the model alone" if name in wanted else "the state alone"
+        raise ValueError(f"state must be of this model, got parameter {name} in {whose}. Load the state of this model.")
+    last = max(state["rounds"], key=lambda one: int(one["step"]))
+    return [
+        _part(state, fragment, state["rounds"][number] if same else last, state["flights"].get(number))
+        for number, fragment in enumerate(fragments)
+    ]
+
+
+def _part(state: Mapping[str, Any], fragment: Fragment, rounds: Mapping[str, Any], flight: Any) -> dict[str, Any]:
+    names, feedback = set(fragment.names), state["feedback"]
+    vectors = [f"{vector.layout.names[0]}..{vector.layout.names[-1]}" for vector in fragment.vectors]
+    places = [f"{text}/{vector.layout.numel}" for text, vector in zip(vectors, fragment.vectors, strict=True)]
+    return {
+        **rounds,
+        "rank": state["rank"],
+        "world_size": state["world_size"],
+        "feedback": {
+            "format": feedback["format"],
+            **{
+                key: {name: value for name, value in feedback[key].items() if name in names}
+                for key in ("parameters", "residual", "velocity")
+            },
+        },
+        "hints": {key: hint for key, hint in state["hints"].items() if key in vectors},
+        "routes": {key: route for key, route in state["routes"].items() if key.split(" ", 1)[-1] in places},
+        "agreed": state["agreed"],
+        "local": state["local"],
+        "flight": flight,
+    }
