@@ -19,7 +19,7 @@ LEVELS = [
     {"autotune"},
     {"checkpoint", "reducer"},
     {"compression", "optimizer_checks"},
-    {"ddp", "local"},
+    {"ddp", "fsdp", "local"},
     {"doors"},
     {"__init__"},
     {"__main__"},

@@ -36,7 +36,9 @@ class Compression:
         numels: Mapping[str, int],
         group: dist.ProcessGroup | None,
         observer: Observer | None,
-        **more: object,
+        *,
+        mesh: str | None = None,
+        modules: object = None,
     ) -> None:
         """Write down the settings, and compare them with every other worker's.
 
@@ -45,7 +47,8 @@ class Compression:
             numels: name -> numel of every parameter of the model.
             group: of all workers that train it, each of which must call this.
             observer: told of every vector, or None.
-            more: what else must be the same on every worker.
+            mesh: replicas and shards, where there are such.
+            modules: what is sharded together, likewise; compared, and not kept.
 
         Raises:
             ValueError: something differs; names it.
@@ -55,11 +58,11 @@ class Compression:
             "gaussiank version": __version__,
             **settings.agreed(),
             "recorder": observer and observer.settings,  # it may communicate: every worker needs it
-            **more,
+            "mesh": mesh,
             "model parameters": numels,
         }
         await_all(group)
-        require_agreement(self.config, group)
+        require_agreement({**self.config, "FSDP modules": modules}, group)
         self._resumed = False
 
     def __repr__(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -11,18 +13,24 @@ from gaussiank.codec import Wire, chosen_wire
 from gaussiank.collectives import Collective, entries_within
 from gaussiank.compression import Compression
 from gaussiank.compressors import Capped, Compressor, parse_compressor
-from gaussiank.ddp import DDPDoor
+from gaussiank.ddp import DDPDoor, is_sharded
 from gaussiank.metrics import Observer
 from gaussiank.momentum import LocalClip, MomentumCorrection
 from gaussiank.optimizer_checks import check_optimizers
 from gaussiank.reducer import OnNonfinite, Scope, Settings, require_scope
 from gaussiank.schedule import Constant, Schedule, require_density
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from gaussiank.fsdp import FSDPDoor
+
 
 def compress(
     model: nn.Module,
     density: float | Schedule = 0.001,
     *,
+    mesh: DeviceMesh | None = None,
     compressor: str | Compressor = "topk",
     scope: Scope = "bucket",
     momentum: MomentumCorrection | None = None,
@@ -35,18 +43,21 @@ def compress(
     timeout_s: float | None = None,
     recorder: Observer | None = None,
 ) -> Compression:
-    """Make a DDP model exchange sparse gradients with error feedback instead of dense ones.
+    """Make a DDP or FSDP2 model exchange sparse gradients with error feedback instead of dense ones.
 
     Call it once, on every worker, after wrapping the model and before the first backward; the training loop stays as it
-    is. Communication overlaps with backward, bucket by bucket.
+    is. With DDP, communication overlaps with backward, bucket by bucket.
 
     Args:
         model: model wrapped in ``DistributedDataParallel``, on Gloo or NCCL, without another communication hook; it may
-            be wrapped in ``torch.compile`` already.
+            be wrapped in ``torch.compile`` already. Or one of ``fully_shard(..., mesh=mesh["shard"])``: gradients are
+            dense within its shard group, and sparse between replicas.
         density: share of entries to send, in (0, 1], or a schedule of it; a larger one sends more and delays less.
+        mesh: for a model of ``fully_shard`` alone: the ``DeviceMesh`` of all workers, with the dimensions ``replicate``
+            and ``shard``.
         compressor: which entries: a name, ``name:field=value``, or a compressor. The default is exact Top_k.
-        scope: where k is counted: on each DDP ``bucket``, on each parameter (``layer``), or on the whole ``model`` (the
-            paper's setting; waits for the end of backward).
+        scope: where k is counted: on each ``bucket`` (of DDP, or FSDP module), on each parameter (``layer``), or on the
+            whole ``model`` (the paper's setting; waits for the end of backward).
         momentum: DGC's momentum correction and local clipping; set the optimizer's momentum to 0 with it.
         clip_norm: largest norm of this worker's own gradient, before anything is selected: of the whole one with
             ``scope="model"``; otherwise each bucket or parameter gets its share of the square, by its number of
@@ -100,7 +111,7 @@ def compress(
         (10, 1010)
         >>> dist.destroy_process_group()
     """
-    door = DDPDoor(model)
+    door = _door_of(model, mesh)
     require_scope(scope)
     if isinstance(compressor, str):
         compressor = parse_compressor(compressor)
@@ -128,3 +139,15 @@ def compress(
     exchanges = door.exchanging()
     check_optimizers(compression, door.parameters, momentum, scaler, has_residual=has_residual, exchanges=exchanges)
     return compression
+
+
+def _door_of(model: nn.Module, mesh: DeviceMesh | None) -> DDPDoor | FSDPDoor:
+    if isinstance(model, nn.Module) and is_sharded(model):
+        from gaussiank.fsdp import FSDPDoor  # what it imports would take users of DDP longer than compress itself
+
+        return FSDPDoor(model, mesh)
+    if mesh is not None:
+        raise ValueError(
+            "mesh must be None for a model that fully_shard has not sharded, got one. Leave it out, or shard the model."
+        )
+    return DDPDoor(model)

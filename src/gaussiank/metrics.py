@@ -24,6 +24,7 @@ class Metrics:
     Attributes:
         step: number of the step, 0 the first.
         density: density asked for.
+        calls: exchanges begun: one for each DDP bucket or FSDP module, one for all of them with ``scope="model"``.
         numel: entries of all gradients that went through the hook.
         k: entries asked for.
         kept: entries chosen.
@@ -38,6 +39,7 @@ class Metrics:
 
     step: int = 0
     density: float = 1.0
+    calls: int = 0
     numel: int = 0
     k: int = 0
     kept: int = 0
@@ -55,6 +57,7 @@ class Metrics:
 
     def note_taken(self, select_s: float, *, numel: int, k: int, kept: int, dense_bytes: int) -> None:
         """Count one selection that took ``select_s``."""
+        self.calls += 1
         self.select_s += select_s
         self.numel += numel
         self.k += k

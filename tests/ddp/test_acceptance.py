@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import BuiltinCommHookType
 from torch.distributed._composable.replicate import replicate
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import gaussiank
@@ -52,20 +52,18 @@ def refused(model: nn.Module, **settings: Any) -> str:
 
 
 def test_other_wrappers_are_named() -> None:
-    mesh = init_device_mesh("cpu", (1,))
-    part = nn.Sequential(fully_shard(nn.Linear(3, 1), mesh=mesh))
     begins = "model must be wrapped in DistributedDataParallel, got "
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, of a CPU
         sharded = FullyShardedDataParallel(nn.Linear(3, 1), device_id=torch.device("cpu"))
     for model, text in (
-        (fully_shard(nn.Linear(3, 1), mesh=mesh), f"FSDPLinear of fully_shard (FSDP2), {INSTEAD}"),
-        (part, f"Sequential of fully_shard (FSDP2), {INSTEAD}"),
         (sharded, f"FullyShardedDataParallel of FullyShardedDataParallel (FSDP1), {INSTEAD}"),
         (replicate(nn.Linear(3, 1)), f"DDPLinear of replicate, {INSTEAD}"),
         (nn.Linear(3, 1), "Linear. Wrap it first: gaussiank.compress(DistributedDataParallel(model))."),
     ):
         assert refused(model) == begins + text
+    with pytest.raises(ValueError, match=r"^mesh must be None for a model that fully_shard has not sharded, got one"):
+        gaussiank.compress(DDP(nn.Linear(3, 1)), mesh=init_device_mesh("cpu", (1, 1)))
     assert refused(Holding(Holding(DDP(nn.Linear(3, 1))))) == (
         "model must be a DistributedDataParallel, got Holding that holds one. Give it: "
         "gaussiank.compress(model.inner.inner)."

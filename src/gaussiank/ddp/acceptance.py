@@ -49,6 +49,11 @@ def ddp_of(model: nn.Module) -> DistributedDataParallel:
     )
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Tell whether ``fully_shard`` was called on the model or on a module in it."""
+    return any(_other_parallel(module) == _SHARDED["FSDPModule"] for module in model.modules())
+
+
 def _other_parallel(module: nn.Module) -> str | None:
     names = {kind.__name__ for kind in type(module).__mro__ if kind.__module__.startswith("torch.distributed.")}
     return next((text for name, text in _SHARDED.items() if name in names), None)

@@ -360,6 +360,15 @@ class GradientReducer:
         self._in_flight.hold(done, step, on=grad)
         return done
 
+    def wait(self, done: Done) -> Tensor:
+        """Wait for a mean where nothing can go on without it; on CUDA, the stream does.
+
+        Raises:
+            RuntimeError: a worker is gone.
+        """
+        self._engine.flush()  # an exchange of several messages would wait for the next one to begin
+        return done.wait()
+
     def pass_through(self, grad: Tensor) -> torch.futures.Future[Any]:
         """Start the mean of a ``torch.sparse`` gradient, an embedding's, as DDP itself would."""
         work = dist.all_reduce(grad.div_(self.world_size), group=self._executor.group, async_op=True)
