@@ -17,12 +17,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from gaussiank_lab.bench.net.methods import parse_method
-from gaussiank_lab.bench.net.ranks import Ranks
-from gaussiank_lab.bench.net.rates import UNSHAPED, parse_rate
-from gaussiank_lab.bench.net.trainer import Trainer, Window
-from gaussiank_lab.bench.net.wires import missing
-from gaussiank_lab.bench.net.workloads import parse_workload
+from gaussiank_lab.bench.net.exchanges import parse_method
+from gaussiank_lab.bench.net.links import UNSHAPED, missing, parse_rate
+from gaussiank_lab.bench.net.run import Ranks
+from gaussiank_lab.bench.net.training import Trainer, Window, parse_workload
 from gaussiank_lab.machine import origin
 
 MAY_BE_SLOWER = 1.20

@@ -7,7 +7,7 @@ from tests.imports import LAB, PACKAGES, file_of, modules_of, name_of, room_of
 
 READERS = [
     *("report/plots.py", "report/page.py", "report/records.py", "report/summary.py"),
-    *("bench/rows.py", "bench/opstable.py", "bench/opsplot.py"),
+    *("bench/rows.py", "bench/tables.py", "bench/plots.py"),
     *("study/study.py", "study/report.py", "study/plots.py"),
 ]
 

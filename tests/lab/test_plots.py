@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation, Text
+from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from gaussiank_lab.metric import Metric
@@ -35,8 +35,9 @@ def line(figure: Figure, label: str) -> tuple[NDArray[np.float64], NDArray[np.fl
     return np.asarray(found[0].get_xdata(), float), np.asarray(found[0].get_ydata(), float)
 
 
-def names(axes: Axes) -> dict[str, Annotation]:
-    return {text.get_text(): text for text in axes.texts if isinstance(text, Annotation)}
+def names(axes: Axes) -> dict[str, Text]:
+    legend = axes.get_legend()
+    return {text.get_text(): text for text in axes.texts or (legend.get_texts() if legend else ())}
 
 
 def test_metric_over_steps_holds_the_evaluations_in_percent(write_run: WriteRun) -> None:
@@ -144,13 +145,6 @@ def test_names_do_not_cover_each_other(write_run: WriteRun, draw: Callable[[Reco
         assert figure.bbox.y0 - 1 <= box.y0
         assert box.y1 <= figure.bbox.y1 + 1
         assert not any(box.overlaps(other) for other in boxes[i + 1 :])
-
-
-def test_spread_moves_as_little_as_needed() -> None:
-    heights = np.full(3, 0.1)
-    np.testing.assert_allclose(plots.spread(np.array([0.2, 0.9, 0.5]), heights), [0.2, 0.9, 0.5])
-    np.testing.assert_allclose(plots.spread(np.array([0.5, 0.5, 0.5]), heights), [0.4, 0.5, 0.6])
-    np.testing.assert_allclose(plots.spread(np.array([1.0, 0.98, 0.2]), heights), [0.95, 0.85, 0.2])
 
 
 def test_smooth_leaves_missing_values_out() -> None:

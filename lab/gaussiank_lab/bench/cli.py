@@ -49,8 +49,8 @@ def ops_command(
 
     Lists go by comma. Writes rows.jsonl and the plot operator_time. Ctrl-C keeps what was measured so far.
     """
-    from gaussiank_lab.bench.opsrun import OpsConfig
-    from gaussiank_lab.bench.opsshow import run_check, run_ops
+    from gaussiank_lab.bench.ops import OpsConfig
+    from gaussiank_lab.bench.show import run_ops, run_ops_check
 
     given: dict[str, Any] = {
         "sizes": None if sizes is None else tuple(int(_number("sizes", text)) for text in _parts(sizes)),
@@ -68,7 +68,7 @@ def ops_command(
     if check:
         if given:
             raise ValueError(f"check must come without {', '.join(given)}: what is promised is fixed. Leave them out.")
-        raise typer.Exit(run_check(out, quick=quick, seed=seed))
+        raise typer.Exit(run_ops_check(out, quick=quick, seed=seed))
     trial: dict[str, Any] = {"sizes": (10_000, 100_000), "laws": ("normal", "residual"), "repeats": 3} if quick else {}
     raise typer.Exit(run_ops(OpsConfig(seed=seed, **(trial | given)), out))
 

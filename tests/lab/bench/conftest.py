@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gaussiank import ops
-from gaussiank_lab.bench.opsrun import OpsBench, OpsConfig
+from gaussiank_lab.bench.ops import OpsBench, OpsConfig
 from gaussiank_lab.bench.rows import Row
 
 

@@ -7,10 +7,7 @@ import torch
 
 from gaussiank import ops
 from gaussiank.compressors import COMPRESSORS, Taken, TopK, Turn
-from gaussiank_lab.bench.backends import Switch
-from gaussiank_lab.bench.operators import Ours, operator_names, operators
-from gaussiank_lab.bench.peers import PEERS
-from gaussiank_lab.bench.vectors import Vectors
+from gaussiank_lab.bench.operators import PEERS, Ours, Switch, Vectors, operator_names, operators
 
 ALL = operators(operator_names(), ops.backends().available)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from matplotlib.colors import to_hex
 
-from gaussiank_lab.bench.opsplot import curves, time_over_size, write_plot
+from gaussiank_lab.bench.plots import Curve, curves, time_over_size, write_ops_plot
 from gaussiank_lab.bench.rows import Row
 
 
@@ -26,8 +26,8 @@ def test_curves_take_the_backend_that_is_fastest_at_the_largest_size() -> None:
         row("copy", 100, 2.0, family="ceiling", kind="ceiling"),
     ]  # fmt: skip
     assert curves(rows, "normal", 0.001) == [
-        ("topk (avx2)", "ours", (100, 1000), (500.0, 100.0)),
-        ("torch.topk", "peer", (100, 1000), (2000.0, 3000.0)),
+        Curve("topk (avx2)", "ours", (100, 1000), (500.0, 100.0)),
+        Curve("torch.topk", "peer", (100, 1000), (2000.0, 3000.0)),
     ]
 
 
@@ -38,8 +38,8 @@ def test_figure_shows_every_curve_with_units(rows: list[Row]) -> None:
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
     expected = curves(rows, "normal", 0.01)
     drawn = [(tuple(line.get_xdata()), tuple(line.get_ydata())) for line in axes.lines]  # type: ignore[arg-type]
-    assert drawn == [(curve.numel, curve.ms) for curve in expected]
-    texts = {text.get_text() for text in axes.texts}
+    assert drawn == [(curve.x, curve.ms) for curve in expected]
+    texts = {text.get_text() for text in axes.get_legend().get_texts()}
     assert texts == {curve.name for curve in expected}
     assert {"add in place", "torch.topk", "published Gaussian_k"} < texts
     ticks = axes.yaxis.get_major_formatter().format_ticks([0.01, 1.0, 100.0, 1000.0])
@@ -62,8 +62,8 @@ def test_no_two_curves_look_alike() -> None:
 
 
 def test_files_are_written_when_there_is_something_to_draw(tmp_path: Path, rows: list[Row]) -> None:
-    assert write_plot([row for row in rows if row["kind"] == "ceiling"], tmp_path) == []
-    paths = write_plot(rows, tmp_path)
+    assert write_ops_plot([row for row in rows if row["kind"] == "ceiling"], tmp_path) == []
+    paths = write_ops_plot(rows, tmp_path)
     assert [path.name for path in paths] == ["operator_time.svg", "operator_time.png"]
     assert paths[0].read_text(encoding="utf-8").count("<svg") == 1
     assert paths[1].read_bytes().startswith(b"\x89PNG")
@@ -79,6 +79,6 @@ def test_smallest_density_and_first_law_are_drawn(
         seen.append((law, density))
         return time_over_size(rows, law, density)
 
-    monkeypatch.setattr("gaussiank_lab.bench.opsplot.time_over_size", watched)
-    write_plot([row for row in rows if row["density"] >= density], tmp_path)
+    monkeypatch.setattr("gaussiank_lab.bench.plots.time_over_size", watched)
+    write_ops_plot([row for row in rows if row["density"] >= density], tmp_path)
     assert seen == [("normal", density)]

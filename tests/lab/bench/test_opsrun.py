@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from gaussiank import ops
-from gaussiank_lab.bench import opsrun
-from gaussiank_lab.bench.opsrun import OpsBench, OpsConfig, Setting, require_memory
+from gaussiank_lab.bench import ops as opsrun
+from gaussiank_lab.bench.ops import OpsBench, OpsConfig, Setting, require_memory
 from gaussiank_lab.bench.rows import Row
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from gaussiank_lab.bench import opsshow
-from gaussiank_lab.bench.opscheck import PROMISES, CheckConfig
-from gaussiank_lab.bench.opsrun import OpsConfig
-from gaussiank_lab.bench.opsshow import run_check, run_ops
+from gaussiank_lab.bench import show
+from gaussiank_lab.bench.ops import OpsConfig
 from gaussiank_lab.bench.rows import Row, read_rows
+from gaussiank_lab.bench.show import run_ops, run_ops_check
+from gaussiank_lab.bench.targets import OPS_TARGETS, CheckConfig
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def test_ctrl_c_leaves_what_was_measured(
 ) -> None:
     monkeypatch.setattr(FakeBench, "settings", settings_of_rows, raising=False)
     monkeypatch.setattr(FakeBench, "stop_after", stop_after, raising=False)
-    monkeypatch.setattr(opsshow, "OpsBench", FakeBench)
+    monkeypatch.setattr(show, "OpsBench", FakeBench)
     status = run_ops(fast_config, tmp_path)
     assert status == (130 if stop_after < 8 else 0)
     assert read_rows(tmp_path) == [row for rows in settings_of_rows[:stop_after] for row in rows]
@@ -61,7 +61,13 @@ def test_ctrl_c_leaves_what_was_measured(
 def rows_of(values: dict[str, float]) -> list[Row]:
     about = {"kind": "check", "backend": "avx2", "machine": "a cpu", "date": "2026-11-24T00:00:00+00:00"}
     return [
-        {**about, "key": key, **PROMISES[key]._asdict(), "measured": value, "verdict": PROMISES[key].verdict(value)}
+        {
+            **about,
+            "key": key,
+            **OPS_TARGETS[key]._asdict(),
+            "measured": value,
+            "verdict": OPS_TARGETS[key].verdict(value),
+        }
         for key, value in values.items()
     ]
 
@@ -70,14 +76,14 @@ def rows_of(values: dict[str, float]) -> list[Row]:
 def test_check_fails_below_a_floor_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], steady: float, status: int
 ) -> None:
-    values = {key: promise.target for key, promise in PROMISES.items()} | {"steady": steady}
-    monkeypatch.setattr(opsshow, "check", lambda config, on_round: iter(rows_of(values)))
-    assert run_check(tmp_path, quick=False, seed=0) == status
+    values = {key: promise.target for key, promise in OPS_TARGETS.items()} | {"steady": steady}
+    monkeypatch.setattr(show, "check_ops", lambda config, on_round: iter(rows_of(values)))
+    assert run_ops_check(tmp_path, quick=False, seed=0) == status
     shown = capsys.readouterr().out
     assert max(map(len, (line for line in shown.splitlines() if not line.startswith("Wrote")))) <= 80
-    assert shown.count("target met") == len(PROMISES) - (steady < 97)
+    assert shown.count("target met") == len(OPS_TARGETS) - (steady < 97)
     assert shown.count("BELOW FLOOR") == status
-    assert [row["key"] for row in read_rows(tmp_path)] == list(PROMISES)
+    assert [row["key"] for row in read_rows(tmp_path)] == list(OPS_TARGETS)
 
 
 def test_check_stopped_by_ctrl_c_keeps_its_rows(
@@ -87,7 +93,7 @@ def test_check_stopped_by_ctrl_c_keeps_its_rows(
         yield from rows_of({"cold": 91.0})
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(opsshow, "check", stopped)
-    assert run_check(tmp_path, quick=True, seed=0) == 130
+    monkeypatch.setattr(show, "check_ops", stopped)
+    assert run_ops_check(tmp_path, quick=True, seed=0) == 130
     assert len(read_rows(tmp_path)) == 1
     assert "not measured" in capsys.readouterr().out

@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console, RenderableType
 
-from gaussiank_lab.bench.opstable import laws_table, plain_text, setting_table, size_text
 from gaussiank_lab.bench.rows import Row
+from gaussiank_lab.bench.tables import laws_table, ops_table, plain_text, size_text
 
 
 def printed(table: RenderableType) -> list[str]:
@@ -31,7 +31,7 @@ def test_table_of_a_setting() -> None:
         row(seconds=0.0057, state="cold"),
         {"kind": "skipped", "operator": "published MSTopK", "backend": "torch", "reason": "9 runs need about 31 s"},
     ]
-    lines = printed(setting_table(rows))
+    lines = printed(ops_table(rows))
     assert lines[0] == "1e7 entries, density 0.001, normal"
     assert [line.split("  ")[0] for line in lines[4:9]] == [
         "add in place",
@@ -47,7 +47,7 @@ def test_table_of_a_setting() -> None:
 
 def test_real_rows_fit_80_columns(settings_of_rows: list[list[Row]], rows: list[Row]) -> None:
     for setting in settings_of_rows:
-        lines = printed(setting_table(setting))
+        lines = printed(ops_table(setting))
         assert max(map(len, lines)) <= 80
         assert all("…" not in line for line in lines)
     table = laws_table(rows)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gaussiank.compressors import GaussianK, MSTopK
-from gaussiank_lab.bench.peers import PEERS
+from gaussiank_lab.bench.operators import PEERS
 
 Draw = Callable[..., torch.Tensor]
 EXACT = ["torch.topk", "torch.kthvalue", "numpy.argpartition", "published RedSync"]

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from gaussiank_lab.bench.vectors import LAWS, Vectors, stored_residual
+from gaussiank_lab.bench.operators import LAWS, Vectors, stored_residual
 
 NUMEL = 200_000
 KURTOSIS = {"normal": 3.0, "laplace": 6.0, "uniform": 1.8, "triangular": 2.4}

@@ -48,8 +48,8 @@ def net_command(
     Each rank gets a network namespace of its own, behind a bridge and two token buckets. Nothing is left behind,
     however a run ends. Lists go by comma. Writes rows.jsonl and plots. Ctrl-C keeps what was measured so far.
     """
-    from .netrun import NetConfig
-    from .netshow import run_check, run_net
+    from gaussiank_lab.bench.net.run import NetConfig
+    from gaussiank_lab.bench.show import run_net, run_net_check
 
     given: dict[str, Any] = {
         "models": None if models is None else _parts(models),
@@ -71,7 +71,7 @@ def net_command(
         if given or quick:
             given = {**given, **({"quick": True} if quick else {})}
             raise ValueError(f"check must come without {', '.join(given)}: what is promised is fixed. Leave them out.")
-        raise typer.Exit(run_check(seed, out))
+        raise typer.Exit(run_net_check(seed, out))
     trial: dict[str, Any] = {"workers": (2,), "rounds": 1, "steps": 3} if quick else {}
     raise typer.Exit(run_net(NetConfig(seed=seed, **(trial | given)), out))
 
@@ -86,7 +86,7 @@ def predict_command(
     """
     from rich.console import Console
 
-    from .predictshow import show_predictions
+    from gaussiank_lab.bench.net.predict import show_predictions
 
     show_predictions(run, Console())
 

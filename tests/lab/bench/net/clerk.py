@@ -8,8 +8,7 @@ import socket
 import time
 from pathlib import Path
 
-from gaussiank_lab.bench.net.counters import read_counters
-from gaussiank_lab.bench.net.wires import DEVICE, address
+from gaussiank_lab.bench.net.links import DEVICE, address, read_counters
 
 PORT = 29_500
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gaussiank_lab.bench.net.netrun import NetBench, NetConfig
+from gaussiank_lab.bench.net.run import NetBench, NetConfig
 from gaussiank_lab.bench.rows import Row
 
 METHODS = ("ddp", "ddp-fp16", "ddp-powersgd", "paper-topk", "paper-dgc", "topk", "topk/auto", "gaussiank/split")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gaussiank_lab.bench.net.counters import Counters, read_counters
+from gaussiank_lab.bench.net.links import Counters, read_counters
 
 TABLE = """\
 Inter-|   Receive                                     |  Transmit

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gaussiank_lab.bench.net.methods import parse_method
-from gaussiank_lab.bench.net.workloads import parse_workload
+from gaussiank_lab.bench.net.exchanges import parse_method
+from gaussiank_lab.bench.net.training import parse_workload
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,11 @@ from typing import Any
 
 import pytest
 
-from gaussiank_lab.bench.net import netrun
-from gaussiank_lab.bench.net.carriers import Spent
-from gaussiank_lab.bench.net.methods import NetMethod, parse_method
-from gaussiank_lab.bench.net.netrun import NetBench, NetConfig, Setting, possible
-from gaussiank_lab.bench.net.ranks import Ranks
-from gaussiank_lab.bench.net.rates import parse_rate
-from gaussiank_lab.bench.net.trainer import StepRow, Trainer, Window
-from gaussiank_lab.bench.net.wires import missing
-from gaussiank_lab.bench.net.workloads import parse_workload
+from gaussiank_lab.bench.net import run as netrun
+from gaussiank_lab.bench.net.exchanges import NetMethod, Spent, parse_method
+from gaussiank_lab.bench.net.links import missing, parse_rate
+from gaussiank_lab.bench.net.run import NetBench, NetConfig, Ranks, Setting, possible
+from gaussiank_lab.bench.net.training import StepRow, Trainer, Window, parse_workload
 from gaussiank_lab.bench.rows import Row
 
 LENET5 = 61_706

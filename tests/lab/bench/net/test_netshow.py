@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from gaussiank_lab.bench.net import netcheck, netshow
-from gaussiank_lab.bench.net.netcheck import PROMISES, _bytes, _end_to_end, _exchange, _loopback
-from gaussiank_lab.bench.net.netplot import write_plots
-from gaussiank_lab.bench.net.netrun import NetConfig
-from gaussiank_lab.bench.net.netshow import run_check
-from gaussiank_lab.bench.net.nettable import off_percent, setting_table
+from gaussiank_lab.bench import show, targets
+from gaussiank_lab.bench.net.run import NetConfig
+from gaussiank_lab.bench.plots import write_net_plots
 from gaussiank_lab.bench.rows import Row, read_rows
+from gaussiank_lab.bench.show import run_net_check
+from gaussiank_lab.bench.tables import net_table, off_percent
+from gaussiank_lab.bench.targets import NET_TARGETS, _bytes, _end_to_end, _exchange, _loopback
 
 
 def row(method: str, *rounds: float, **others: Any) -> Row:
@@ -31,7 +31,7 @@ def row(method: str, *rounds: float, **others: Any) -> Row:
 def test_the_table_is_80_columns_wide_and_has_every_method(rows: list[Row]) -> None:
     console = Console(width=80, file=io.StringIO())
     with console.capture() as printed:
-        console.print(setting_table(rows))
+        console.print(net_table(rows))
     text = printed.get()
     assert max(map(len, text.splitlines())) <= 80
     for one in rows:
@@ -41,12 +41,12 @@ def test_the_table_is_80_columns_wide_and_has_every_method(rows: list[Row]) -> N
 
 def test_plots_are_written_for_each_model(rows: list[Row], tmp_path: Path) -> None:
     slow = [{**one, "rate": "20mbit", "rate_mbit": 20.0, "step_s": one["step_high_s"]} for one in rows]
-    paths = write_plots([*rows, *slow], tmp_path)
+    paths = write_net_plots([*rows, *slow], tmp_path)
     assert [path.name for path in paths] == ["net_lenet5_2.svg", "net_lenet5_2.png"]
     drawn = paths[0].read_text(encoding="utf-8")
     assert "gaussiank/split" in drawn
     assert drawn.index("20mbit") < drawn.index("loopback")  # fastest on the right
-    assert write_plots([], tmp_path) == []
+    assert write_net_plots([], tmp_path) == []
 
 
 def test_verdicts_follow_from_the_rounds_ratios() -> None:
@@ -66,7 +66,7 @@ def test_verdicts_follow_from_the_rounds_ratios() -> None:
         "leader",
         "allgather",
     }
-    assert set(found) | set(auto) | others == set(PROMISES)
+    assert set(found) | set(auto) | others == set(NET_TARGETS)
 
 
 def test_flat_and_linear_bytes_are_told_apart() -> None:
@@ -99,12 +99,12 @@ class Recorded:
 def test_a_check_judges_every_promise_and_fails_below_a_floor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(netcheck, "NetBench", Recorded)
-    monkeypatch.setattr(netshow, "missing", lambda: None)
-    assert run_check(0, tmp_path) == 1
+    monkeypatch.setattr(targets, "NetBench", Recorded)
+    monkeypatch.setattr(show, "missing", lambda: None)
+    assert run_net_check(0, tmp_path) == 1
     rows = read_rows(tmp_path)
     judged = {one["key"]: one for one in rows if one["kind"] == "check"}
-    assert set(judged) == set(PROMISES)
+    assert set(judged) == set(NET_TARGETS)
     assert judged["exchange"]["verdict"] == "BELOW FLOOR"  # ddp has three letters, topk four
     assert judged["dense"]["measured"] == pytest.approx(4 / 3)
     assert judged["share"]["verdict"] == "target met"
@@ -114,6 +114,6 @@ def test_a_check_judges_every_promise_and_fails_below_a_floor(
 
 
 def test_a_check_without_namespaces_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(netshow, "missing", lambda: "network namespaces need root")
+    monkeypatch.setattr(show, "missing", lambda: "network namespaces need root")
     with pytest.raises(RuntimeError, match=r"check must have links of a given rate: network namespaces need root\."):
-        run_check(0, tmp_path)
+        run_net_check(0, tmp_path)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from gaussiank_lab.bench.net.paper import PaperExchange
+from gaussiank_lab.bench.net.exchanges import PaperExchange
 
 
 @pytest.fixture

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from gaussiank_lab.bench.net.predict import Judged, judge, method_of
-from gaussiank_lab.bench.net.predictshow import order_right, regrets, show_predictions
-from gaussiank_lab.bench.net.rates import parse_rate
+from gaussiank_lab.bench.net.links import parse_rate
+from gaussiank_lab.bench.net.predict import Judged, judge, method_of, order_right, regrets, show_predictions
 from gaussiank_lab.bench.rows import Row
 
 NUMEL, WORKERS = 1_000_000, 4

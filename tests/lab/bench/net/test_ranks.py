@@ -12,15 +12,14 @@ from pathlib import Path
 import pytest
 from tests.lab.bench.net.clerk import Clerk
 
-from gaussiank_lab.bench.net.ranks import Ranks
-from gaussiank_lab.bench.net.rates import parse_rate
-from gaussiank_lab.bench.net.wires import DEVICE, missing
+from gaussiank_lab.bench.net.links import DEVICE, missing, parse_rate
+from gaussiank_lab.bench.net.run import Ranks
 
 ROOT = Path(__file__).parents[4]
 needs_namespaces = pytest.mark.skipif(missing() is not None, reason=f"{missing()}")
 KILLED = """
 import sys, time
-from gaussiank_lab.bench.net.ranks import Ranks
+from gaussiank_lab.bench.net.run import Ranks
 from tests.lab.bench.net.clerk import Clerk
 if __name__ == "__main__":
     with Ranks(2, sys.argv[1] == "True", Clerk) as ranks:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gaussiank_lab.bench.net.rates import parse_rate
+from gaussiank_lab.bench.net.links import parse_rate
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,4 @@
-"""The network of a run: namespaces, a bridge and links, made with ``ip`` and ``tc``.
-
-Each rank unshares a network namespace of its own, and a further process, the hub, holds one with the bridge. None of
-them has a name, and this machine's own network is never touched: a namespace ends with its last process, and its links
-with it. So nothing can be left behind, however a run ends.
-"""
+"""Links of a given rate: network namespaces, token buckets, and what the kernel counted on them."""
 
 from __future__ import annotations
 
@@ -15,10 +10,127 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
-from .rates import Rate
+LOOPBACK = "loopback"
+UNSHAPED = "unshaped"
+LEAST_BITS_S, MOST_BITS_S = 1e6, 1e11
+_UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
+_BURST_S = 0.001
+_QUEUE_S = 0.05
+
+
+@dataclass(frozen=True)
+class Rate:
+    """The rate of a link in each direction.
+
+    Attributes:
+        name: as the user wrote it.
+        bits_s: bits a second; None for a link that nothing slows down.
+        isolated: whether each rank has a network of its own; without one they share this machine's loopback.
+    """
+
+    name: str
+    bits_s: float | None
+    isolated: bool
+
+    @property
+    def mtu(self) -> int:
+        """Bytes of the largest packet: as in a usual network, or a fast one that is set up for it."""
+        return 9000 if self.bits_s is None or self.bits_s > 2e9 else 1500
+
+    @property
+    def burst_bytes(self) -> int:
+        """Bytes that may leave at once after a pause: what the rate carries in 1 ms, and at least two packets.
+
+        A smaller one throttles below the rate, because a timer of a busy machine is late; a larger one lets short
+        messages through unshaped.
+        """
+        assert self.bits_s is not None  # only a shaped link has one
+        return int(max(2 * (self.mtu + 14), _BURST_S * self.bits_s / 8))
+
+    @property
+    def queue_bytes(self) -> int:
+        """Bytes that wait at a port before packets are dropped: 50 ms, and at least a quarter of a megabyte."""
+        assert self.bits_s is not None
+        return int(max(256_000, _QUEUE_S * self.bits_s / 8)) + self.burst_bytes
+
+
+def parse_rate(text: str) -> Rate:
+    """Read a rate: ``20mbit``, ``1gbit``, ``unshaped`` (separate networks at full speed) or ``loopback``.
+
+    Raises:
+        ValueError: it is none, or out of 1 Mbit to 100 Gbit a second.
+
+    Example:
+        >>> parse_rate("2.5gbit").bits_s
+        2500000000.0
+    """
+    name = text.strip().lower()
+    if name in (LOOPBACK, UNSHAPED):
+        return Rate(name, None, name == UNSHAPED)
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(kbit|mbit|gbit)", name)
+    bits_s = float(found[1]) * _UNITS[found[2]] if found else 0.0
+    if not LEAST_BITS_S <= bits_s <= MOST_BITS_S:
+        raise ValueError(
+            f"rates must be loopback, unshaped, or from 1mbit to 100gbit, got {text!r}. Write 20mbit,1gbit,loopback."
+        )
+    return Rate(name, bits_s, isolated=True)
+
+
+FRAME_BYTES = 66
+"""Ethernet, IPv4 and TCP with time stamps around a packet; the kernel splits large ones after it has counted them."""
+
+
+class Counters(NamedTuple):
+    """Bytes and packets since the device was made.
+
+    Attributes:
+        sent_bytes: with all headers.
+        sent_packets: one header each.
+        received_bytes: with all headers.
+        received_packets: one header each.
+    """
+
+    sent_bytes: int
+    sent_packets: int
+    received_bytes: int
+    received_packets: int
+
+    def since(self, earlier: Counters) -> Counters:
+        """Return what came on top of an earlier count."""
+        return Counters(*(now - then for now, then in zip(self, earlier, strict=True)))
+
+    def without(self, part: Counters, times: float) -> Counters:
+        """Return the rest when a part is taken off several times, but never less than nothing."""
+        return Counters(*(max(0, round(all_ - times * one)) for all_, one in zip(self, part, strict=True)))
+
+    @property
+    def sent_content_bytes(self) -> int:
+        """Bytes sent without the headers of packets."""
+        return self.sent_bytes - FRAME_BYTES * self.sent_packets
+
+    @property
+    def received_content_bytes(self) -> int:
+        """Bytes received without the headers of packets."""
+        return self.received_bytes - FRAME_BYTES * self.received_packets
+
+
+def read_counters(device: str, table: Path = Path("/proc/thread-self/net/dev")) -> Counters:
+    """Return the counters of a device.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    found = re.search(rf"^\s*{re.escape(device)}:(.*)$", table.read_text(encoding="utf-8"), re.MULTILINE)
+    if found is None:
+        raise ValueError(f"device must be in {table}, got {device}. Connect the rank first.")
+    numbers = [int(number) for number in found[1].split()]
+    return Counters(numbers[8], numbers[9], numbers[0], numbers[1])
+
 
 DEVICE = "gk0"
 """The device of every rank, in its own namespace."""

@@ -1,4 +1,4 @@
-"""What each rank runs: the training loop of one model with one way of exchange, a few steps at a time."""
+"""What a rank does: the workload, its exchange alone or in training steps, and the time of each phase."""
 
 from __future__ import annotations
 
@@ -7,22 +7,194 @@ import gc
 import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 
+from gaussiank.autotune import parse_policy
+from gaussiank.codec import chosen_wire
+from gaussiank.comm import ring_bytes
+from gaussiank.compressors import parse_compressor
+from gaussiank.layout import Layout
+from gaussiank.reducer import GradientReducer, Settings
+from gaussiank.schedule import Constant
+from gaussiank.sparse import MAX_NUMEL
+from gaussiank_lab.bench.net.exchanges import (
+    DDP,
+    PAPER,
+    TIMEOUT_S,
+    Carrier,
+    NetMethod,
+    PaperExchange,
+    Spent,
+    carrier_of,
+)
+from gaussiank_lab.bench.net.links import DEVICE, Counters, read_counters
 from gaussiank_lab.data import Batch, Batches, Data
+from gaussiank_lab.models import MODELS, find_model
 from gaussiank_lab.tasks import Task
 from gaussiank_lab.train.config import TrainConfig, resolve
 
-from .carriers import TIMEOUT_S, Carrier, Spent, carrier_of
-from .counters import Counters, read_counters
-from .methods import NetMethod
-from .vector import VectorCarrier
-from .wires import DEVICE
-from .workloads import Workload
+SMALL_ALEXNET = "alexnet-small"
+VECTOR = "vector:"
+_WIDTH = 0.625
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model by name, or a vector.
+
+    Attributes:
+        name: as the user wrote it.
+        like: model of the lab whose data and settings it trains with; empty for a vector.
+        build: makes the model for a number of outputs; None for the model of ``like``.
+        numel: entries of a vector; 0 for a model.
+    """
+
+    name: str
+    like: str = ""
+    build: Callable[[int], nn.Module] | None = None
+    numel: int = 0
+
+
+def parse_workload(text: str) -> Workload:
+    """Read a workload: a model's name, ``alexnet-small``, or ``vector:N``, the exchange alone of N random entries.
+
+    Raises:
+        ValueError: it is none.
+
+    Example:
+        >>> parse_workload("vector:1e7").numel, parse_workload("alexnet-small").like
+        (10000000, 'alexnet')
+    """
+    name = text.strip()
+    if name == SMALL_ALEXNET:
+        return Workload(name, "alexnet", small_alexnet)
+    if name.startswith(VECTOR):
+        try:
+            numel = int(float(name.removeprefix(VECTOR)))
+        except (ValueError, OverflowError):
+            numel = 0
+        if not 1000 <= numel <= MAX_NUMEL:
+            raise ValueError(f"models must give a vector 1000 to {MAX_NUMEL} entries, got {text!r}. Write vector:1e7.")
+        return Workload(name, numel=numel)
+    try:
+        return Workload(name, find_model(name).name)
+    except ValueError:
+        known = ", ".join((*MODELS, SMALL_ALEXNET, f"{VECTOR}N"))
+        raise ValueError(f"models must be among {known}, got {text!r}. Correct it.") from None
+
+
+def small_alexnet(classes: int) -> nn.Module:
+    """Make AlexNet with 5/8 of its width: 24.8M parameters, 96 % of them in the fully connected layers.
+
+    Example:
+        >>> from gaussiank_lab.models.model_spec import count
+        >>> count(lambda: small_alexnet(1000))
+        24835760
+    """
+    sizes = [(3, 64, 11, 4, 2), (64, 192, 5, 1, 2), (192, 384, 3, 1, 1), (384, 256, 3, 1, 1), (256, 256, 3, 1, 1)]
+    pooled = (True, True, False, False, True)
+    layers: list[nn.Module] = []
+    for (inside, outside, kernel, stride, padding), pool in zip(sizes, pooled, strict=True):
+        narrow = inside if inside == 3 else round(_WIDTH * inside)
+        layers += [nn.Conv2d(narrow, round(_WIDTH * outside), kernel, stride, padding), nn.ReLU()]
+        layers += [nn.MaxPool2d(3, 2)] * pool
+    width = round(_WIDTH * 4096)
+    head = [nn.Dropout(), nn.Linear(round(_WIDTH * 256) * 36, width), nn.ReLU(), nn.Dropout()]
+    head += [nn.Linear(width, width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten(), *head, nn.Linear(width, classes))
+
+
+_NARROW = {"ddp-fp16": torch.float16, "ddp-bf16": torch.bfloat16}
+
+
+class VectorCarrier:
+    """Exchange one vector a step, from gradient to mean; a fresh gradient is drawn before the clock runs.
+
+    Args:
+        method: the way, but neither PowerSGD, which needs matrices, nor none at all.
+        numel: entries.
+        density: share of entries to send.
+    """
+
+    def __init__(self, method: NetMethod, numel: int, density: float) -> None:
+        self.numel = numel
+        self._method, self._density = method, density
+        self._random = torch.Generator().manual_seed(dist.get_rank())
+        self._grad = torch.empty(numel)
+        self._layout = Layout(("vector",), (numel,))
+        self._reducer: GradientReducer | None = None
+        self._paper = PaperExchange(PAPER[method.name], density) if method.family == "paper" else None
+        self._spent = Spent(None, None, None, 0, 0, dense=True)
+
+    def attach(self) -> None:
+        """Set up what may measure the link."""
+        if self._method.family == "ours":
+            self._reducer = GradientReducer(
+                {"vector": self.numel},
+                Settings(
+                    Constant(self._density),
+                    parse_compressor(self._method.compressor),
+                    collective=parse_policy(self._method.collective),
+                    wire=chosen_wire(self._method.wire, [self._grad]),
+                    timeout_s=TIMEOUT_S,
+                ),
+            )
+
+    def step(self) -> float:
+        """Exchange a vector; returns the seconds."""
+        self._grad.normal_(generator=self._random)
+        dist.barrier()  # drawing takes longer than a sparse exchange
+        began = time.perf_counter()
+        if self._reducer is not None:
+            self._compressed(self._reducer)
+        elif self._paper is not None:
+            self._paper.reduce([self._grad])
+        else:
+            self._dense(self._grad)
+        taken_s = time.perf_counter() - began
+        self._note(taken_s)
+        return taken_s
+
+    def spent(self) -> Spent:
+        """Return what the last step took."""
+        return self._spent
+
+    def _compressed(self, reducer: GradientReducer) -> None:
+        reducer.begin()
+        if reducer.dense:
+            done = reducer.reduce_dense(lambda: self._layout, self._grad)
+        else:
+            done = reducer.reduce_sparse(self._layout, [self._grad])
+        reducer.seal()
+        done.wait()
+
+    def _dense(self, grad: Tensor) -> None:
+        """Do what DDP and its hooks do with a bucket."""
+        grad.div_(dist.get_world_size())
+        if self._method.name == DDP:
+            dist.all_reduce(grad)
+            return
+        narrow = grad.to(_NARROW[self._method.name])
+        dist.all_reduce(narrow)
+        grad.copy_(narrow)
+
+    def _note(self, taken_s: float) -> None:
+        found = self._paper or (self._reducer.measured if self._reducer else None)
+        if found is not None:
+            self._spent = Spent(
+                found.select_s, found.exchange_s, found.finish_s, found.sent_bytes, found.kept,
+                dense=found.kept == self.numel,
+            )  # fmt: skip
+            return
+        sent = self._grad.to("meta", _NARROW.get(self._method.name, torch.float32))
+        self._spent = Spent(None, taken_s, None, ring_bytes(sent, dist.get_world_size()), self.numel, dense=True)
+
 
 _SMOOTHED = 10
 _BARRIERS = 8

@@ -13,11 +13,9 @@ from torch import Tensor
 
 from gaussiank import ops
 from gaussiank.sparse import MAX_NUMEL
-from gaussiank_lab.bench.backends import Switch
 from gaussiank_lab.bench.measure import Case, interleave, ratios, spread
-from gaussiank_lab.bench.operators import Operator, Taken, operator_names, operators
+from gaussiank_lab.bench.operators import LAWS, Operator, Switch, Taken, Vectors, operator_names, operators
 from gaussiank_lab.bench.rows import Row
-from gaussiank_lab.bench.vectors import LAWS, Vectors
 from gaussiank_lab.machine import origin
 
 BYTES_AN_ENTRY = 12  # the least that adding a gradient to a residual moves: read both, write one

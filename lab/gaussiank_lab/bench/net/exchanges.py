@@ -1,23 +1,163 @@
-"""Carries the gradients of one model from worker to worker, in each of the ways that are compared."""
+"""How gradients are exchanged in the network benchmark: DDP, its hooks, ours, and the paper's way."""
+
 # No `from __future__ import annotations` here: DDP reads the annotations of the hook as types.
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import GradBucket  # torch.distributed shows it at run time only, not to type checkers
+from torch._C._distributed_c10d import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from gaussiank import Compression, compress
+from gaussiank.autotune import parse_policy
+from gaussiank.codec import Wire
 from gaussiank.comm import ring_bytes, then
+from gaussiank.compressors import parse_compressor
+from gaussiank_lab.bench.operators import PEERS
 
-from .methods import DDP, PAPER, NetMethod
-from .paper import PaperExchange
+DDP = "ddp"
+HOOKS = ("ddp-fp16", "ddp-bf16", "ddp-powersgd")
+PAPER = {"paper-topk": "torch.topk", "paper-dgc": "published DGC", "paper-gaussiank": "published Gaussian_k"}
+"""Name -> rule among the benchmark's peers."""
+
+ALONE = "alone"
+"""No exchange at all: what the others are compared with to tell computing from waiting."""
+
+
+@dataclass(frozen=True)
+class NetMethod:
+    """A way to exchange gradients.
+
+    Attributes:
+        name: as the user wrote it.
+        family: ``ddp``, ``ours``, ``paper``, or ``alone``.
+        compressor: of ours.
+        collective: of ours.
+        wire: of ours, or None for its default.
+    """
+
+    name: str
+    family: str
+    compressor: str = ""
+    collective: str = "allgather"
+    wire: str | None = None
+
+    @property
+    def measures_link(self) -> bool:
+        """Whether it looks at the link when it is set up, which must then be as slow as in the measurement."""
+        return self.family == "ours" and self.collective.startswith("auto")
+
+
+def parse_method(text: str) -> NetMethod:
+    """Read a method: a name of DDP's or the paper's, or ``compressor/collective/wire`` of ours.
+
+    Raises:
+        ValueError: it is none.
+
+    Example:
+        >>> parse_method("topk/split").collective, parse_method("paper-dgc").family
+        ('split', 'paper')
+    """
+    name = text.strip()
+    if name == ALONE:
+        return NetMethod(name, "alone")
+    if name in (DDP, *HOOKS):
+        return NetMethod(name, "ddp")
+    if name in PAPER:
+        return NetMethod(name, "paper")
+    compressor, _, rest = name.partition("/")
+    collective, _, wire = rest.partition("/")
+    try:
+        parse_compressor(compressor)
+    except ValueError as error:
+        known = ", ".join((DDP, *HOOKS, *PAPER))
+        raise ValueError(f"methods must be {known}, or compressor/collective/wire of ours: {error}") from None
+    method = NetMethod(name, "ours", compressor, collective or "allgather", wire or None)
+    parse_policy(method.collective)
+    if method.wire:
+        Wire.parse(method.wire)
+    return method
+
+
+# all_gather_into_tensor has had this name since torch 2.13, which deprecates the old one
+_all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+_SAME_COUNT = ("torch.topk",)
+
+
+class PaperExchange:
+    """Select with error feedback on the gradients of a whole model, and average what all workers selected.
+
+    Where counts differ, they are gathered first and rows are filled up to the longest; repeated indices are added up.
+    The published code cuts unequal rows wrongly and drops repeated indices: that would cost the same time.
+
+    Args:
+        rule: key of ``PEERS``.
+        density: share of entries to send.
+
+    Attributes:
+        select_s: seconds of joining, accumulation and selection in the last step.
+        exchange_s: seconds of its messages.
+        finish_s: seconds of adding up and handing out.
+        sent_bytes: bytes that this worker sent in it.
+        kept: entries that it chose.
+    """
+
+    def __init__(self, rule: str, density: float) -> None:
+        self._choose, self._same_count = PEERS[rule].choose, rule in _SAME_COUNT
+        self._density = density
+        self._world_size = dist.get_world_size()
+        self._random = torch.Generator().manual_seed(dist.get_rank())
+        self._residual: Tensor | None = None
+        self.select_s = self.exchange_s = self.finish_s = 0.0
+        self.sent_bytes = self.kept = 0
+
+    @torch.no_grad()
+    def reduce(self, grads: Sequence[Tensor]) -> None:
+        """Replace gradients, of any shapes, by the mean of all workers' selections."""
+        began = time.perf_counter()
+        flat = torch.cat([grad.reshape(-1) for grad in grads])
+        if self._residual is None:
+            self._residual = torch.zeros_like(flat)
+        accumulated = self._residual.add_(flat)
+        k = max(1, round(self._density * flat.numel()))
+        indices = self._choose(accumulated, k, self._random)
+        values = accumulated[indices]
+        accumulated[indices] = 0
+        taken = time.perf_counter()
+        self.sent_bytes = 0
+        all_indices, all_values = self._gather(indices.int(), values)
+        arrived = time.perf_counter()
+        flat.zero_().index_add_(0, all_indices.long(), all_values).div_(self._world_size)
+        start = 0
+        for grad in grads:
+            grad.copy_(flat[start : start + grad.numel()].view_as(grad))
+            start += grad.numel()
+        self.kept = indices.numel()
+        self.select_s, self.exchange_s = taken - began, arrived - taken
+        self.finish_s = time.perf_counter() - arrived
+
+    def _gather(self, indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the indices and values of all workers, end to end; padding adds zeros to the first entry."""
+        if not self._same_count:
+            longest = int(self._gathered(torch.tensor([indices.numel()])).max())
+            indices, values = (
+                torch.cat([part, part.new_zeros(longest - part.numel())]) for part in (indices, values)
+            )  # fmt: skip
+        return self._gathered(indices), self._gathered(values)
+
+    def _gathered(self, row: Tensor) -> Tensor:
+        rows = row.new_empty(self._world_size * row.numel())
+        _all_gather(rows, row)
+        self.sent_bytes += (self._world_size - 1) * row.numel() * row.element_size()
+        return rows
+
 
 ONE_BUCKET_MB = 1 << 20
 """PowerSGD starts messages inside callbacks: on Gloo it hangs with more than one bucket."""

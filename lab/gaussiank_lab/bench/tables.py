@@ -1,4 +1,4 @@
-"""The rows of the operator benchmark as tables of a terminal, 80 columns wide."""
+"""The rows of the benchmarks as tables of a terminal, 80 columns wide."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gaussiank_lab.bench.rows import Row
 from gaussiank_lab.report.records import number
 from gaussiank_lab.report.summary import MISSING, UNDERLINED
 
-HEADERS = ("operator", "backend", "ms", "% of\nadd", "GB/s", "kept/k", "recall")
+OPS_HEADERS = ("operator", "backend", "ms", "% of\nadd", "GB/s", "kept/k", "recall")
 
 
 def label(row: Row) -> str:
@@ -21,11 +21,11 @@ def label(row: Row) -> str:
     return f"{row['operator']} cold" if row.get("state") == "cold" else str(row["operator"])
 
 
-def setting_title(row: Row) -> str:
+def ops_title(row: Row) -> str:
     """Name what was measured together.
 
     Example:
-        >>> setting_title({"numel": 10_000_000, "law": "normal", "density": 0.001})
+        >>> ops_title({"numel": 10_000_000, "law": "normal", "density": 0.001})
         '1e7 entries, density 0.001, normal'
     """
     return f"{size_text(row['numel'])} entries, density {row['density']:g}, {row['law']}"
@@ -42,12 +42,12 @@ def size_text(numel: int) -> str:
     return f"{numel // 10**power}e{power}" if numel % 10**power == 0 else f"{numel:,}"
 
 
-def setting_table(rows: Sequence[Row]) -> Group:
+def ops_table(rows: Sequence[Row]) -> Group:
     """Build the table of one setting, the fastest first; what was skipped stands below it.
 
     Of our operators, only the fastest backend and the reference are shown.
     """
-    table = _table(HEADERS, left=2)
+    table = columns(OPS_HEADERS, left=2)
     measured = sorted((row for row in rows if row["kind"] != "skipped"), key=lambda row: number(row, "seconds"))
     seen: set[str] = set()
     for row in measured:
@@ -65,7 +65,7 @@ def setting_table(rows: Sequence[Row]) -> Group:
         )
     skipped = [f"{label(row)} ({row['backend']}): {row['reason']}" for row in rows if row["kind"] == "skipped"]
     below = [Text("Skipped: " + "; ".join(skipped) + ".")] if skipped else []
-    return Group(Text(setting_title(rows[0]), style="bold"), table, *below)
+    return Group(Text(ops_title(rows[0]), style="bold"), table, *below)
 
 
 def laws_table(rows: Sequence[Row]) -> Group | None:
@@ -81,13 +81,14 @@ def laws_table(rows: Sequence[Row]) -> Group | None:
         if row["numel"] == numel and row["density"] == density
     }
     title = f"kept/k of {size_text(numel)} entries, density {density:g}, by law"
-    table = _table(("operator", *(law.replace("student-", "").replace("triangular", "triang.") for law in laws)))
+    table = columns(("operator", *(law.replace("student-", "").replace("triangular", "triang.") for law in laws)))
     for operator in dict.fromkeys(operator for operator, _ in kept):
         table.add_row(operator, *(plain_text(kept.get((operator, law), math.nan)) for law in laws))
     return Group(Text(title, style="bold"), table)
 
 
-def _table(headers: Sequence[str], left: int = 1) -> Table:
+def columns(headers: Sequence[str], left: int = 1) -> Table:
+    """Start a table: its first columns to the left, the others to the right."""
     table = Table(box=UNDERLINED, show_edge=False, padding=0, header_style="bold")
     for place, header in enumerate(headers):
         table.add_column(header, justify="left" if place < left else "right", no_wrap=place > 0, overflow="fold")
@@ -118,3 +119,63 @@ def plain_text(value: float) -> str:
     rounded = float(f"{value:.3g}")
     decimals = max(0, 2 - math.floor(math.log10(abs(rounded))))
     return f"{rounded:,.{decimals}f}"
+
+
+NET_HEADERS = ("method", "step\nms", "quartiles", "x ddp", "select", "exch.", "finish", "wait", "kB\nsent", "off\n%")
+
+
+def net_title(row: Row) -> str:
+    """Name what was measured together.
+
+    Example:
+        >>> net_title({"model": "lenet5", "workers": 4, "rate": "20mbit", "density": 0.01, "batch_size": 8})
+        'lenet5, 4 workers, 20mbit, density 0.01, batch 8'
+    """
+    batch = "" if row["model"].startswith("vector") else f", batch {row['batch_size']}"
+    return f"{row['model']}, {row['workers']} workers, {row['rate']}, density {row['density']:g}{batch}"
+
+
+def net_table(rows: Sequence[Row]) -> Group:
+    """Build the table of one setting, in the order of the methods; all times in milliseconds."""
+    table = columns(NET_HEADERS)
+    for row in rows:
+        table.add_row(
+            Text(row["method"], style="bold" if row["family"] == "ours" else ""),
+            ms_text(row["step_s"]),
+            f"{_short(row['step_low_s'])}-{_short(row['step_high_s'])}",
+            plain_text(number(row, "speedup")),
+            *(_short(number(row, f"{phase}_s")) for phase in ("select", "exchange", "finish", "wait")),
+            plain_text(number(row, "accounted_bytes") / 1000),
+            _off(row),
+        )
+    seconds = [f"{row['method']} {row['loss_s']:.2f} s" for row in rows if row["loss_s"] is not None]
+    title = Text(net_title(rows[0]), style="bold")
+    target = rows[0]["until_loss"]
+    if target is None:
+        return Group(title, table)
+    below = Text(f"Time to a loss of {target:g}: {', '.join(seconds) or 'none reached it'}.")
+    return Group(title, table, below)
+
+
+def off_percent(row: Row) -> float:
+    """Return by how much the kernel counted more than was accounted, without headers of packets; NaN if unknown."""
+    counted, accounted = number(row, "kernel_sent_content_bytes"), number(row, "accounted_bytes")
+    return 100 * (counted / accounted - 1) if accounted else math.nan
+
+
+def _off(row: Row) -> str:
+    percent = off_percent(row)
+    return f"{percent:+.1f}" if math.isfinite(percent) else MISSING
+
+
+def _short(seconds: float) -> str:
+    """Write milliseconds in at most five characters.
+
+    Example:
+        >>> _short(0.00123), _short(0.0234), _short(12.3)
+        ('1.2', '23', '12300')
+    """
+    if not math.isfinite(seconds):
+        return MISSING
+    ms = 1000 * seconds
+    return f"{ms:.1f}" if abs(ms) < 10 else f"{ms:.0f}"
