@@ -146,7 +146,7 @@ FAULTS = [
     ),
     Fault(
         "feedback: a mean that never came counts as there",
-        "len(self.verdicts) == len(self.parts) and ",
+        "len(step.verdicts) == len(step.parts) and ",
         "",
         "feedback/test_error_feedback.py",
     ),

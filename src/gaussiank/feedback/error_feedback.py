@@ -23,7 +23,6 @@ from gaussiank.momentum import MomentumCorrection
 from gaussiank.ops import RESIDUAL_DTYPES
 from gaussiank.sparse import SparseGradient
 
-from .buffers import ResidualBuffers
 from .state import FORMAT, require_fitting
 from .usage import OptimizerUse
 
@@ -34,20 +33,87 @@ Fused = Callable[[Tensor, Tensor, Tensor], SparseGradient]
 
 
 class _Verdict:
-    """Whether a mean is finite: on an accelerator copied to the host at once, so that no later work is waited for."""
+    """Whether a mean is finite on a CUDA device: copied to the host at once, so that no later work is waited for."""
 
     def __init__(self, finite: Tensor) -> None:
-        self._finite, self._copied = finite, None
-        if finite.is_cuda:
-            self._finite = torch.empty((), dtype=torch.bool, device="cpu", pin_memory=True)
-            self._finite.copy_(finite, non_blocking=True)
-            self._copied = torch.cuda.Event()
-            self._copied.record()
+        self._finite = torch.empty((), dtype=torch.bool, device="cpu", pin_memory=True)
+        self._finite.copy_(finite, non_blocking=True)
+        self._copied = torch.cuda.Event()
+        self._copied.record()
 
     def __bool__(self) -> bool:
-        if self._copied is not None:
-            self._copied.synchronize()
+        self._copied.synchronize()
         return bool(self._finite)
+
+
+@dataclass(eq=False)
+class ResidualBuffers:
+    """Residual and velocity of one layout, each with the buffer that an uncommitted step writes.
+
+    Args:
+        layout: which parameters.
+        residual: ``[numel]`` committed residual.
+        velocity: ``[numel]`` committed velocity, or None without momentum correction.
+        next_residual: ``[numel]`` what a step writes.
+        next_velocity: ``[numel]`` likewise.
+        clean: whether the residual is known to be all zeros.
+        open: whether ``next_residual`` holds a step that is neither committed nor forgotten.
+    """
+
+    layout: Layout
+    residual: Tensor
+    velocity: Tensor | None
+    next_residual: Tensor
+    next_velocity: Tensor | None
+    clean: bool = True
+    open: bool = False
+    _spare: tuple[Tensor, Tensor | None] | None = None
+
+    @classmethod
+    def of_zeros(cls, layout: Layout, dtype: torch.dtype, device: torch.device, *, moving: bool) -> ResidualBuffers:
+        """Make the part of a layout without any residual yet; ``moving``: with a velocity."""
+
+        def zeros() -> Tensor:
+            return ops.residual_buffer(layout.numel, dtype, device)
+
+        return cls(layout, zeros(), zeros() if moving else None, zeros(), zeros() if moving else None)
+
+    def begin(self) -> tuple[Tensor, Tensor | None]:
+        """Open a step; returns the residual and velocity that it starts from: an open step's, or the committed ones."""
+        if not self.open:
+            self.open = True
+            if self.next_residual.numel() != self.residual.numel():  # after a rest
+                self.next_residual = _like(self.residual)
+                self.next_velocity = None if self.velocity is None else _like(self.velocity)
+            return self.residual, self.velocity
+        before = self.next_residual, self.next_velocity
+        if self._spare is None:
+            self._spare = _like(before[0]), None if before[1] is None else _like(before[1])
+        (self.next_residual, self.next_velocity), self._spare = self._spare, before
+        return before
+
+    def commit(self) -> None:
+        """End the open step: what it wrote becomes the residual and the velocity."""
+        self.residual, self.next_residual = self.next_residual, self.residual
+        self.velocity, self.next_velocity = self.next_velocity, self.velocity
+        self.open = False
+
+    def rest(self, dtype: torch.dtype | None, device: torch.device | None) -> None:
+        """Hold nothing but residual and velocity until the next step, in another dtype or elsewhere if one is given."""
+        if self.open:
+            return
+        self.residual = self.residual.to(device or self.residual.device, dtype or self.residual.dtype)
+        self.next_residual = self.residual.new_empty(0)
+        self.next_velocity = None if self.velocity is None else self.velocity.new_empty(0)
+        self._spare = None
+
+    def forget(self) -> None:
+        """End the open step: residual and velocity stay as they were before it."""
+        self.open = self.clean = False
+
+
+def _like(vector: Tensor) -> Tensor:
+    return ops.residual_buffer(vector.numel(), vector.dtype, vector.device)
 
 
 @dataclass
@@ -62,14 +128,9 @@ class _Step:
     """
 
     parts: list[ResidualBuffers] = field(default_factory=list)
-    verdicts: list[_Verdict] = field(default_factory=list)
+    verdicts: list[_Verdict | Tensor] = field(default_factory=list)
     sealed: bool = False
     going_on: list[ResidualBuffers] = field(default_factory=list)
-
-    @property
-    def whole(self) -> bool:
-        """Whether every mean has arrived and is finite."""
-        return self.sealed and len(self.verdicts) == len(self.parts) and all(map(bool, self.verdicts))
 
 
 class ErrorFeedback:
@@ -140,9 +201,9 @@ class ErrorFeedback:
         Raises:
             ValueError: ``grad`` is no flat vector or does not fit the layout, or the layout names an unknown parameter.
         """
-        part, (residual, velocity) = self._open(layout, grad)
+        part, residual, velocity = self._open(layout, grad)
+        addend = grad if velocity is None else self._advance(part, velocity, grad)
         held = tuple(held)
-        addend = self._addend(part, velocity, grad)
         if fused and not held:
             sparse = fused(addend, residual, part.next_residual)
         else:
@@ -153,7 +214,8 @@ class ErrorFeedback:
             accumulated[sparse.indices] = 0
         if part.next_velocity is not None and self._momentum is not None and self._momentum.masking:
             part.next_velocity[sparse.indices] = 0
-        self._hold(part, residual, velocity, held)
+        if held:
+            self._hold(part, residual, velocity, held)
         part.clean = False
         return sparse
 
@@ -172,15 +234,15 @@ class ErrorFeedback:
             ValueError: as ``take``.
         """
         known = self._parts.get(layout)
-        if known is not None:
+        if known is not None and known.open:
             self._go_on_or_forget(known)
         if self._momentum is None and (
             known.clean if known else not any(name in self._places for name in layout.names)
         ):
             return False
-        part, (residual, velocity) = self._open(layout, grad)
-        held = tuple(held)
-        accumulated = ops.accumulate(residual, self._addend(part, velocity, grad), out=part.next_residual)
+        part, residual, velocity = self._open(layout, grad)
+        addend, held = grad if velocity is None else self._advance(part, velocity, grad), tuple(held)
+        accumulated = ops.accumulate(residual, addend, out=part.next_residual)
         for place in held:
             accumulated[place] = grad[place]
         grad.copy_(accumulated)
@@ -208,7 +270,7 @@ class ErrorFeedback:
 
     def judge(self, finite: Tensor) -> None:
         """Note for one part of the step that its mean arrived; ``finite`` is a 0-d bool tensor, read in ``settle``."""
-        self._step.verdicts.append(_Verdict(finite))
+        self._step.verdicts.append(_Verdict(finite) if finite.is_cuda else finite)
 
     def seal(self) -> None:
         """Say that the last part of the step has been taken."""
@@ -221,10 +283,12 @@ class ErrorFeedback:
             Whether all of it was committed.
         """
         step, self._step = self._step, _Step()
-        whole = step.whole
+        # 1. the last backward is whole where all of it is under way, and each mean has arrived and is finite
+        whole = step.sealed and len(step.verdicts) == len(step.parts) and all(map(bool, step.verdicts))
         if not whole:
             for part in step.parts:
                 part.forget()
+        # 2. what is open, of this backward or of earlier ones, goes by its optimizer: None where it may step yet
         for part in self._open_parts:
             used = not part.open or self._use is None or self._use.of(part.layout.names)
             if used is not None and part.open:
@@ -344,15 +408,15 @@ class ErrorFeedback:
 
     # ------------------------------------------------------------------ inside
 
-    def _open(self, layout: Layout, grad: Tensor) -> tuple[ResidualBuffers, tuple[Tensor, Tensor | None]]:
+    def _open(self, layout: Layout, grad: Tensor) -> tuple[ResidualBuffers, Tensor, Tensor | None]:
         """Open the part of a gradient; returns it, and the residual and velocity that the step starts from."""
         ops.require_vector(grad, "grad")
         if grad.numel() != layout.numel:
             raise ValueError(f"grad must fit its layout of {layout.numel} entries, got {grad.numel()}. Pass all of it.")
-        part = self._parts.get(layout)
-        if part is None or not part.fits(grad):
+        part, dtype = self._parts.get(layout), RESIDUAL_DTYPES[grad.dtype]
+        if part is None or part.residual.device != grad.device or part.residual.dtype != dtype:
             part = self._move_in(layout, grad)
-        else:
+        elif part.open:
             self._go_on_or_forget(part)
         if self._use is not None:
             self._use.exchanged(layout.names)
@@ -361,11 +425,11 @@ class ErrorFeedback:
         self._step.parts.append(part)
         residual, velocity = part.begin()
         # a copy, so that a step which is forgotten has decayed nothing
-        return part, (residual if self._decay == 1 else residual * self._decay, velocity)
+        return part, residual if self._decay == 1 else residual * self._decay, velocity
 
     def _go_on_or_forget(self, part: ResidualBuffers) -> None:
-        """Decide on a part that no optimizer has used: keep it open only if its mean was still in ``grad``."""
-        if part.open and part not in self._step.going_on and self._use is not None:
+        """Decide on an open part, which no optimizer has used: keep it so only if its mean was still in ``grad``."""
+        if part not in self._step.going_on and self._use is not None:
             if self._use.kept(part.layout.names):
                 self._require_one_backward(part.layout)
                 self._step.going_on.append(part)
@@ -382,10 +446,10 @@ class ErrorFeedback:
                 "model.no_sync(), or zero the gradient before."
             )
 
-    def _addend(self, part: ResidualBuffers, velocity: Tensor | None, grad: Tensor) -> Tensor:
-        """Return what the residual grows by: the gradient, or the velocity that it is added to."""
-        if self._momentum is None or velocity is None or part.next_velocity is None:
-            return grad
+    def _advance(self, part: ResidualBuffers, velocity: Tensor, grad: Tensor) -> Tensor:
+        """Add the gradient to the velocity; returns what the residual grows by."""
+        assert self._momentum is not None  # or there were no velocity
+        assert part.next_velocity is not None
         return self._momentum.advance(velocity, grad, part.next_velocity, part.layout, self._world_size)
 
     def _hold(self, part: ResidualBuffers, residual: Tensor, velocity: Tensor | None, held: Iterable[slice]) -> None:
@@ -409,7 +473,8 @@ class ErrorFeedback:
         brought = {name: self._places[name] for name in layout.names if name in self._places}
         for old, _ in brought.values():
             self._parts.pop(old.layout, None)
-            self._go_on_or_forget(old)
+            if old.open:
+                self._go_on_or_forget(old)
         part = self._new_part(layout, grad)
         if any(old.open for old, _ in brought.values()):
             part.open = True

@@ -104,12 +104,12 @@ class OptimizerUse:
     @property
     def used(self) -> bool:
         """Whether an optimizer has stepped over something since the last backward, and not in vain."""
-        return not all(map(_is_set, self._since))
+        return not all(map(bool, self._since))
 
     @property
     def unused(self) -> bool:
         """Whether none has, though torch shows such steps; a backward in the middle of a step is used."""
-        return bool(self._shown) and not self._inside and not self.used
+        return bool(self._shown) and not self._inside and all(map(bool, self._since))
 
     def begin(self, *, joined: bool = False) -> None:
         """Begin the exchanges of a backward, or those of a worker that has joined early and has none.
@@ -142,7 +142,7 @@ class OptimizerUse:
         if self._shown.isdisjoint(names):
             return True
         means = [mean for name in names if (mean := self._means.get(name)) is not None]
-        if any(mean.inside or (mean.stepped and not _is_set(mean.skipped)) for mean in means):
+        if any(mean.inside or (mean.stepped and not mean.skipped) for mean in means):
             return True
         return False if any(mean.stepped for mean in means) else None
 
@@ -232,10 +232,6 @@ def _look(looking: list[weakref.ref[OptimizerUse]], name: str, _: Tensor) -> Non
         use = looking[0]()
         if use is not None and (mean := use._means.get(name)) is not None:
             use._see(name, mean)
-
-
-def _is_set(flag: Tensor | None) -> bool:
-    return flag is not None and bool(flag)
 
 
 def _remove(handles: Iterable[Any]) -> None:
