@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,7 +38,7 @@ class Layout:
     numels: tuple[int, ...]
     strides: tuple[Strides, ...] = ()
 
-    @property
+    @cached_property
     def numel(self) -> int:
         """Length of the whole vector."""
         return sum(self.numels)

@@ -8,8 +8,9 @@ from contextlib import AbstractContextManager
 import pytest
 import torch
 
-from gaussiank.codec import SharedDraw, native
+from gaussiank.codec import SharedDraw
 from gaussiank.ops import use_backend
+from gaussiank.ops.dispatch import kernels
 from gaussiank.sparse import SparseGradient
 
 
@@ -28,7 +29,7 @@ def backend(
     if request.param == "reference":
         with reference_only():
             yield "reference"
-    elif native.kernels() is None:
+    elif kernels() is None:
         pytest.skip("the package was installed without its C code")
     else:
         yield "native"

@@ -10,10 +10,11 @@ import pytest
 import torch
 from tests.each import each
 
-from gaussiank.codec import INDEX_CODES, VALUE_CODES, SharedDraw, Wire, native
+from gaussiank.codec import INDEX_CODES, VALUE_CODES, SharedDraw, Wire
 from gaussiank.codec.indices import DeviceCode
 from gaussiank.codec.payload import HEADER_BYTES, read_unchecked
 from gaussiank.ops import use_backend
+from gaussiank.ops.dispatch import kernels
 from gaussiank.sparse import MAX_NUMEL, SparseGradient
 
 Make = Callable[..., SparseGradient]
@@ -35,7 +36,7 @@ SIZES = [
 
 
 def require_native() -> None:
-    if native.kernels() is None:
+    if kernels() is None:
         pytest.skip("the package was installed without its C code")
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gaussiank.ops.dispatch import kernels
 from gaussiank.ops.native import address, library
 from gaussiank.sparse import SparseGradient
 
@@ -53,11 +52,6 @@ def error(fault: int) -> ValueError:
 
 
 # ---------------------------------------------------------------------- one section, by its code
-
-
-def runs_on(tensor: Tensor) -> bool:
-    """Return whether C code works on a tensor: it is built and chosen, and the tensor lies in the CPU's memory."""
-    return tensor.device.type == "cpu" and kernels() is not None
 
 
 def encode_indices(name: str, indices: Tensor, numel: int, room: int) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gaussiank.ops.dispatch import kernels
 from gaussiank.sparse import MAX_NUMEL, SparseGradient
 
 from . import native
@@ -131,7 +132,7 @@ def write_natively(
     sparse: SparseGradient, codes: Codes, slots: int, frame: int = 0, *, rounding: bool = False
 ) -> Packed | None:
     """Write as ``write`` does, after ``rounding`` values to the nearest levels, in one call; None if C cannot do it."""
-    if not codes.native or sparse.values.dtype != torch.float32 or not native.runs_on(sparse.indices):
+    if not codes.native or sparse.values.dtype != torch.float32 or kernels(sparse.indices) is None:
         return None
     slots = slots if isinstance(codes.index, DeviceCode) else sparse.kept
     sizes = (*codes.sizes(slots, sparse.numel), frame)
@@ -187,7 +188,7 @@ def read(
         ValueError: foreign, truncated or damaged, or not what was expected.
     """
     body = payload.contiguous()
-    if known is not None and numel is not None and known.native and native.runs_on(body):
+    if known is not None and numel is not None and known.native and kernels(body) is not None:
         room = min(numel, 8 * max(0, body.numel() - HEADER_BYTES) // known.values.least_bits)
         sparse = native.read_payload(body, known.numbers, numel, room)
         if sparse is not None:

@@ -99,9 +99,9 @@ def use_backend(name: str) -> Iterator[None]:
         _chosen = before
 
 
-def kernels() -> int | None:
-    """Return the number of the active native backend, or None when the reference runs."""
-    return native.numbers().get(_chosen or active())
+def kernels(tensor: Tensor | None = None) -> int | None:
+    """Return the number of the native backend, or None where the reference runs, chosen or on another device."""
+    return native.numbers().get(_chosen or active()) if tensor is None or tensor.device.type == "cpu" else None
 
 
 def _checked(name: str, argument: str) -> str:
@@ -211,33 +211,29 @@ def require_capacity(capacity: int, numel: int) -> None:
         raise ValueError(f"capacity must be in [1, numel = {numel}], got {capacity}. Make room for one entry at least.")
 
 
-def require_parts(parts: Sequence[SparseGradient]) -> None:
-    """Raise unless there are parts, all of one length, dtype and device.
+def require_parts(parts: Sequence[SparseGradient], out: Tensor | None = None) -> None:
+    """Raise unless there are parts, all of one length, dtype and device, and ``out``, if given, can take their mean.
 
     Raises:
-        ValueError: there is none, or one does not fit the first.
+        ValueError: there is none, or one or ``out`` does not fit the first.
     """
     if not parts:
         raise ValueError("parts must hold at least one sparse gradient, got none. Pass one for each worker.")
     first = parts[0]
-    dtype, device = first.values.dtype, first.values.device
+    numel, dtype, device = first.numel, first.values.dtype, first.values.device
     for rank, part in enumerate(parts):
-        if part.numel != first.numel or part.values.dtype != dtype or part.values.device != device:
+        if part.numel != numel or part.values.dtype != dtype or part.values.device != device:
             raise ValueError(
                 f"parts must be alike, got {part.numel} entries of {part.values.dtype} on {part.values.device} in part "
-                f"{rank} and {first.numel} of {dtype} on {device} in part 0. Decode all with the same numel and dtype."
+                f"{rank} and {numel} of {dtype} on {device} in part 0. Decode all with the same numel and dtype."
             )
-
-
-def require_mean_of(parts: Sequence[SparseGradient], out: Tensor) -> None:
-    """Raise ``ValueError`` unless ``out`` can take the mean of ``parts``."""
-    require_parts(parts)
+    if out is None:
+        return
     require_vector(out, "out")
-    first = parts[0]
-    if out.numel() != first.numel or out.dtype != first.values.dtype or out.device != first.values.device:
+    if out.numel() != numel or out.dtype != dtype or out.device != device:
         raise ValueError(
-            f"out must fit its parts of {first.numel} entries of {first.values.dtype} on {first.values.device}, got "
-            f"{out.numel()} of {out.dtype} on {out.device}. Pass another buffer."
+            f"out must fit its parts of {numel} entries of {dtype} on {device}, got {out.numel()} of {out.dtype} on "
+            f"{out.device}. Pass another buffer."
         )
 
 
@@ -349,7 +345,7 @@ def _readable(vector: Tensor) -> bool:
 @_specified_by(reference.scatter_mean)
 def scatter_mean(parts: Sequence[SparseGradient], out: Tensor) -> Tensor:
     """Run the reference or a kernel."""
-    require_mean_of(parts, out)
+    require_parts(parts, out)
     backend = _for(out)
     if backend is None:
         return reference.scatter_mean(parts, out)

@@ -40,7 +40,7 @@ def magnitudes(vector: Tensor, numels: Sequence[int], bits: int, part_bits: int)
         raise ValueError(f"numels must add up to the {vector.numel()} entries, got {sum(numels)}. Give every part.")
     if not 0 <= part_bits <= bits <= 7:
         raise ValueError(f"bits must be in [part_bits, 7], got {bits} and part_bits {part_bits}. Parts are coarser.")
-    if vector.device.type == "cpu" and kernels() is not None:
+    if kernels(vector) is not None:
         return native.magnitudes(vector.detach().float().contiguous(), numels, _empty(len(numels), bits, part_bits))
     return reference_magnitudes(vector, numels, bits, part_bits)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from gaussiank.codec import native
 from gaussiank.codec.bits import Bytes, bytes_of, pad
 from gaussiank.codec.native import Fault, error
+from gaussiank.ops.dispatch import kernels
 
 from .index_code import DeviceCode, Indices, check_indices
 
@@ -46,7 +47,7 @@ class Chunks(DeviceCode):
     def encode(self, indices: Tensor, numel: int, slots: int) -> Tensor:
         """Encode, with room for ``slots`` offsets; on an accelerator without a check."""
         room = self.least_bytes(slots, numel)
-        if native.runs_on(indices):
+        if kernels(indices) is not None:
             return pad(native.encode_indices(self.name, indices, numel, room), room)
         if indices.device.type == "cpu":
             check_indices(indices.numpy(), numel)
@@ -54,7 +55,7 @@ class Chunks(DeviceCode):
 
     def decode(self, section: Tensor, count: int, numel: int) -> Tensor:
         """Decode and check; the section is on the CPU."""
-        if native.runs_on(section):
+        if kernels(section) is not None:
             return native.decode_indices(self.name, section, count, numel)
         counts = chunk_counts(section, numel)
         if int(counts.sum()) != count or int(counts.max()) > CHUNK:

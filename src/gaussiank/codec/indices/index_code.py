@@ -13,6 +13,7 @@ from torch import Tensor
 from gaussiank.codec import native
 from gaussiank.codec.bits import Bytes
 from gaussiank.codec.native import Fault, error
+from gaussiank.ops.dispatch import kernels
 
 Indices = NDArray[np.int32]
 
@@ -58,7 +59,7 @@ class IndexCode(ABC):
         """
         del slots
         array = indices.numpy()
-        if self.compiled and native.runs_on(indices):
+        if self.compiled and kernels(indices) is not None:
             return native.encode_indices(self.name, indices, numel, self.max_bytes(max(len(array), 1), numel))
         check_indices(array, numel)
         return torch.from_numpy(self.encode_reference(array, numel)) if len(array) else _NOTHING.clone()
@@ -69,7 +70,7 @@ class IndexCode(ABC):
         Raises:
             ValueError: it is damaged.
         """
-        if self.compiled and native.runs_on(section):
+        if self.compiled and kernels(section) is not None:
             return native.decode_indices(self.name, section, count, numel)
         if not count:
             if section.numel():

@@ -26,6 +26,7 @@ from gaussiank.codec.bits import (
     unpack_ones,
 )
 from gaussiank.codec.native import Fault, error
+from gaussiank.ops.dispatch import kernels
 
 from .floats import BF16
 from .value_code import Rounding, ValueCode
@@ -87,13 +88,13 @@ class BF16Rice(ValueCode):
 
     def encode(self, values: Tensor, slots: int) -> Tensor:
         """Encode; nothing is sent for unused slots."""
-        if native.runs_on(values):
+        if kernels(values) is not None:
             return native.pack_values(self.name, values.float(), self.bytes_for(values.numel()))
         return torch.from_numpy(self.encode_reference(values.float().numpy()))
 
     def decode(self, section: Tensor, count: int, slots: int) -> Tensor:
         """Decode."""
-        if native.runs_on(section):
+        if kernels(section) is not None:
             return native.unpack_values(self.name, section, count)
         return torch.from_numpy(self.decode_reference(section.numpy(), count))
 

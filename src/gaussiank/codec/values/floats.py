@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gaussiank.codec import native
 from gaussiank.codec.bits import pad
+from gaussiank.ops.dispatch import kernels
 
 from .value_code import Rounding, ValueCode, power_of_two, saturate, to_grid
 
@@ -70,7 +71,7 @@ class BF16(ValueCode):
 
     def round(self, values: Tensor, rounding: Rounding = "nearest", generator: torch.Generator | None = None) -> Tensor:
         """Round to 8 bits of significand; finite values stay finite."""
-        if rounding == "nearest" and values.dtype == torch.float32 and native.runs_on(values):
+        if rounding == "nearest" and values.dtype == torch.float32 and kernels(values) is not None:
             return native.round_values(self.name, values)
         if rounding == "stochastic":
             exponents = values.double().frexp().exponent.clamp(min=-125)  # denormals share one spacing

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gaussiank.codec import native
+from gaussiank.ops.dispatch import kernels
 
 Rounding = Literal["nearest", "stochastic"]
 
@@ -80,19 +81,19 @@ class LevelCode(ValueCode):
 
     def round(self, values: Tensor, rounding: Rounding = "nearest", generator: torch.Generator | None = None) -> Tensor:
         """Round; the C code takes float32 values and rounds to the nearest."""
-        if native.runs_on(values) and values.dtype == torch.float32 and rounding == "nearest":
+        if kernels(values) is not None and values.dtype == torch.float32 and rounding == "nearest":
             return native.round_values(self.name, values)
         return self.round_reference(values, rounding, generator)
 
     def encode(self, values: Tensor, slots: int) -> Tensor:
         """Encode; rounded values are float32 values, whatever their dtype."""
-        if native.runs_on(values):
+        if kernels(values) is not None:
             return native.encode_values(self.name, values.float(), slots, self.bytes_for(slots))
         return self.encode_reference(values, slots)
 
     def decode(self, section: Tensor, count: int, slots: int) -> Tensor:
         """Decode."""
-        if native.runs_on(section):
+        if kernels(section) is not None:
             return native.decode_values(self.name, section, count, slots)
         return self.decode_reference(section, count, slots)
 
