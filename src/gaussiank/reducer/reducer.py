@@ -366,7 +366,7 @@ class GradientReducer:
         Raises:
             RuntimeError: a worker is gone.
         """
-        self._engine.flush()  # an exchange of several messages would wait for the next one to begin
+        self._executor.flush()  # an exchange of several messages would wait for the next one to begin
         return done.wait()
 
     def pass_through(self, grad: Tensor) -> torch.futures.Future[Any]:
