@@ -238,7 +238,7 @@ FAULTS = [
     # ------------------------------------------------------------------ collectives
     Fault(
         "allgather: what was rounded off is lost",
-        "Outcome(ops.scatter_mean(parts, out), rounded_off=given.errors())",
+        "Outcome(ops.scatter_mean(parts, out), rounded_off=quantized.errors())",
         "Outcome(ops.scatter_mean(parts, out))",
         "distributed/test_wires.py",
     ),
@@ -250,8 +250,8 @@ FAULTS = [
     ),
     Fault(
         "leader: what it did not choose is dropped",
-        "return Outcome(mean, rest_of(sparse, chosen), total.errors)",
-        "return Outcome(mean, None, total.errors)",
+        "return Outcome(finite, rest_of(sparse, chosen), total.errors)",
+        "return Outcome(finite, None, total.errors)",
         "distributed/test_collectives.py",
     ),
     Fault(

@@ -58,4 +58,4 @@ def test_torch_gets_callbacks_in_one_way_alone() -> None:
     given = {
         path.relative_to(SRC).as_posix(): len(re.findall(r"\.then\(", path.read_text())) for path in SRC.rglob("*.py")
     }
-    assert {name: count for name, count in given.items() if count} == {"comm/callbacks.py": 1}
+    assert {name: count for name, count in given.items() if count} == {"comm/communicator.py": 1}

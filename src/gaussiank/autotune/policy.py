@@ -160,7 +160,7 @@ class Auto(Collective):
         if capacity is None:
             capacity = yield from agree_on_capacity(context.comm, sparse)
         choice = self.choose(sparse.numel, max(1, capacity), context.comm.world_size, context.wire)
-        return (yield from choice.program(sparse, replace(context, capacity=capacity)))
+        yield from choice.program(sparse, replace(context, capacity=capacity))
 
 
 class CollectivePlan:

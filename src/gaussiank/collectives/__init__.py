@@ -9,8 +9,16 @@ from typing import Any, cast
 from gaussiank.spec import parse_spec
 
 from .all_gather import AllGather
-from .base import Collective, Exchange, ExchangeContext, Outcome, Traffic
-from .compatibility import entries_within, fitting_wire, require_feedback
+from .base import (
+    Collective,
+    Exchange,
+    ExchangeContext,
+    Outcome,
+    Traffic,
+    entries_within,
+    fitting_wire,
+    require_feedback,
+)
 from .dense import DenseAllReduce
 from .hierarchical import Hierarchical
 from .leader import Leader

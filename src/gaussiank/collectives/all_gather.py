@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from gaussiank import codec, ops
 from gaussiank.codec import Wire
-from gaussiank.comm import gather_steps
+from gaussiank.comm import Communicator, gather_steps
 from gaussiank.sparse import SparseGradient
 
 from .base import Collective, ExchangeContext, Outcome, Program, Traffic
 from .packing import (
     EXACT,
     TRAILER_BYTES,
+    Quantized,
     at_drawn,
     frame_for,
-    pack_framed,
     pack_within,
     quantize_and_pack,
     rest_of,
@@ -52,6 +52,9 @@ class AllGather(Collective):
     worker's entries are added in rank order, so nothing is dropped and all workers get the same bits.
     """
 
+    multi_phase: ClassVar[bool] = False
+    sends_values_alone: ClassVar[bool] = True  # each payload says which draw it is of
+
     slack: float = 1.25
     spread: float = 1.02
     ask: bool = False
@@ -61,19 +64,9 @@ class AllGather(Collective):
             if not getattr(self, argument) >= 1:
                 raise ValueError(f"{argument} must be at least 1, got {getattr(self, argument)}. 1.25 adds a quarter.")
 
-    @property
-    def multi_phase(self) -> bool:
-        """One message."""
-        return False
-
     def rejects(self, *, bounded: bool) -> bool:
         """Only when a payload outgrows the room that its predecessor suggested."""
         return not bounded and not self.ask
-
-    @property
-    def sends_values_alone(self) -> bool:
-        """Each payload says which draw it is of."""
-        return True
 
     def traffic(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Traffic:
         """Everyone's k entries go to everyone else, in rows of about what they take."""
@@ -86,49 +79,46 @@ class AllGather(Collective):
         return wire.max_bytes(k, numel, dtype) + (TRAILER_BYTES if wire.varies else 0)
 
     def program(self, sparse: SparseGradient, context: ExchangeContext) -> Program:
-        """Send the payload to all."""
+        """Send the payload to all, in one message: of a size that is known beforehand, or padded to one.
+
+        Both forms have three phases. *Pack*: round to the wire and encode, as long as every other worker's row.
+        *Gather*: the one message. *Add*, in the callback: decode rows and add them in rank order; of what was packed,
+        the rounding errors go back, and in the padded form the entries that found no room.
+        """
         if context.capacity is not None and (not context.wire.varies or context.draw is None):
-            return self._exactly(sparse, context, context.capacity)
-        return self._within(sparse, context)
+            return self._of_known_size(sparse, context, context.capacity)
+        return self._padded(sparse, context)
 
-    def _exactly(self, sparse: SparseGradient, context: ExchangeContext, capacity: int) -> Program:
-        shared, dtype = context.shared, sparse.values.dtype
+    def _of_known_size(self, sparse: SparseGradient, context: ExchangeContext, capacity: int) -> Program:
+        shared, dtype, numel = context.shared, sparse.values.dtype, sparse.numel
         if shared is not None:
-            sparse = at_drawn(sparse, shared.draw(sparse.numel, capacity))
-        row, quantized = quantize_and_pack(
-            sparse, context.wire, capacity, context.seed(context.comm.rank), shared=shared
-        )
+            sparse = at_drawn(sparse, shared.draw(numel, capacity))
+        generator = context.generator(sparse.values.device)
+        row, quantized = quantize_and_pack(sparse, context.wire, capacity, generator, shared=shared)
         rows = yield context.comm.all_gather(row)
+        out = yield None
+        parts = [context.wire.decode(row, numel, dtype=dtype, capacity=capacity, shared=shared) for row in rows]
+        yield Outcome(ops.scatter_mean(parts, out), rounded_off=quantized.errors())
 
-        def finish(out: Tensor) -> Outcome:
-            parts = [
-                context.wire.decode(row, sparse.numel, dtype=dtype, capacity=capacity, shared=shared) for row in rows
-            ]
-            return Outcome(ops.scatter_mean(parts, out), rounded_off=quantized.errors())
-
-        return finish
-
-    def _within(self, sparse: SparseGradient, context: ExchangeContext) -> Program:
-        seed, frame, mask = context.seed(context.comm.rank), self._frame(sparse, context), None
-        if frame is None:
-            row, wanted, quantized = pack_framed(sparse, context.wire, 0, seed)
-            row = codec.framed(row, self._largest(wanted, row, context))
+    def _padded(self, sparse: SparseGradient, context: ExchangeContext) -> Program:
+        generator, length = context.generator(sparse.values.device), self._length(sparse, context)
+        if length is None:  # the largest payload is asked for, in a message of its own
+            packed = context.wire.pack(sparse, generator=generator)
+            quantized, mask = Quantized(sparse, packed.error), None
+            row = codec.framed(packed.row, _largest(packed.size, packed.row.device, context.comm))
         else:
-            row, _, quantized, mask = pack_within(sparse, context.wire, frame, seed)
+            row, _, quantized, mask = pack_within(sparse, context.wire, length, generator)
         rows = yield context.comm.all_gather(row)
+        out = yield None
+        parts = unpack(rows, context.wire, [sparse.numel] * len(rows), sparse.values.dtype, None)
+        finite, hint = ops.scatter_mean(parts, out), context.hint
+        if bool(finite):  # what infinities and NaN took says nothing of the next step
+            capacity = -1 if context.capacity is None else context.capacity
+            hint = torch.tensor([max(codec.framed_sizes(rows)), capacity], device="cpu")
+        yield Outcome(finite, None if mask is None else rest_of(sparse, mask), quantized.errors(), hint)
 
-        def finish(out: Tensor) -> Outcome:
-            parts = unpack(rows, context.wire, [sparse.numel] * len(rows), sparse.values.dtype, None)
-            finite, hint = ops.scatter_mean(parts, out), context.hint
-            if bool(finite):  # what infinities and NaN took says nothing of the next step
-                capacity = -1 if context.capacity is None else context.capacity
-                hint = torch.tensor([max(codec.framed_sizes(rows)), capacity], device="cpu")
-            return Outcome(finite, None if mask is None else rest_of(sparse, mask), quantized.errors(), hint)
-
-        return finish
-
-    def _frame(self, sparse: SparseGradient, context: ExchangeContext) -> int | None:
-        """Return the length of all payloads with their filling, the same on every worker; None: ask for it."""
+    def _length(self, sparse: SparseGradient, context: ExchangeContext) -> int | None:
+        """Return the length of all payloads with their padding, the same on every worker; None: ask for it."""
         known = context.hint is not None and context.hint.numel() == 2
         largest, capacity = context.hint.tolist() if context.hint is not None and known else (0, 0)
         if context.capacity is None:
@@ -138,6 +128,8 @@ class AllGather(Collective):
             return most
         return frame_for(largest, self.spread, most)
 
-    def _largest(self, size: int, row: Tensor, context: ExchangeContext) -> int:
-        largest = torch.tensor([size], dtype=torch.int64, device=row.device)
-        return int(context.comm.all_reduce(largest, dist.ReduceOp.MAX).wait())
+
+def _largest(size: int, device: torch.device, comm: Communicator) -> int:
+    """Ask for the largest of all workers' sizes, and wait: no callback may."""
+    largest = torch.tensor([size], dtype=torch.int64, device=device)
+    return int(comm.all_reduce(largest, dist.ReduceOp.MAX).wait())

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gaussiank.codec import SharedDraw, Wire
-from gaussiank.comm import AnyFuture, Communicator, Work
-from gaussiank.sparse import SparseGradient
+from gaussiank.codec import VALUE_CODES, SharedDraw, Wire
+from gaussiank.comm import Communicator, Work
+from gaussiank.compressors import Compressor
+from gaussiank.sparse import MAX_NUMEL, SparseGradient
 
 from .packing import EXACT
 
@@ -65,39 +66,46 @@ class ExchangeContext:
     draw: Callable[[Tensor], Tensor] | None = None
     shared: SharedDraw | None = None
 
-    def seed(self, rank: int, phase: int = 0) -> int:
-        """Return a seed for stochastic rounding, the same for all that give the same rank and phase."""
-        return (((self.step << 16) + self.part << 8) + phase << 16) + rank & (2**63 - 1)
+    def generator(self, device: torch.device, phase: int = 0, rank: int | None = None) -> torch.Generator | None:
+        """Return the source of stochastic rounding, or None where the wire rounds to nearest.
+
+        Args:
+            device: of what is rounded.
+            phase: what is rounded: another one for each message of an exchange.
+            rank: those who must round alike give the same; None for this worker's own.
+        """
+        if self.wire.rounding != "stochastic":
+            return None
+        own = self.comm.rank if rank is None else rank
+        seed = (((self.step << 16) + self.part << 8) + phase << 16) + own & (2**63 - 1)
+        return torch.Generator(device).manual_seed(seed)
 
 
-Finish = Callable[[Tensor], Outcome]
-Program = Generator[Work[Any], Any, Finish]
-"""A collective as one piece of code: it yields each message, gets back what arrived, and returns how to finish."""
+Program = Generator[Work[Any] | Outcome | None, Any, None]
+"""An exchange as one piece of code: it yields each message and gets back what arrived; after the last one it yields
+None, gets the vector to write the mean to, and yields what came of it. From the None on it must not send or wait. After
+the Outcome it is not resumed: suspended, it holds its tensors for as long as an accelerator may use them."""
 
 
+@dataclass(eq=False)
 class Exchange:
-    """A program that waits for its message.
+    """A program that waits for its message; it holds all that the exchange needs.
 
     Args:
-        program: started here, up to its first message.
+        program: started, up to its first message.
         comm: what it sends with.
+        work: the message under way.
     """
 
-    def __init__(self, program: Program, comm: Communicator) -> None:
-        self._program = program
-        self._comm = comm
-        self._message = next(program)
-        self._finish: Finish | None = None
-
-    @property
-    def future(self) -> AnyFuture:
-        """Torch's future of the message under way."""
-        return self._message.future
+    program: Program
+    comm: Communicator
+    work: Work[Any]
+    _complete: bool = field(default=False, init=False)
 
     @property
     def sent_bytes(self) -> int:
         """Bytes that this worker has put on the wire for it so far."""
-        return self._comm.sent_bytes
+        return self.comm.sent_bytes
 
     def advance(self) -> bool:
         """Wait for the message under way and send the next one; False when there was none left to send.
@@ -105,12 +113,13 @@ class Exchange:
         Raises:
             RuntimeError: the communication failed: a worker is gone.
         """
-        if self._finish is None:
-            try:
-                self._message = self._program.send(self._message.wait())
-            except StopIteration as end:
-                self._finish = end.value
-        return self._finish is None
+        if not self._complete:
+            following = self.program.send(self.work.wait())
+            if isinstance(following, Work):
+                self.work = following
+            else:
+                self._complete = True
+        return not self._complete
 
     def finish(self, out: Tensor) -> Outcome:
         """Write the mean over workers to ``out``, after the last message; sends and awaits what is left of them.
@@ -123,8 +132,9 @@ class Exchange:
         """
         while self.advance():
             pass
-        assert self._finish is not None  # the program has ended
-        return self._finish(out)
+        outcome = self.program.send(out)
+        assert isinstance(outcome, Outcome)  # what follows None
+        return outcome
 
 
 class Traffic(NamedTuple):
@@ -144,21 +154,19 @@ class Traffic(NamedTuple):
 
 
 class Collective(ABC):
-    """How workers agree on the mean of their sparse gradients. Frozen: whatever is under way lives in the Exchange."""
+    """How workers agree on the mean of their sparse gradients. Frozen: whatever is under way lives in the Exchange.
 
-    @property
-    def multi_phase(self) -> bool:
-        """Whether one message depends on what another brought, so that someone has to wait in between."""
-        return True
+    Attributes:
+        multi_phase: whether one message depends on what another brought, so that someone has to wait in between.
+        sends_values_alone: whether it can do without indices where all workers have drawn the same.
+    """
+
+    multi_phase: ClassVar[bool] = True
+    sends_values_alone: ClassVar[bool] = False
 
     def rejects(self, *, bounded: bool) -> bool:
         """Tell whether entries may come back; ``bounded``: the compressor's count is known beforehand."""
         return True
-
-    @property
-    def sends_values_alone(self) -> bool:
-        """Whether it can do without indices where all workers have drawn the same."""
-        return False
 
     def join(self, group: dist.ProcessGroup | None = None, timeout_s: float = 300.0) -> Collective:
         """Get ready for a process group, on all of its workers at once; returns what to use there.
@@ -225,4 +233,101 @@ class Collective(ABC):
             ValueError: more entries than ``capacity``.
         """
         comm = Communicator(group)
-        return Exchange(self.program(sparse, ExchangeContext(comm, capacity=capacity, **more)), comm)
+        program = self.program(sparse, ExchangeContext(comm, capacity=capacity, **more))
+        first = next(program)
+        assert isinstance(first, Work)  # it sends at least one
+        return Exchange(program, comm, first)
+
+
+# ---------------------------------------------------------------------- what it asks of a compressor and a wire
+
+
+def require_feedback(collective: Collective, compressor: Compressor) -> None:
+    """Raise when a collective may send entries back and the compressor's rest is kept by nobody.
+
+    Raises:
+        ValueError: so it is.
+    """
+    if not compressor.keeps_rest and collective.rejects(bounded=compressor.capacity(1, 2) is not None):
+        raise ValueError(
+            f"collective must send nothing back to a compressor without feedback, got {collective} for {compressor}. "
+            "Use allgather:ask=true, or a compressor that keeps what comes back."
+        )
+
+
+def fitting_wire(wire: Wire, compressor: Compressor, collective: Collective) -> Wire:
+    """Take the index code ``seed`` where every worker knows the indices already; else the wire as it is.
+
+    With it, payloads have one size, and values that vary in theirs are sent as ``bf16``: of random entries not much
+    could be saved.
+
+    Raises:
+        ValueError: the wire is ``seed``, and the compressor draws otherwise or the collective needs indices.
+
+    Example:
+        >>> from gaussiank.compressors import RandomK
+        >>> from gaussiank.collectives import AllGather, Split
+        >>> str(fitting_wire(Wire(), RandomK(shared=True), AllGather()))
+        'seed+bf16'
+        >>> str(fitting_wire(Wire(), RandomK(shared=True), Split()))
+        'rice+bf16-rice'
+    """
+    if wire.index == "seed" and not compressor.draws_alike:
+        raise ValueError(
+            f"wire must send the indices of {compressor}, got {wire}. "
+            "Take rice in place of seed, or the compressor randomk:shared=true without max_bytes."
+        )
+    if wire.index == "seed" and not collective.sends_values_alone:
+        raise ValueError(
+            f"wire must send its indices with {collective}, got {wire}. "
+            "Take rice in place of seed, or the collective allgather or leader."
+        )
+    if compressor.draws_alike and collective.sends_values_alone:
+        return Wire("seed", VALUE_CODES[wire.values].plain or wire.values, wire.rounding)
+    return wire
+
+
+def entries_within(
+    max_bytes: int, collective: Collective, wire: Wire, parameters: Iterable[Tensor], world_size: int, *, layers: bool
+) -> int:
+    """Return how many entries may be chosen, so that no message from one worker to another is longer than a budget.
+
+    It holds wherever the entries lie and however the parameters are put in buckets: the number is that for a vector of
+    all parameters, and a message of a shorter one is not longer.
+
+    Args:
+        max_bytes: the budget.
+        collective: how workers agree.
+        wire: how entries travel.
+        parameters: of the model.
+        world_size: number of workers.
+        layers: whether entries are chosen in each parameter by itself; all of them may be in one message.
+
+    Raises:
+        ValueError: not even one fits.
+
+    Example:
+        >>> from gaussiank.collectives import AllGather
+        >>> wire, parameters = Wire("raw", "fp32"), [torch.zeros(500), torch.zeros(600)]
+        >>> entries_within(20 + 8 * 10, AllGather(), wire, parameters, 4, layers=False)
+        10
+    """
+    held = [parameter for parameter in parameters if parameter.numel()]
+    dtype = torch.float64 if any(parameter.dtype == torch.float64 for parameter in held) else torch.float32
+    numel = max(1, min(MAX_NUMEL, sum(parameter.numel() for parameter in held)))
+    times = max(1, len(held)) if layers else 1
+
+    def longest(k: int) -> int:
+        return collective.message_bytes(min(k * times, numel), numel, world_size, wire, dtype)
+
+    least = longest(1)
+    if max_bytes < least:
+        raise ValueError(
+            f"max_bytes must be at least {least}, the longest message of {type(collective).__name__} with one entry"
+            f"{' of each parameter' if layers else ''}, got {max_bytes}. Raise it, or take another collective."
+        )
+    low, high = 1, numel
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if longest(middle) <= max_bytes else (low, middle - 1)
+    return low

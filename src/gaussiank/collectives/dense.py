@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from gaussiank import ops
 from gaussiank.codec import Wire
@@ -19,10 +19,7 @@ from .packing import EXACT
 class DenseAllReduce(Collective):
     """Sum dense vectors over workers; ``sent_bytes`` is that of a ring, 2 (P - 1) / P of the vector."""
 
-    @property
-    def multi_phase(self) -> bool:
-        """One message."""
-        return False
+    multi_phase: ClassVar[bool] = False
 
     def rejects(self, *, bounded: bool) -> bool:
         """Everything enters."""
@@ -40,9 +37,6 @@ class DenseAllReduce(Collective):
         """Spread the entries over a dense vector and send that; neither counts nor the wire matter."""
         mean = sparse.dense().div_(context.comm.world_size)
         yield context.comm.all_reduce(mean)
-
-        def finish(out: Tensor) -> Outcome:
-            out.copy_(mean)
-            return Outcome(ops.all_finite(out))
-
-        return finish
+        out = yield None
+        out.copy_(mean)
+        yield Outcome(ops.all_finite(out))

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from gaussiank.codec import Wire
@@ -126,16 +125,20 @@ class Hierarchical(Collective):
         return max(dense, *(row_bytes(room, numel, wire, dtype) for room in (k, share, shares)))
 
     def program(self, sparse: SparseGradient, context: ExchangeContext) -> Program:
-        """Sum inside the node, between nodes, and gather inside the node."""
+        """Sum inside the node, between nodes, and gather inside the node.
+
+        1. *Inside*: the node's selections become its sum, the same on each of its workers, cut to the largest.
+        2. *Across*: worker i of each node packs the i-th run of that sum and gathers it with its counterparts, in the
+           order of nodes; the runs of a place need not cover the same entries, so they are merged.
+        3. *Inside* again: the merged runs of all places are gathered, and added up in the order of places.
+
+        What a worker sent and the node's cut dropped comes back whole; what was rounded off comes back to who rounded
+        it, and for the third step, which all nodes round alike, to the first node alone.
+        """
         if self.groups is None:
             raise RuntimeError("collective must join a group before it starts, got none. Call join(group) first.")
-        comm, wire, capacity, numel, dtype = (
-            context.comm,
-            context.wire,
-            context.capacity,
-            sparse.numel,
-            sparse.values.dtype,
-        )
+        comm, wire, capacity = context.comm, context.wire, context.capacity
+        numel, dtype, device = sparse.numel, sparse.values.dtype, sparse.values.device
         if capacity is None:
             capacity = yield from agree_on_capacity(comm, sparse)
         inside, across = map(comm.within, self.groups.members)
@@ -144,27 +147,23 @@ class Hierarchical(Collective):
             vector = yield inside.all_reduce(sparse.dense())
             node = SparseGradient.pick(vector, vector.nonzero().squeeze(1).int())
         else:
-            row, quantized = quantize_and_pack(sparse, wire, capacity, context.seed(comm.rank))
+            row, quantized = quantize_and_pack(sparse, wire, capacity, context.generator(device))
             rows = yield inside.all_gather(row)
             node = merge(unpack(rows, wire, [numel] * inside.world_size, dtype, capacity))
         room, share = self._rooms(capacity, inside.world_size)
         node = pick(node, largest_mask(node, room))
-        row, own = quantize_and_pack(
-            _share(node, inside.rank, inside.world_size), wire, share, context.seed(comm.rank, 1)
-        )
+        own_share = _share(node, inside.rank, inside.world_size)
+        row, own = quantize_and_pack(own_share, wire, share, context.generator(device, 1))
         rows = yield across.all_gather(row)
         summed = merge(unpack(rows, wire, [numel] * across.world_size, dtype, share))
         shares = across.world_size * share
-        row, column = quantize_and_pack(summed, wire, shares, context.seed(inside.rank, 2))
+        row, column = quantize_and_pack(summed, wire, shares, context.generator(device, 2, inside.rank))
         rows = yield inside.all_gather(row)
-
-        def finish(out: Tensor) -> Outcome:
-            total = merge(unpack(rows, wire, [numel] * inside.world_size, dtype, shares))
-            entered = member_mask(sparse.indices, among=node.indices)
-            errors = *quantized.errors(entered), *own.errors(), *(column.errors() if across.rank == 0 else ())
-            return Outcome(summed_mean(total, comm.world_size, out), rest_of(sparse, entered), errors)
-
-        return finish
+        out = yield None
+        total = merge(unpack(rows, wire, [numel] * inside.world_size, dtype, shares))
+        entered = member_mask(sparse.indices, among=node.indices)
+        errors = *quantized.errors(entered), *own.errors(), *(column.errors() if across.rank == 0 else ())
+        yield Outcome(summed_mean(total, comm.world_size, out), rest_of(sparse, entered), errors)
 
     def _rooms(self, capacity: int, node: int) -> tuple[int, int]:
         """Return the room for a node's sum, and for a worker's share of it."""

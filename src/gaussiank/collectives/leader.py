@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,7 +72,8 @@ def sums(sparse: SparseGradient, context: ExchangeContext, *, flag: bool) -> Gen
     width = _width(sparse.kept, comm.world_size)
     places = [slice(rank * width, (rank + 1) * width) for rank in range(comm.world_size)]
     shares = [SparseGradient(sparse.indices[place], sparse.values[place], sparse.numel) for place in places]
-    quantized = [quantize(share, wire, context.seed(comm.rank, rank)) for rank, share in enumerate(shares)]
+    device = sparse.values.device
+    quantized = [quantize(share, wire, context.generator(device, rank)) for rank, share in enumerate(shares)]
     flags = sparse.values.new_full((_FLAG_BYTES,), flag, dtype=torch.uint8)
     rows = [torch.cat([sections.write_values(wire, one.sparse.values, width), flags]) for one in quantized]
     received = yield comm.all_to_all(torch.stack(rows))
@@ -80,7 +81,8 @@ def sums(sparse: SparseGradient, context: ExchangeContext, *, flag: bool) -> Gen
     total = torch.zeros_like(own.values)
     for row in received:  # in rank order
         total += sections.read_values(wire, row[:-_FLAG_BYTES], own.kept, width, dtype)
-    owned = quantize(SparseGradient(own.indices, total, sparse.numel), wire, context.seed(comm.rank, comm.world_size))
+    own_sums = SparseGradient(own.indices, total, sparse.numel)
+    owned = quantize(own_sums, wire, context.generator(device, comm.world_size))
     payload = sections.write_values(wire, owned.sparse.values, width)
     gathered = yield comm.all_gather(torch.cat([payload, received[:, -_FLAG_BYTES:].amax(0)]))
     parts = [
@@ -115,13 +117,10 @@ class Leader(Collective):
     sends all index lists; the residual is exact, without the paper's low-pass filter.
     """
 
+    sends_values_alone: ClassVar[bool] = True  # then there is no leader, and nothing comes back
+
     def rejects(self, *, bounded: bool) -> bool:
         """Whatever a worker selected that the leader did not."""
-        return True
-
-    @property
-    def sends_values_alone(self) -> bool:
-        """Nobody has to say which entries; then there is no leader, and nothing comes back."""
         return True
 
     def traffic(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Traffic:
@@ -140,7 +139,14 @@ class Leader(Collective):
         return max(row_bytes(k, numel, _told_by(wire), dtype), *alone)
 
     def program(self, sparse: SparseGradient, context: ExchangeContext) -> Program:
-        """Broadcast the leader's indices, then sum everyone's values there."""
+        """Broadcast the leader's indices, then sum everyone's values there.
+
+        1. *Tell*: the leader broadcasts its indices; left out where all have drawn the same.
+        2. *Draw*: everyone takes what stands at them out of its own selection and residual.
+        3. *Sum* (``sums``): each worker gets a share of everyone's values, adds it up in rank order, and gathers the
+           sums; a flag that travels along says whether some worker has infinities or NaN.
+        4. Only then, *gather* all selections instead, so that every worker sees where they are.
+        """
         comm, capacity, numel = context.comm, context.capacity, sparse.numel
         if capacity is None:
             capacity = yield from agree_on_capacity(comm, sparse)
@@ -155,13 +161,12 @@ class Leader(Collective):
             entries = SparseGradient(indices, values, numel)
         total = yield from sums(entries, context, flag=not bool(ops.all_finite(sparse.values)))
         if total.flagged:
-            return (yield from _everything(sparse, context, capacity))
+            yield from _everything(sparse, context, capacity)
+            return
 
-        def finish(out: Tensor) -> Outcome:
-            mean = summed_mean(SparseGradient(indices, total.values, numel), comm.world_size, out)
-            return Outcome(mean, rest_of(sparse, chosen), total.errors)
-
-        return finish
+        out = yield None
+        finite = summed_mean(SparseGradient(indices, total.values, numel), comm.world_size, out)
+        yield Outcome(finite, rest_of(sparse, chosen), total.errors)
 
 
 def _told(sparse: SparseGradient, context: ExchangeContext, capacity: int) -> Generator[Work[Any], Any, Tensor]:
@@ -180,16 +185,12 @@ def _told(sparse: SparseGradient, context: ExchangeContext, capacity: int) -> Ge
 def _everything(sparse: SparseGradient, context: ExchangeContext, capacity: int) -> Program:
     """Gather all selections: some worker's are not finite, and every worker must see where."""
     wire = _told_by(context.wire)
-    row, _ = quantize_and_pack(
-        pick(sparse, largest_mask(sparse, capacity)), wire, capacity, context.seed(context.comm.rank)
-    )
+    largest = pick(sparse, largest_mask(sparse, capacity))
+    row, _ = quantize_and_pack(largest, wire, capacity, replace(context, wire=wire).generator(sparse.values.device))
     rows = yield context.comm.all_gather(row)
-
-    def finish(out: Tensor) -> Outcome:
-        parts = unpack(rows, wire, [sparse.numel] * len(rows), sparse.values.dtype, capacity)
-        return Outcome(ops.scatter_mean(parts, out))
-
-    return finish
+    out = yield None
+    parts = unpack(rows, wire, [sparse.numel] * len(rows), sparse.values.dtype, capacity)
+    yield Outcome(ops.scatter_mean(parts, out))
 
 
 def _told_by(wire: Wire) -> Wire:

@@ -44,7 +44,7 @@ class Quantized(NamedTuple):
         return (error if entered is None else pick(error, entered),)
 
 
-def quantize(sparse: SparseGradient, wire: Wire, seed: int = 0) -> Quantized:
+def quantize(sparse: SparseGradient, wire: Wire, generator: torch.Generator | None = None) -> Quantized:
     """Round values to those that the wire carries: of exactly the entries that one message holds.
 
     It is done here and not before, because codes of a few bits have a scale for each block of entries: rounded before
@@ -53,7 +53,7 @@ def quantize(sparse: SparseGradient, wire: Wire, seed: int = 0) -> Quantized:
     Args:
         sparse: all that a message will hold.
         wire: how it travels.
-        seed: where stochastic rounding starts; workers that give the same round alike.
+        generator: source of stochastic rounding; workers with the same round alike.
 
     Example:
         >>> sparse = SparseGradient(torch.tensor([4], dtype=torch.int32), torch.tensor([0.1]), 9)
@@ -63,7 +63,7 @@ def quantize(sparse: SparseGradient, wire: Wire, seed: int = 0) -> Quantized:
     """
     if wire.exact:
         return Quantized(sparse)
-    values = wire.round(sparse.values, _generator(sparse, wire, seed))
+    values = wire.round(sparse.values, generator)
     return Quantized(SparseGradient(sparse.indices, values, sparse.numel), sparse.values - values)
 
 
@@ -117,30 +117,20 @@ def quantize_and_pack(
     sparse: SparseGradient,
     wire: Wire,
     room: int | None,
-    seed: int = 0,
+    generator: torch.Generator | None = None,
     trailer: int | None = None,
     length: int = 0,
     shared: SharedDraw | None = None,
 ) -> tuple[Tensor, Quantized]:
     """Do ``quantize``, then ``pack``, at once and in less time. The entries that it returns are not rounded."""
-    packed = wire.pack(sparse, capacity=room, generator=_generator(sparse, wire, seed), shared=shared)
+    packed = wire.pack(sparse, capacity=room, generator=generator, shared=shared)
     return filled(packed.row, length, trailer), Quantized(sparse, packed.error)
 
 
-def pack_framed(sparse: SparseGradient, wire: Wire, frame: int, seed: int = 0) -> tuple[Tensor, int, Quantized]:
-    """Round and pack into a frame, if that is long enough, with the payload's size behind it.
-
-    Returns:
-        The row, ``frame`` and 8 bytes, or else the payload alone; the payload's size; and what was sent.
-    """
-    packed = wire.pack(sparse, frame=frame, generator=_generator(sparse, wire, seed))
-    return packed.row, packed.size, Quantized(sparse, packed.error)
-
-
 def pack_within(
-    sparse: SparseGradient, wire: Wire, frame: int, seed: int = 0
+    sparse: SparseGradient, wire: Wire, frame: int, generator: torch.Generator | None = None
 ) -> tuple[Tensor, int, Quantized, Tensor | None]:
-    """Round and pack into a frame, without the smallest entries where all do not fit.
+    """Quantize and pack into a frame, without the smallest entries where all do not fit.
 
     Returns:
         The row, ``frame`` bytes and in 8 more the size that all entries would have taken; that size; what was sent; and
@@ -152,22 +142,22 @@ def pack_within(
         >>> row.numel(), wanted, quantized.sparse.values.tolist()
         (84, 92, [2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
     """
-    row, wanted, quantized = pack_framed(sparse, wire, frame, seed)
-    room, size, mask = sparse.kept, wanted, None
-    while size > frame:
-        room = min(room - 1, int(room * frame / size * _NARROWER))
+    packed, sent, mask = wire.pack(sparse, frame=frame, generator=generator), sparse, None
+    wanted, room = packed.size, sparse.kept
+    while packed.size > frame:
+        room = min(room - 1, int(room * frame / packed.size * _NARROWER))
         mask = largest_mask(sparse, room)
-        row, size, quantized = pack_framed(pick(sparse, mask), wire, frame, seed)
-    return row if mask is None else filled(row[:frame], trailer=wanted), wanted, quantized, mask
+        sent = pick(sparse, mask)
+        if generator is not None:
+            generator.manual_seed(generator.initial_seed())  # every attempt draws the same
+        packed = wire.pack(sent, frame=frame, generator=generator)
+    row = packed.row if mask is None else filled(packed.row[:frame], trailer=wanted)
+    return row, wanted, Quantized(sent, packed.error), mask
 
 
 def frame_for(largest: int, spread: float, most: int) -> int:
     """Return the length of a frame for payloads whose predecessors took at most ``largest``."""
     return min(most, math.ceil(largest * spread) + _SPREAD_BYTES)
-
-
-def _generator(sparse: SparseGradient, wire: Wire, seed: int) -> torch.Generator | None:
-    return torch.Generator(sparse.values.device).manual_seed(seed) if wire.rounding == "stochastic" else None
 
 
 def unpack(

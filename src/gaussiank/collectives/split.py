@@ -87,11 +87,11 @@ class Frames:
             load: entries that there were, or have come, of the region.
             size: the largest payload seen so far, in bytes; the trailer has the larger of that and this one.
         """
-        seed = context.seed(context.comm.rank, region)
+        generator = context.generator(sparse.values.device, region)
         if not self.follow:
-            row, quantized = quantize_and_pack(sparse, context.wire, self.room, seed, load, self.length)
+            row, quantized = quantize_and_pack(sparse, context.wire, self.room, generator, load, self.length)
             return Row(row, quantized)
-        row, own, quantized, mask = pack_within(sparse, context.wire, self.length, seed)
+        row, own, quantized, mask = pack_within(sparse, context.wire, self.length, generator)
         trailer = min(load, _MOST) | min(max(own, size), _MOST) << _BITS
         return Row(filled(row[: self.length], trailer=trailer), quantized, mask)
 
@@ -176,7 +176,15 @@ class Split(Collective):
         return row_bytes(room, numel, wire, dtype, with_trailer=True)
 
     def program(self, sparse: SparseGradient, context: ExchangeContext) -> Program:
-        """Send each owner its region, then everyone the own region's sum."""
+        """Send each owner its region, then everyone the own region's sum.
+
+        1. *Cut* the entries at the borders, the largest of each region, and pack a row for each owner.
+        2. *Exchange* the rows: one all-to-all of equal rows or, untrimmed, one of sizes and one of rows.
+        3. *Sum* what came of the own region, in rank order; keep the largest sums, and round them once more.
+        4. *Gather* the sums; untrimmed, the longest row is asked for first.
+        5. *Place*: each region's sums go to where it begins. What was sent and is not among them comes back, with what
+           was rounded off the rest and off the own sums; the regions' loads say where the borders lie next time.
+        """
         comm, wire, dtype = context.comm, context.wire, sparse.values.dtype
         borders = self._borders(context.hint, sparse.numel, comm.world_size)
         widths = [max(1, high - low) for low, high in itertools.pairwise(borders)]
@@ -212,20 +220,18 @@ class Split(Collective):
             row = filled(row[:-TRAILER_BYTES], length, trailer=sum(loads))
         gathered = yield comm.all_gather(row)
 
-        def finish(out: Tensor) -> Outcome:
-            regions = [
-                shifted(part, low, sparse.numel)
-                for part, low in zip(unpack(gathered, wire, widths, dtype, room), borders, strict=False)
-            ]
-            finite = ops.scatter_mean(regions, out)  # a region for each worker: divided by their number, the mean
-            indices = torch.cat([region.indices for region in regions])
-            entered = sent & member_mask(sparse.indices, indices) if self.trim else sent
-            errors = _errors(quantized, own.quantized, sent, entered, borders, comm.rank, sparse)
-            loads, size = frames.read_trailers(gathered)
-            hint = frames.hint(self._moved(borders, regions, loads), size, finite)
-            return Outcome(finite, rest_of(sparse, entered), errors, context.hint if hint is None else hint)
-
-        return finish
+        out = yield None
+        regions = [
+            shifted(part, low, sparse.numel)
+            for part, low in zip(unpack(gathered, wire, widths, dtype, room), borders, strict=False)
+        ]
+        finite = ops.scatter_mean(regions, out)  # a region for each worker: divided by their number, the mean
+        indices = torch.cat([region.indices for region in regions])
+        entered = sent & member_mask(sparse.indices, indices) if self.trim else sent
+        errors = _errors(quantized, own.quantized, sent, entered, borders, comm.rank, sparse)
+        loads, size = frames.read_trailers(gathered)
+        hint = frames.hint(self._moved(borders, regions, loads), size, finite)
+        yield Outcome(finite, rest_of(sparse, entered), errors, context.hint if hint is None else hint)
 
     def _moved(self, borders: Sequence[int], regions: Sequence[SparseGradient], loads: Sequence[int]) -> Tensor:
         return (

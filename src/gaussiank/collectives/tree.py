@@ -65,7 +65,15 @@ class Tree(Collective):
         return max(answer, row_bytes(k, numel, wire, dtype))
 
     def program(self, sparse: SparseGradient, context: ExchangeContext) -> Program:
-        """Swap, merge, cut, round after round."""
+        """Swap, merge, cut, round after round.
+
+        1. *Host*: each worker beyond a power of two, a guest, sends its entries to the worker that many ranks below.
+        2. *Rounds*: in round i round to the wire, swap with the worker whose rank differs in bit i, add the lower
+           half's entries first, and keep the largest. After the last round all hold the same.
+        3. *Answer*: hosts send the result to their guests, exactly, and which of the guest's entries are in it.
+
+        Who has no guest waits with a message of nothing, so that all workers take the same number of turns.
+        """
         comm, capacity = context.comm, context.capacity
         if capacity is None:
             capacity = yield from agree_on_capacity(comm, sparse)
@@ -73,7 +81,8 @@ class Tree(Collective):
         if comm.world_size == 1:
             yield comm.noop()
         if comm.rank >= 1 << rounds:
-            return (yield from _as_guest(sparse, context, capacity, rounds))
+            yield from _as_guest(sparse, context, capacity, rounds)
+            return
         branch = _Branch(sparse, context, capacity)
         guest = comm.rank + (1 << rounds) if comm.rank < beyond else None
         if guest is not None:
@@ -91,11 +100,9 @@ class Tree(Collective):
         elif beyond:
             yield comm.noop()
 
-        def finish(out: Tensor) -> Outcome:
-            finite = summed_mean(branch.total, comm.world_size, out)
-            return Outcome(finite, rest_of(sparse, branch.own.entered), branch.errors())
-
-        return finish
+        out = yield None
+        finite = summed_mean(branch.total, comm.world_size, out)
+        yield Outcome(finite, rest_of(sparse, branch.own.entered), branch.errors())
 
 
 @dataclass(eq=False)
@@ -129,7 +136,8 @@ class _Branch:
     def round(self, bit: int) -> None:
         """Go on with values that the wire carries; the lowest rank of this half keeps what that takes off."""
         lowest = self._context.comm.rank >> bit << bit
-        quantized = quantize(self.total, self._context.wire, self._context.seed(lowest, bit))
+        generator = self._context.generator(self.total.values.device, bit, lowest)
+        quantized = quantize(self.total, self._context.wire, generator)
         self.total = quantized.sparse
         if lowest == self._context.comm.rank:
             self._rounded_off += map(_Followed.all_of, quantized.errors())
@@ -166,21 +174,18 @@ class _Branch:
 def _as_guest(sparse: SparseGradient, context: ExchangeContext, capacity: int, rounds: int) -> Program:
     """Leave the entries with a host, and get the result and which of the entries are in it."""
     comm, wire = context.comm, _exactly(context.wire)
-    row, quantized = quantize_and_pack(sparse, context.wire, capacity, context.seed(comm.rank))
+    row, quantized = quantize_and_pack(sparse, context.wire, capacity, context.generator(sparse.values.device))
     host = comm.rank - (1 << rounds)
     yield comm.send(row, host)
     for _ in range(rounds):
         yield comm.noop()
     length = row_bytes(capacity, sparse.numel, wire, sparse.values.dtype)
     answer = yield comm.receive(row.new_empty(length + capacity), host)
-
-    def finish(out: Tensor) -> Outcome:
-        [total] = unpack([answer[:length]], wire, [sparse.numel], sparse.values.dtype, capacity)
-        entered = answer[length:][: sparse.kept].bool()
-        finite = summed_mean(total, comm.world_size, out)
-        return Outcome(finite, rest_of(sparse, entered), quantized.errors(entered))
-
-    return finish
+    out = yield None
+    [total] = unpack([answer[:length]], wire, [sparse.numel], sparse.values.dtype, capacity)
+    entered = answer[length:][: sparse.kept].bool()
+    finite = summed_mean(total, comm.world_size, out)
+    yield Outcome(finite, rest_of(sparse, entered), quantized.errors(entered))
 
 
 def _exactly(wire: Wire) -> Wire:

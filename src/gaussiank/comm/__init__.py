@@ -1,9 +1,7 @@
 """Messages between the workers of a group: groups, counted messages, their order, and who is missing; no gradients."""
 
-from .attendance import await_all, group_timeout_s
-from .callbacks import then
-from .communicator import AnyFuture, Communicator, Work, gather_steps, ring_bytes
-from .consistency import require_agreement, together
+from .communicator import AnyFuture, Communicator, Work, gather_steps, ring_bytes, then
+from .consistency import await_all, group_timeout_s, require_agreement, together
 from .executor import Done, Executor, Promise, executor_of
 from .groups import Groups, groups_of
 

@@ -18,22 +18,16 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeVar, cast
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .callbacks import Callback, expect, held, settle, then
-from .communicator import AnyFuture, MessageError, reduction
-from .failures import SilentRanks
+from .communicator import AnyFuture, Callback, MessageError, Work, expect, held, reduction, settle, then
+from .consistency import SilentRanks
 from .groups import Groups, groups_of
-
-if TYPE_CHECKING:
-    from gaussiank.collectives import Exchange
-
-    Start = Callable[[dist.ProcessGroup], Exchange]
-    Finish = Callable[[Exchange], Tensor]
 
 Done = torch.futures.Future[Tensor]
 Answer = TypeVar("Answer")
@@ -41,15 +35,24 @@ Answer = TypeVar("Answer")
 _MARGIN_S = 5.0  # that a message may fail after its time-out
 
 
+class Messages(Protocol):
+    """Messages of one exchange, each of which may depend on what the one before has brought.
+
+    Attributes:
+        work: the message under way.
+    """
+
+    work: Work[Any]
+
+    def advance(self) -> bool:
+        """Wait for the message under way and send the next one; False when there was none left to send."""
+
+
 class Executor:
     """Carry the exchanges of one process group; use ``executor_of``, which makes one for each group.
 
-    An exchange of several messages moves on by one of them whenever the next exchange begins, and to its end at
-    ``flush``. So several are in flight at a time, and the order of all messages follows from the order of ``submit``
-    and ``flush`` alone, never from the clock.
-
     Args:
-        groups: one for messages that callers start themselves, and one for those that the executor starts.
+        groups: one for messages that callers start themselves, and one for those that the thread starts.
         timeout_s: seconds after which a message fails that a worker did not answer.
     """
 
@@ -64,39 +67,45 @@ class Executor:
         self._thread: _Thread | None = None
 
     def submit(
-        self, label: Callable[[], str], start: Start, finish: Finish, *, multi_phase: bool, device: torch.device
+        self,
+        label: Callable[[], str],
+        start: Callable[[dist.ProcessGroup], Messages],
+        finish: Callable[[Any], Tensor],
+        *,
+        multi_phase: bool,
+        device: torch.device,
     ) -> Done:
-        """Start an exchange, or put it in line.
+        """Start an exchange, or hand it to the thread.
 
         Args:
             label: returns the name of the bucket, for errors.
-            start: sends the first message over the group that it is given.
-            finish: called when the last message has arrived; must not send or wait.
+            start: sends the first message over the group that it is given, and returns the exchange.
+            finish: called with the exchange when its last message has arrived; must not send or wait.
             multi_phase: whether the thread has to carry it.
             device: where its tensors are.
 
         Returns:
             A future of what ``finish`` returns. An error of the communication names this worker's rank and the label.
         """
-        began = time.perf_counter()
+        task = _Task(self, label, start, finish, time.perf_counter())
         if not multi_phase:
             try:
-                exchange = start(self.group)
+                task.exchange = start(self.group)
             except RuntimeError as error:
-                raise self._failed(error, label, began) from error
-
-            def arrived(done: AnyFuture) -> Tensor:
-                self._require_arrived(done, label, began)
-                return finish(exchange)
-
-            return then(exchange.future, arrived)
+                raise self.failed(error, label, task.began) from error
+            return then(task.exchange.work.future, task.arrived)
         if self._thread is None:
             self._thread = _Thread(self._ordered_group)
             self._thread.start()
             weakref.finalize(self, self._thread.stop)
-        task = _Task(lambda error: self._failed(error, label, began), start, finish, device)
-        self._thread.tasks.put(task)
-        return task.promise.future
+        queued = _Queued(task, _Stream(device), Promise(device))
+        self._thread.tasks.put(queued)
+        return queued.promise.future
+
+    def flush(self) -> None:
+        """Say that no exchange follows for now, so that those that the thread carries can end."""
+        if self._thread is not None:
+            self._thread.tasks.put(_FLUSH)
 
     def average(
         self,
@@ -116,25 +125,15 @@ class Executor:
         Returns:
             A future of ``vector``, with errors as those of ``submit``.
         """
-        began = time.perf_counter()
-        sent = vector.div_(self._world_size)
+        mean = _Mean(self, label, vector, vector, arrived, time.perf_counter())
+        vector.div_(self._world_size)
         if dtype is not None:
-            sent = sent.to(dtype)
+            mean.sent = vector.to(dtype)
         try:
-            work = self.group.allreduce([sent], self._summing)
+            work = self.group.allreduce([mean.sent], self._summing)
         except RuntimeError as error:  # what backends raise
-            raise self._lost(error, label, began) from error
-
-        def ended(done: AnyFuture) -> Tensor:
-            self._require_arrived(done, label, began)
-            if sent is not vector:
-                vector.copy_(sent)
-                if sent.is_cuda:  # the copy runs on the callback's stream, and nobody holds it any longer
-                    sent.record_stream(torch.cuda.current_stream(sent.device))
-            arrived(began)
-            return vector
-
-        return then(work.get_future(), ended)
+            raise self.lost(error, label, mean.began) from error
+        return then(work.get_future(), mean.summed)
 
     def run_sync(self, question: Callable[[dist.ProcessGroup], Answer], label: str) -> Answer:
         """Let the caller send and wait at once, while nothing else is under way; errors name what was lost."""
@@ -142,26 +141,21 @@ class Executor:
         try:
             return question(self.group)
         except RuntimeError as error:
-            raise self._failed(error, lambda: label, began) from error
+            raise self.failed(error, lambda: label, began) from error
 
-    def _require_arrived(self, done: AnyFuture, label: Callable[[], str], began: float) -> None:
-        try:
-            done.value()  # raises when a worker is gone; without it, memory that never arrived would be read
-        except RuntimeError as error:
-            raise self._lost(error, label, began) from error
-
-    def _failed(self, error: RuntimeError, label: Callable[[], str], began: float) -> RuntimeError:
+    def failed(self, error: RuntimeError, label: Callable[[], str], began: float) -> RuntimeError:
         """Tell what the others have to do with from what is wrong here."""
         if isinstance(error, MessageError):
-            return self._lost(error, label, began)
+            return self.lost(error, label, began)
         return RuntimeError(
             f"rank {self._rank} could not exchange {label()}: {error}. The error is this worker's own: the others wait "
             "for it, and tell of a lost bucket."
         )
 
-    def _lost(self, error: RuntimeError, label: Callable[[], str], began: float) -> RuntimeError:
+    def lost(self, error: RuntimeError, label: Callable[[], str], began: float) -> RuntimeError:
+        """Return what is raised for a message that was not answered, with the ranks that are silent."""
         waited_s = time.perf_counter() - began
-        silent = "" if _ends else ", ".join(map(str, self._silent_ranks.silent()))
+        silent = "" if _ends else ", ".join(map(str, self._silent_ranks.find()))
         return RuntimeError(
             f"rank {self._rank} lost {label()} after {waited_s:.1f} s: {error}. "
             + (f"Nothing was heard from rank {silent}. " if silent else "")
@@ -169,10 +163,54 @@ class Executor:
             f"timeout_s above {self._timeout_s:g} if one may be busy with something else for longer."
         )
 
-    def flush(self) -> None:
-        """Say that no exchange follows for now, so that those in line can end."""
-        if self._thread is not None:
-            self._thread.tasks.put(_FLUSH)
+
+@dataclass(eq=False)
+class _Task:
+    """One exchange: how it starts and ends, and what its errors name; torch's callback holds all of it until then."""
+
+    executor: Executor
+    label: Callable[[], str]
+    start: Callable[[dist.ProcessGroup], Messages]
+    finish: Callable[[Any], Tensor]
+    began: float
+    exchange: Messages = field(init=False)
+
+    def arrived(self, done: AnyFuture) -> Tensor:
+        """End an exchange of one message, in the callback of that message."""
+        try:
+            done.value()  # raises when a worker is gone; without it, memory that never arrived would be read
+        except RuntimeError as error:
+            raise self.executor.lost(error, self.label, self.began) from error
+        return self.finish(self.exchange)
+
+    def ended(self) -> Tensor:
+        """End an exchange of several messages, in the thread."""
+        return self.finish(self.exchange)
+
+
+@dataclass(eq=False)
+class _Mean:
+    """One dense vector on its way; ``sent`` is itself, or what it is rounded to."""
+
+    executor: Executor
+    label: Callable[[], str]
+    vector: Tensor
+    sent: Tensor
+    arrived: Callable[[float], object]
+    began: float
+
+    def summed(self, done: AnyFuture) -> Tensor:
+        """Round back, and tell that it is there."""
+        try:
+            done.value()
+        except RuntimeError as error:
+            raise self.executor.lost(error, self.label, self.began) from error
+        if self.sent is not self.vector:
+            self.vector.copy_(self.sent)
+            if self.sent.is_cuda:  # the copy runs on the callback's stream, and nobody holds it any longer
+                self.sent.record_stream(torch.cuda.current_stream(self.sent.device))
+        self.arrived(self.began)
+        return self.vector
 
 
 _EXECUTORS: weakref.WeakValueDictionary[str, Executor] = weakref.WeakValueDictionary()  # by the name of their groups
@@ -255,38 +293,27 @@ class _Stream:
                 yield
 
 
-class _Task:
-    """An exchange in line, and the promise that its end fulfils."""
+@dataclass(eq=False)
+class _Queued:
+    """A task that the thread carries, and the promise that its end fulfils."""
 
-    def __init__(
-        self,
-        failed: Callable[[RuntimeError], RuntimeError],
-        start: Start,
-        finish: Finish,
-        device: torch.device,
-    ) -> None:
-        self._failed, self._start, self._finish, self._stream = failed, start, finish, _Stream(device)
-        self._exchange: Exchange | None = None
-        self.promise = Promise(device)
+    task: _Task
+    stream: _Stream
+    promise: Promise
 
-    def begin(self, group: dist.ProcessGroup) -> None:
-        with self._stream.entered():
+    def step(self, group: dist.ProcessGroup, *, first: bool) -> bool:
+        """Send the first message, or move on by one; False when the exchange has ended."""
+        task = self.task
+        with self.stream.entered():
             try:
-                self._exchange = self._start(group)
-            except RuntimeError as error:
-                raise self._failed(error) from error
-
-    def step(self) -> bool:
-        """Move on by one message; False when the exchange has ended."""
-        assert self._exchange is not None  # begun
-        with self._stream.entered():
-            try:
-                if self._exchange.advance():
+                if first:
+                    task.exchange = task.start(group)
+                    return True
+                if task.exchange.advance():
                     return True
             except RuntimeError as error:
-                raise self._failed(error) from error
-            exchange = self._exchange
-            self.promise.set_from(lambda: self._finish(exchange))  # an error in it does not concern the next exchange
+                raise task.executor.failed(error, task.label, task.began) from error
+            self.promise.set_from(task.ended)  # an error in it does not concern the next exchange
         return False
 
 
@@ -294,7 +321,16 @@ _FLUSH, _STOP = object(), object()
 
 
 class _Thread(threading.Thread):
-    """Carry exchanges until told to stop; after the first lost message no other can be right, so all fail with it.
+    """Carry exchanges until told to stop.
+
+    The order, which must be the same on all workers, follows from the order of tasks and flushes alone:
+
+    1. A task sends its own first message.
+    2. Every exchange in flight waits for its message and sends the next one, in the order in which they began; those
+       that have none left to send end. So the messages of several exchanges overlap, one of each at a time.
+    3. At a flush that is repeated until none is in flight.
+
+    After the first lost message no other can be right, so that all exchanges fail with it, in flight and to come.
 
     Args:
         group: nobody else sends over it.
@@ -305,7 +341,7 @@ class _Thread(threading.Thread):
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         super().__init__(name="gaussiank exchange", daemon=True)
-        self.tasks: queue.SimpleQueue[_Task | object] = queue.SimpleQueue()
+        self.tasks: queue.SimpleQueue[_Queued | object] = queue.SimpleQueue()
         self._group = group
 
     def stop(self) -> None:
@@ -315,25 +351,29 @@ class _Thread(threading.Thread):
     @torch.no_grad()
     def run(self) -> None:
         """Carry."""
-        flying: list[_Task] = []
+        flying: list[_Queued] = []
         broken: Exception | None = None
         while (task := self.tasks.get()) is not _STOP:
             try:
                 if broken is not None:
                     raise broken
-                if isinstance(task, _Task):
-                    task.begin(self._group)
-                flying = [one for one in flying if one.step()]
-                if isinstance(task, _Task):
+                if isinstance(task, _Queued):
+                    task.step(self._group, first=True)
+                flying = self._moved_on(flying)
+                if isinstance(task, _Queued):
                     flying.append(task)
                 while task is _FLUSH and flying:
-                    flying = [one for one in flying if one.step()]
+                    flying = self._moved_on(flying)
             except Exception as error:  # noqa: BLE001  of any kind: without this thread every reader would wait for ever
                 broken = error
                 for one in [*flying, task]:
-                    if isinstance(one, _Task):
+                    if isinstance(one, _Queued):
                         one.promise.set_exception(error)
                 flying = []
+
+    def _moved_on(self, flying: list[_Queued]) -> list[_Queued]:
+        """Move each on by one message; returns those that have not ended."""
+        return [one for one in flying if one.step(self._group, first=False)]
 
 
 _longest_s = [0.0]  # time-out of any message

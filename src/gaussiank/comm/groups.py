@@ -12,8 +12,7 @@ from typing import Any, cast
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store, _new_process_group_helper, _world
 
-from .callbacks import quiet
-from .communicator import known_group
+from .communicator import known_group, quiet
 
 _Key = tuple[str, tuple[tuple[int, ...], ...], float]
 
