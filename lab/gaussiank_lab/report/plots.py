@@ -54,7 +54,7 @@ def name_curves(figure: Figure, axes: Axes, ends: Sequence[End]) -> Figure:
     handles = [_line_of(axes, end) for end in ordered]
     legend = axes.legend(
         handles, [end.text for end in ordered], loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False,
-        handlelength=1.6, labelcolor="linecolor",
+        handlelength=2.4, labelcolor="linecolor",
     )  # fmt: skip
     for text in legend.get_texts():
         text.set_parse_math(False)
@@ -64,13 +64,11 @@ def name_curves(figure: Figure, axes: Axes, ends: Sequence[End]) -> Figure:
 
 
 def _line_of(axes: Axes, end: End) -> Line2D:
-    """Return a line for the legend, with colour, dashes and mark of the curve that ends there."""
+    """Return the curve that ends there, for the legend to show its colour, dashes and mark."""
     for line in reversed(axes.lines):
         x, y = np.asarray(line.get_xdata(), dtype=float), np.asarray(line.get_ydata(), dtype=float)
         if line.get_color() == end.color and np.any((x == end.x) & (y == end.y)):
-            return Line2D(
-                [], [], color=end.color, markersize=4, linestyle=line.get_linestyle(), marker=line.get_marker()
-            )
+            return line
     return Line2D([], [], color=end.color)
 
 
