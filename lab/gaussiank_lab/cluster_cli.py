@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from gaussiank_lab.cluster.presets import PRESETS
+from gaussiank_lab.cluster.scenario import PRESETS
 
 _PRESET = typer.Option(help=f"Cluster: {', '.join(PRESETS)}.")
 _GBIT = typer.Option(help="Gigabits a second between a preset's machines, in place of its own.")
@@ -30,8 +30,8 @@ def simulate(
     out: Annotated[Path | None, typer.Option(help="Directory for figures and a Chrome trace of the timeline.")] = None,
 ) -> None:
     """Predict what every method does on a cluster: step time, scaling, bytes, cost of an epoch."""
-    from gaussiank_lab.cluster import simulate_command as command
-    from gaussiank_lab.cluster.setting import resolve
+    from gaussiank_lab.cluster import simulate as command
+    from gaussiank_lab.cluster.scenario import resolve
 
     console = Console()
     if paper:
@@ -65,9 +65,9 @@ def advise(
     apply: Annotated[Path | None, typer.Option(help="Write the settings to this file, for train --config.")] = None,
 ) -> None:
     """Say whether to compress on a cluster, with which method, density, codec and collective, and why."""
-    from gaussiank_lab.cluster import advise_command as command
+    from gaussiank_lab.cluster import advise as command
     from gaussiank_lab.cluster.advice import advise as consider
-    from gaussiank_lab.cluster.setting import resolve
+    from gaussiank_lab.cluster.scenario import resolve
 
     setting = resolve(preset, probe, model, gbit, per_node)
     count = setting.workers if workers is None else workers
@@ -95,8 +95,7 @@ def probe(
 
     Takes about half a minute for a small model. The file is what simulate and advise take with --probe.
     """
-    from gaussiank_lab.cluster.probe_command import require_measurable, run_probe
-    from gaussiank_lab.cluster.stopwatch import QUICK, Effort
+    from gaussiank_lab.cluster.probe import QUICK, Effort, require_measurable, run_probe
     from gaussiank_lab.launch import launch, world_size
 
     count = world_size(workers)

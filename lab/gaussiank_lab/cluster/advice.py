@@ -1,4 +1,4 @@
-"""Which method to use on a cluster, or none, with the gain that is predicted and how sure that is."""
+"""Whether to compress on a cluster, with what, and why: every candidate simulated, also where inputs are off."""
 
 from __future__ import annotations
 
@@ -9,12 +9,87 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gaussiank_lab.sim import Cluster, Device, Link, Method, Scenario, Spread, Workload, simulate
+from gaussiank_lab.cluster.scenario import Setting, Uncertainty
+from gaussiank_lab.sim import (
+    RAW,
+    Cluster,
+    Curve,
+    Device,
+    Link,
+    Method,
+    Scenario,
+    Spread,
+    Wire,
+    Workload,
+    fixed_bits,
+    simulate,
+)
 
-from .methods import DENSE, DENSE_16, compact_wire
-from .presets import Uncertainty
-from .setting import Setting
-from .wires import WIRES
+MEASURED_DENSITIES = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0)
+COMPACT_HEADER_BYTES = 20
+MAGNITUDES_HEADER_BYTES = 6
+MAGNITUDE_BITS = 7.0
+"""Of a value in ``bf16-rice``: 6 to 7.4 in real selections at densities of 0.0001 to 0.01, 9 at 0.1 (docs/wire.md)."""
+
+
+def rice_bits(density: float) -> float:
+    """Return the most bits that the code `rice` takes for an index.
+
+    The bound, not the mean: messages have room for it. ``min_r (r + 1) + gap / 2**r``, and 6 bits a block.
+
+    Example:
+        >>> [round(rice_bits(density), 1) for density in (0.01, 0.001, 0.0001)]
+        [8.6, 12.0, 15.3]
+    """
+    gap = 1 / density - 1
+    return min(r + 1 + gap / 2.0**r for r in range(32)) + 6 / 64
+
+
+RICE = Curve.of((rho, rice_bits(rho)) for rho in MEASURED_DENSITIES)
+
+WIRES: dict[str, Wire] = {
+    wire.name: wire
+    for wire in (
+        RAW,
+        Wire("rice+bf16", 16, RICE, COMPACT_HEADER_BYTES),
+        Wire("rice+bf16-rice", MAGNITUDE_BITS, RICE, COMPACT_HEADER_BYTES + MAGNITUDES_HEADER_BYTES, 16),
+        Wire("chunks+bf16", 16, fixed_bits(16.2), COMPACT_HEADER_BYTES),
+    )
+}
+"""Name, as the codec takes it -> bits. ``rice`` is packed on a CPU; ``chunks``, 16-bit offsets, on a GPU too."""
+
+
+DENSE = Method("dense fp32", "dense")
+DENSE_16 = Method("dense bf16", "dense", value_bytes=2)
+DEFAULT_NAME = "topk"
+"""What ``gaussiank.compress(model)`` does when nothing else is said."""
+
+
+def compact_wire(*, accelerator: bool) -> str:
+    """Return the name of the smallest wire that is packed where the gradients are."""
+    return "chunks+bf16" if accelerator else "rice+bf16-rice"
+
+
+def default_method(density: float, *, accelerator: bool) -> Method:
+    """Return today's default: exact Top_k of each bucket, the compact wire, all-gather."""
+    return Method(DEFAULT_NAME, "topk", density, WIRES[compact_wire(accelerator=accelerator)])
+
+
+def all_methods(density: float, *, accelerator: bool) -> tuple[Method, ...]:
+    """Return the methods of the table of ``gaussiank simulate``."""
+    topk = default_method(density, accelerator=accelerator)
+    collectives = ("split", "tree", "leader", "hierarchical")
+    return (
+        DENSE,
+        DENSE_16,
+        topk,
+        replace(topk, name="topk raw+fp32", wire=WIRES["raw+fp32"]),
+        *(replace(topk, name=f"topk {name}", collective=name) for name in collectives),
+        Method("gaussiank", "gaussiank", density, topk.wire, room=4 / 3),  # the top of its band
+        Method("dgc", "dgc", density, topk.wire),
+        Method("trimmedtopk", "trimmedtopk", density, topk.wire),
+    )
+
 
 DENSITIES = (0.01, 0.005, 0.002, 0.001)
 """Densities to choose from; below 0.001 convergence has not been shown."""

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from gaussiank_lab.cluster.advice import WIRES, compact_wire
+from gaussiank_lab.cluster.scenario import OVERLAP, Setting, Uncertainty
 from gaussiank_lab.outputs import write_whole
 from gaussiank_lab.sim import (
     OPERATIONS,
@@ -27,11 +29,6 @@ from gaussiank_lab.sim import (
     Workload,
     fit_cluster,
 )
-
-from .methods import compact_wire
-from .presets import Uncertainty
-from .setting import OVERLAP, Setting
-from .wires import WIRES
 
 FORMAT = 2
 KIND = "gaussiank probe"

@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from gaussiank_lab.cluster.advice import DENSE_16, WIRES, best_gain
+from gaussiank_lab.cluster.scenario import OVERLAP, PRESETS, TCP_SHARE, Shape
 from gaussiank_lab.sim import Cluster, Link, Method, Scenario, Spread, Tier, Workload, local_steps
-
-from .advice import best_gain
-from .methods import DENSE_16
-from .presets import PRESETS, TCP_SHARE
-from .setting import OVERLAP
-from .shapes import Shape
-from .wires import WIRES
 
 H100 = PRESETS["nvlink+ib"]
 BANDWIDTHS_BITS_S = tuple(10 ** (8 + e / 3) for e in range(14))

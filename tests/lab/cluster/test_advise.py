@@ -16,9 +16,8 @@ from typer.testing import CliRunner
 import gaussiank
 from gaussiank_lab.cli import app, main
 from gaussiank_lab.cluster.advice import DENSITIES, LEAST_GAIN, TOLERANCE, advise
-from gaussiank_lab.cluster.advise_command import apply_advice, call_text, gain_text, likeness
-from gaussiank_lab.cluster.presets import PRESETS, Uncertainty
-from gaussiank_lab.cluster.setting import Setting, of_preset
+from gaussiank_lab.cluster.advise import apply_advice, call_text, gain_text, likeness
+from gaussiank_lab.cluster.scenario import PRESETS, Setting, Uncertainty, of_preset
 from gaussiank_lab.sim import Bucket, Cluster, Curve, Device, Link, Scenario, Tier, Workload
 from gaussiank_lab.train.config import default
 

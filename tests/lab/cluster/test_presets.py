@@ -7,11 +7,8 @@ import pytest
 
 from gaussiank.codec import Wire
 from gaussiank.collectives import parse_collective
-from gaussiank_lab.cluster.methods import all_methods
-from gaussiank_lab.cluster.presets import PRESETS
-from gaussiank_lab.cluster.setting import of_preset, resolve
-from gaussiank_lab.cluster.shapes import BUCKET_NUMEL, SHAPES, find_shape
-from gaussiank_lab.cluster.wires import WIRES
+from gaussiank_lab.cluster.advice import WIRES, all_methods
+from gaussiank_lab.cluster.scenario import BUCKET_NUMEL, PRESETS, SHAPES, find_shape, of_preset, resolve
 from gaussiank_lab.sim import Cluster, Link, Tier, predict
 from gaussiank_lab.sim.collectives import COLLECTIVES, Load
 

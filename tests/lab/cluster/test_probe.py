@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 
 from gaussiank.compressors import COMPRESSORS
-from gaussiank_lab.cluster.advice import advise
-from gaussiank_lab.cluster.methods import all_methods
-from gaussiank_lab.cluster.probe_command import require_measurable
+from gaussiank_lab.cluster.advice import advise, all_methods
+from gaussiank_lab.cluster.probe import require_measurable
 from gaussiank_lab.cluster.probe_file import Probe, read_probe
-from gaussiank_lab.cluster.setting import resolve
+from gaussiank_lab.cluster.scenario import resolve
 from gaussiank_lab.sim import predict
 
 

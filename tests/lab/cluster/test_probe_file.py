@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from gaussiank_lab.cluster.methods import compact_wire
+from gaussiank_lab.cluster.advice import WIRES, compact_wire
 from gaussiank_lab.cluster.probe_file import MEASURED_DENSITY, Probe, read_probe, write_probe
-from gaussiank_lab.cluster.setting import resolve
-from gaussiank_lab.cluster.wires import WIRES
+from gaussiank_lab.cluster.scenario import resolve
 from gaussiank_lab.sim import Method, operation_s, simulate
 
 LINKS = {

@@ -12,9 +12,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from gaussiank_lab.cli import app
-from gaussiank_lab.cluster.paper_table import paper_rows
-from gaussiank_lab.cluster.setting import of_preset
-from gaussiank_lab.cluster.simulate_command import counts_of, parse_counts, run_simulation, show_paper
+from gaussiank_lab.cluster.scenario import of_preset
+from gaussiank_lab.cluster.simulate import counts_of, paper_rows, parse_counts, run_simulation, show_paper
 from gaussiank_lab.sim import Cluster, Tier
 
 ARGUMENTS = ["simulate", "--preset", "10gbe-16xV100", "--model", "vgg16-imagenet"]

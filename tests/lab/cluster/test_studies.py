@@ -2,9 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gaussiank_lab.cluster.figures import save
+from gaussiank_lab.cluster.figures import gain_figure, save, scale_figure
 from gaussiank_lab.cluster.studies import gain_rows, regions, scale_rows
-from gaussiank_lab.cluster.study_figures import gain_figure, scale_figure
 
 
 def test_gain_falls_with_bandwidth_to_a_loss() -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from gaussiank_lab.bench.rows import ROWS_NAME
-from gaussiank_lab.cluster.paper_table import METHODS, MODELS, paper_rows
-from gaussiank_lab.cluster.tables import seconds_text
+from gaussiank_lab.cluster.simulate import METHODS, MODELS, paper_rows, seconds_text
 from gaussiank_lab.reproduce.recipes.iteration_time import ITERATION_TIME, MEASURED
 
 ROW = {

@@ -10,9 +10,17 @@ from matplotlib.figure import Figure
 
 from gaussiank_lab.bench.rows import Row, read_rows
 from gaussiank_lab.cluster.figures import COLORS, canvas, scaling_figure
-from gaussiank_lab.cluster.paper_table import ASSUMPTIONS, DENSITY, HEADLINE, METHODS, MODELS, PRESET, WORKERS
-from gaussiank_lab.cluster.setting import of_preset
-from gaussiank_lab.cluster.tables import seconds_text
+from gaussiank_lab.cluster.scenario import of_preset
+from gaussiank_lab.cluster.simulate import (
+    ASSUMPTIONS,
+    DENSITY,
+    HEADLINE,
+    METHODS,
+    MODELS,
+    PRESET,
+    WORKERS,
+    seconds_text,
+)
 from gaussiank_lab.reproduce.recipe import Drawing, Outcome, Recipe, Scale, judge
 from gaussiank_lab.sim import Prediction, predict
 

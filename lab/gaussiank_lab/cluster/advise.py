@@ -1,4 +1,4 @@
-"""What ``gaussiank advise`` does."""
+"""What ``gaussiank advise`` says, as text and JSON, and the settings that it writes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 import gaussiank
+from gaussiank_lab.cluster.advice import LEAST_GAIN, TOLERANCE, Advice, Candidate
+from gaussiank_lab.cluster.scenario import Setting
+from gaussiank_lab.cluster.simulate import bits_text, count_text, plain_table, seconds_text, times_text
 from gaussiank_lab.outputs import write_whole
 from gaussiank_lab.sim import Method
-
-from .advice import LEAST_GAIN, TOLERANCE, Advice, Candidate
-from .setting import Setting
-from .tables import bits_text, count_text, plain_table, seconds_text, times_text
 
 FORMAT = 1
 
