@@ -8,10 +8,10 @@ from typing import Any
 
 from gaussiank_lab.reproduce.adamw.setting import Setting
 
-RATES = (0.006, 0.003, 0.012, 0.0015)
-"""Learning rates, the likeliest first."""
+RATES = (0.003, 0.006, 0.012, 0.0015)
+"""Learning rates, the likeliest first; what is kept is tried at all of them."""
 LOW, LOWER = 0.0045, 1 / 1024
-"""Densities beside 1/64: about 0.045 and 0.012 bits a parameter and step at 2 bits a value."""
+"""Densities beside 1/64: about 0.05 and 0.012 bits a parameter and step at 2 bits a value."""
 
 
 def grid(line: Setting, rates: Iterable[float] = RATES, seeds: Iterable[int] = (0,)) -> Iterator[Setting]:
@@ -48,71 +48,124 @@ def diloco(sync_every: int, **changes: Any) -> Setting:
     return Setting("local", 0.012, sync_every=sync_every, **given)
 
 
+def layered(density: float, **changes: Any) -> Setting:
+    """Top_k of each parameter."""
+    return sparse(density, scope="layer", **changes)
+
+
 def screening() -> Iterator[Setting]:
-    """Yield what is tried on the small model with one seed; what loses there is not tried on a larger one."""
-    yield from grid(dense(), (*RATES, 0.024))
+    """Yield what is tried on the small model; what loses there is not tried on a larger one."""
+    best = {"rows": rows(LOW), "layer": layered(LOW), "local": local(10, 1 / 16)}
+    yield from grid(dense())
     yield from grid(rows(LOW), RATES[:3])
-    yield from grid(sparse(LOW, scope="layer"), RATES[:3])
+    yield from grid(layered(LOW), RATES[:3])
     yield from grid(local(10, 1 / 16), RATES[:3])
-    yield from grid(sparse(LOW), RATES[:3])
     yield from grid(rows(LOW, scope="layer"), RATES[:2])
-    yield from grid(rows(LOW, clip="none"), RATES[:2])
-    yield from grid(sparse(LOW, warm=True), RATES[:2])
-    yield from grid(sparse(LOW, clip="none"), RATES[:2])
-    yield from grid(sparse(1 / 64, scope="layer"), RATES[:3])
-    yield from grid(rows(1 / 64), RATES[:3])
-    yield from grid(sparse(LOW, beta1=0.9), RATES[:2])
-    yield from grid(dense(beta1=0.0), RATES[:2])
+    yield from grid(rows(LOW, clip="none"), RATES[:1])
+    for line, rate in ((dense(), 0.006), (best["rows"], 0.003), (best["layer"], 0.006), (dense(), 0.003)):
+        yield from grid(line, (rate,), (1,))
+    yield from grid(layered(LOW, warm=True), RATES[1:2])
+    yield from grid(rows(1 / 64), RATES[:2])
+    yield from grid(layered(1 / 64), (0.006, 0.003))
+    yield from grid(dense(beta1=0.0), (0.006, 0.003))
+    yield from grid(layered(LOW, beta1=0.9), RATES[:2])
+    yield from local_defaults((0.006,))
+    yield from preconditioners((0.003,))
+    yield from momentum((0.003,), (0.006,))
+    yield from large_batch()
+    for line, rate in ((best["local"], 0.006), (best["rows"], 0.003), (best["layer"], 0.006), (dense(), 0.006)):
+        yield from grid(line, (rate,), (1, 2))
+    yield from grid(rows(LOWER), RATES[:2])
+    yield from grid(layered(LOWER), RATES[:2])
+    yield from grid(layered(LOW, clip="none"), RATES[1:2])
     yield from grid(sparse(LOW, compressor="chunktopk"), RATES[:2])
-    yield from grid(rows(LOW, compressor="chunktopk"), RATES[:2])
-    yield from grid(local(30, 3 / 16), RATES[:2])
-    yield from grid(local(5, 1 / 32), RATES[:2])
-    yield from grid(local(10, 1 / 16, decay=1.0), RATES[:2])
-    yield from grid(local(10, 1 / 16, compressor="topk"), RATES[:2])
-    yield from grid(rows(LOW, beta2=0.99), RATES[:2])
-    yield from grid(rows(LOW, precondition="entry", beta2=0.99), RATES[:2])
-    yield from grid(rows(LOW, precondition="block"), RATES[:2])
-    yield from grid(rows(LOW, precondition="column"), RATES[:2])
-    yield from grid(diloco(10), RATES[:3])
-    yield from grid(local(10, 1 / 16, outer_lr=0.7, outer_momentum=0.9), RATES[:2])
-    yield from momentum()
-    yield from grid(sparse(1 / 64, beta1=0.9), RATES[:2])
-    yield from grid(sparse(1 / 64), RATES[:2])
-    yield from grid(diloco(10, wire="dense+8bit"), RATES[:2])
-    yield from grid(local(10, 1 / 32, wire="rice+8bit"), RATES[:2])
-    yield from grid(local(10, 1 / 16, outer_lr=1.4), RATES[:2])
-    yield from grid(local(15, 3 / 32), RATES[:2])
-    yield from grid(rows(LOW, beta2=0.999), RATES[:2])
-    yield from grid(rows(LOW, precondition="entry", beta2=0.999), RATES[:2])
-    yield from grid(sparse(LOW, beta2=0.95), RATES[:2])
-    yield from grid(sparse(0.0037, wire="rice+4bit"), RATES[:2])
-    yield from grid(sparse(LOWER, scope="layer"), RATES[:3])
-    yield from grid(rows(LOWER), RATES[:3])
-    yield from grid(local(30, 1 / 64), RATES[:3])
+    yield from grid(sparse(LOW, clip="none"), RATES[:2])
     yield from peers()
+    yield from grid(layered(LOW, beta2=0.95), RATES[:2])
+    yield from grid(layered(LOW, beta2=0.9998), RATES[:2])
+    yield from grid(layered(0.0037, wire="rice+4bit"), RATES[:2])
+    yield from grid(layered(0.0026, wire="rice+bf16-rice"), RATES[:2])
+    for line in best.values():
+        yield from grid(line)
+    yield from local_defaults(RATES)
+    yield from preconditioners(RATES)
+    yield from momentum(RATES, RATES)
+    for line in (*best.values(), dense()):
+        yield from grid(line, (0.003, 0.006), (0, 1, 2))
 
 
-def momentum() -> Iterator[Setting]:
-    """Yield the ways to put momentum back."""
+def local_defaults(rates: Iterable[float]) -> Iterator[Setting]:
+    """Yield local steps with one setting changed at a time, about 0.05 bits, and DiLoCo."""
     for line in (
-        sparse(LOW, beta1=0.5),
-        sparse(LOW, correction=0.9),
-        sparse(LOW, correction=0.9, masking=True),
-        sparse(LOW, correction=0.9, masking=True, nesterov=True),
-        rows(LOW, correction=0.9, masking=True),
-        rows(LOW, beta1=0.5),
-        rows(LOW, lookahead=0.5),
-        rows(LOW, lookahead=1.0),
+        diloco(10),
+        local(10, 1 / 16, compressor="topk"),
+        local(10, 1 / 16, decay=1.0),
+        local(30, 3 / 16),
+        local(5, 1 / 32),
+        local(10, 1 / 16, outer_lr=0.7, outer_momentum=0.9),
+        local(10, 1 / 16, compressor="topk", scope="layer"),
+        local(15, 3 / 32),
+        diloco(10, wire="dense+8bit"),
+        local(10, 1 / 28, wire="rice+8bit"),
+        local(10, 1 / 16, outer_lr=1.4),
+        local(30, 1 / 64),
     ):
-        yield from grid(line, RATES[:2])
+        yield from grid(line, rates)
+
+
+def preconditioners(rates: Iterable[float]) -> Iterator[Setting]:
+    """Yield what shares one second moment, and how long it remembers."""
+    for line in (
+        rows(LOW, precondition="entry", beta2=0.99),
+        rows(LOW, beta2=0.99),
+        rows(LOW, precondition="block"),
+        rows(LOW, precondition="column"),
+        rows(LOW, precondition="entry"),
+        rows(LOW, beta2=0.999),
+        rows(LOW, beta2=0.9),
+    ):
+        yield from grid(line, rates)
+
+
+def momentum(of_rows: Iterable[float], of_adam: Iterable[float]) -> Iterator[Setting]:
+    """Yield the ways to put momentum back."""
+    of_rows, of_adam = tuple(of_rows), tuple(of_adam)
+    yield from grid(rows(LOW, correction=0.9, masking=True), of_rows)
+    yield from grid(rows(LOW, lookahead=0.5), of_rows)
+    yield from grid(layered(LOW, correction=0.9, masking=True), of_adam)
+    yield from grid(layered(LOW, beta1=0.5), of_adam)
+    yield from grid(rows(LOW, beta1=0.5), of_rows)
+    yield from grid(rows(LOW, lookahead=1.0), of_rows)
+    yield from grid(layered(LOW, correction=0.9), of_adam)
+    yield from grid(layered(LOW, correction=0.9, masking=True, nesterov=True), of_adam)
+    yield from grid(layered(LOW, frozen=0.15), of_adam)
+
+
+def large_batch() -> Iterator[Setting]:
+    """Yield batches of 16 a worker, where momentum is worth more."""
+    for line in (dense(batch=16), rows(LOW, batch=16), layered(LOW, batch=16), dense(batch=16, beta1=0.0)):
+        yield from grid(line, RATES[1:2])
 
 
 def peers() -> Iterator[Setting]:
     """Yield the rules of others."""
-    yield from grid(Setting("powersgd", 0.012, rank=1, clip="local"), RATES[:3])
-    yield from grid(Setting("demo", 0.003, density=1 / 64, decay=0.999, compressor="chunktopk"), (0.003, 0.001))
-    yield from grid(Setting("bf16", 0.012, clip="mean"), RATES[:2])
-    yield from grid(sparse(LOW, frozen=0.15), RATES[:2])
+    yield from grid(Setting("powersgd", 0.003, rank=1, clip="local"), RATES[:2])
+    yield from grid(Setting("demo", 0.003, density=1 / 64, decay=0.999, compressor="chunktopk"), (0.001, 0.003))
+    yield from grid(Setting("bf16", 0.006, clip="mean"), RATES[1:2])
+
+
+def finals() -> Iterator[Setting]:
+    """Yield what is kept, on larger models: 854,272 parameters, then 5,084,800."""
+    for model, batch in (("medium", 8), ("large", 4)):
+        larger = {"model": model, "batch": batch}
+        for line, rates in (
+            (dense(**larger), (0.002, 0.004)),
+            (rows(LOW, **larger), (0.002, 0.004)),
+            (layered(LOW, **larger), (0.002, 0.004)),
+            (local(10, 1 / 16, **larger), (0.004, 0.008)),
+            (rows(1 / 64, **larger), (0.002, 0.004)),
+        ):
+            yield from grid(line, rates)
 
 
 STUDIES: dict[str, Callable[[Setting], bool]] = {
@@ -125,4 +178,5 @@ STUDIES: dict[str, Callable[[Setting], bool]] = {
 def settings_of(studies: Iterable[str]) -> list[Setting]:
     """Return the runs of some studies, what decides most first."""
     wanted = [STUDIES[name] for name in studies]
-    return [one for one in screening() if any(belongs(one) for belongs in wanted)]
+    every = {one.key: one for one in (*screening(), *finals())}  # what is yielded twice is tried once
+    return [one for one in every.values() if any(belongs(one) for belongs in wanted)]
