@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,21 +26,22 @@ class Line:
     """One method with its settings, at the best learning rate that was tried.
 
     Attributes:
-        row: of the first seed at that rate.
-        nats: of each seed at that rate.
+        row: of one seed at that rate.
+        nats: seed -> nats at that rate.
         rates: all that were tried, those that diverged among them.
-        above: mean nats above the best dense AdamW of the same model, batch, workers and steps; None without one.
+        above: mean nats above dense AdamW with the same model, batch, workers, steps and seeds, at its best learning
+            rate; None without one.
     """
 
     row: Row
-    nats: tuple[float, ...]
+    nats: dict[int, float]
     rates: tuple[float, ...]
     above: float | None = None
 
     @property
     def mean(self) -> float:
         """Mean over seeds."""
-        return float(np.mean(self.nats))
+        return float(np.mean(list(self.nats.values())))
 
     @property
     def text(self) -> str:
@@ -62,27 +63,36 @@ def summarise(rows: Iterable[Row]) -> dict[tuple[Any, ...], list[Line]]:
     for row in rows:
         group = tuple(row[name] for name in _OF_GROUP)
         groups.setdefault(group, {}).setdefault(setting_of(row).line, []).append(row)
-    found = {}
-    for group, lines in groups.items():
-        best = [line for line in map(_best, lines.values()) if line is not None]
-        dense = [line.mean for line in best if line.row["method"] == "dense"]
-        found[group] = [
-            Line(line.row, line.nats, line.rates, line.mean - min(dense) if dense else None) for line in best
-        ]
+    return {group: _lines(lines) for group, lines in groups.items()}
+
+
+def _lines(grouped: Mapping[str, Sequence[Row]]) -> list[Line]:
+    dense = [seeds for rows in grouped.values() if rows[0]["method"] == "dense" for seeds in _by_rate(rows).values()]
+    found = []
+    for rows in grouped.values():
+        rates = {rate: seeds for rate, seeds in _by_rate(rows).items() if None not in seeds.values()}
+        if not rates:
+            continue
+        most = max(map(len, rates.values()))
+        means = {rate: _mean(seeds) for rate, seeds in rates.items() if len(seeds) == most}
+        best = min(means, key=means.__getitem__)
+        seeds = rates[best].keys()
+        same = [_mean({seed: one[seed] for seed in seeds}) for one in dense if seeds <= one.keys()]
+        above = means[best] - min(same) if same else None
+        row = next(row for row in rows if row["lr"] == best)
+        found.append(Line(row, rates[best], tuple(sorted({row["lr"] for row in rows})), above))
     return found
 
 
-def _best(rows: Sequence[Row]) -> Line | None:
-    rates: dict[float, list[Row]] = {}
+def _by_rate(rows: Iterable[Row]) -> dict[float, dict[int, float]]:
+    rates: dict[float, dict[int, float]] = {}
     for row in rows:
-        rates.setdefault(row["lr"], []).append(row)
-    whole = {rate: of for rate, of in rates.items() if all(row["nats"] is not None for row in of)}
-    if not whole:
-        return None
-    seeds = max(map(len, whole.values()))
-    means = {rate: float(np.mean([row["nats"] for row in of])) for rate, of in whole.items() if len(of) == seeds}
-    chosen = sorted(whole[min(means, key=means.__getitem__)], key=lambda row: row["seed"])
-    return Line(chosen[0], tuple(row["nats"] for row in chosen), tuple(sorted(rates)))
+        rates.setdefault(row["lr"], {})[row["seed"]] = row["nats"]
+    return rates
+
+
+def _mean(seeds: Mapping[int, float]) -> float:
+    return float(np.mean(list(seeds.values())))
 
 
 def table(lines: Sequence[Line]) -> str:
@@ -152,11 +162,12 @@ def _above(lines: Sequence[Line]) -> np.ndarray:
 _INTRODUCTION = """# AdamW under sparsity: every row
 
 Simulated workers in one process, with the library's own compressors, residuals, wires and schedules. Each line stands
-at the best learning rate that was tried; `above dense` is the difference from the best dense AdamW of the same model,
-batch and steps. Settings that a line does not name are the defaults of `gaussiank_lab.reproduce.adamw.setting.Setting`:
-betas (0.9, 0.999), scope bucket, wire rice+2bit, no clipping. Bits are those of real payloads, one way; the sums of a
-preconditioner (float32) stand apart, because narrow models overstate them. The text is the source of Python's standard
-library, by bytes. With one seed differences below some 0.03 nats mean nothing.
+at the best learning rate that was tried; `above dense` is the difference from dense AdamW with the same model, batch,
+steps and seeds, at its best learning rate. Settings that a line does not name are the defaults of `Setting` in
+`lab/gaussiank_lab/reproduce/adamw/setting.py`: betas (0.9, 0.999), scope bucket, wire rice+2bit, no clipping. Bits are
+those of real payloads, one way; the sums of a preconditioner (float32) stand apart, because narrow models overstate
+them. The text is the source of Python's standard library, by bytes. With one seed, differences below some 0.03 nats
+mean nothing.
 
     gaussiank reproduce sparse-adamw local-steps
 

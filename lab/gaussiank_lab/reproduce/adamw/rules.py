@@ -40,7 +40,8 @@ class Exchange:
         self._schedule = schedule_of(setting)
         self._workers = setting.workers
         compressor, per_layer = parse_compressor(setting.compressor), setting.scope == "layer"
-        self._buckets = buckets(layout) if setting.scope != "model" else [(slice(0, layout.numel), layout)]
+        whole = setting.scope == "model" or setting.method == "local"  # local steps know no buckets
+        self._buckets = [(slice(0, layout.numel), layout)] if whole else buckets(layout)
         self._selectors = [Selector(compressor, per_layer=per_layer, rank=rank) for rank in range(setting.workers)]
         moves = setting.correction > 0
         momentum = MomentumCorrection(setting.correction, setting.nesterov, setting.masking) if moves else None
