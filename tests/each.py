@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import pytest
@@ -50,6 +51,38 @@ def each(
     rounds = [(value,) if one else tuple(value) for value in values]
     loop = Loop(chosen, rounds, ids if ids is None or callable(ids) else list(ids))
     return lambda function: _looped(function, loop)
+
+
+def each_within(
+    name: str, contexts: Mapping[str, Callable[[], AbstractContextManager[Any]]]
+) -> Callable[..., Function]:
+    """Run a test within each of some contexts, as one case; an argument of this name says which one it is.
+
+    Example:
+        >>> from contextlib import nullcontext
+        >>> @each_within("backend", {"reference": nullcontext, "native": nullcontext})
+        ... def test_sums(rng, backend): ...
+        >>> test_sums.subcases
+        2
+    """
+
+    def decorate(function: Function) -> Function:
+        wanted = inspect.signature(function).parameters
+        left = [parameter for key, parameter in wanted.items() if key != name]
+
+        @functools.wraps(function, updated=())
+        def within(**got: Any) -> None:
+            with contexts[got[name]]():
+                function(**{key: value for key, value in got.items() if key in wanted})
+
+        within.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [*left, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY)]
+        )
+        within.subcases = getattr(function, "subcases", 1)  # type: ignore[attr-defined]
+        within.pytestmark = getattr(function, "pytestmark", [])  # type: ignore[attr-defined]
+        return each(name, contexts, ids=str)(within)
+
+    return decorate
 
 
 def _looped(function: Function, loop: Loop) -> Function:

@@ -6,7 +6,7 @@ import ast
 import sys
 from pathlib import Path
 
-import pytest
+from tests.each import each
 from tests.imports import LAB, LAZY, LIBRARY, modules_of, name_of, room_of, table
 
 LEVELS = [
@@ -97,7 +97,7 @@ def test_files_are_short() -> None:
 # ---------------------------------------------------------------------- the reader itself
 
 
-@pytest.mark.parametrize(
+@each(
     ("source", "rooms"),
     [
         ("import gaussiank.ddp", {"ddp"}),

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-import pytest
+from tests.each import each
 
 from gaussiank.metrics import Metrics
 
 
-@pytest.mark.parametrize(("dense_bytes", "sent_bytes", "compression"), [(1000, 8, 125.0), (6, 12, 0.5), (7, 7, 1.0)])
+@each(("dense_bytes", "sent_bytes", "compression"), [(1000, 8, 125.0), (6, 12, 0.5), (7, 7, 1.0)])
 def test_compression_is_dense_bytes_over_sent_bytes(dense_bytes: int, sent_bytes: int, compression: float) -> None:
     assert Metrics(dense_bytes=dense_bytes, sent_bytes=sent_bytes).compression == compression
 

@@ -45,7 +45,7 @@ def test_zero_gradient_stays_zero() -> None:
     assert MomentumCorrection(clip_norm=1.0).clip(torch.zeros(40), LAYOUT, 1).tolist() == [0.0] * 40
 
 
-@pytest.mark.parametrize(
+@each(
     ("dtype", "widened"),
     [
         (torch.bfloat16, torch.float32),
@@ -62,7 +62,7 @@ def test_clips_in_the_dtype_of_the_residual(dtype: torch.dtype, widened: torch.d
     torch.testing.assert_close(clipped, torch.tensor([0.6, 0.8], dtype=widened))
 
 
-@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+@each("bad", [math.inf, -math.inf, math.nan])
 def test_infinity_and_nan_stay_visible(bad: float) -> None:
     grad = torch.tensor([1.0, bad, 2.0, 3.0])
     clipped = MomentumCorrection(clip_norm=1.0).clip(grad, Layout(("a", "b"), (2, 2)), 1)
@@ -80,14 +80,14 @@ def test_gradient_whose_squares_underflow_is_left_alone() -> None:
     assert torch.equal(MomentumCorrection(clip_norm=1.0).clip(grad, Layout(("w",), (4,)), 1), grad)
 
 
-@pytest.mark.parametrize("momentum", [-0.1, 1.0, 1.5, math.nan])
+@each("momentum", [-0.1, 1.0, 1.5, math.nan])
 def test_refuses_momentum_out_of_range(momentum: float) -> None:
     message = f"momentum must be in [0, 1), got {momentum}. 0.9 is usual."
     with pytest.raises(ValueError, match=re.escape(message)):
         MomentumCorrection(momentum)
 
 
-@pytest.mark.parametrize("clip_norm", [0.0, -1.0, math.nan])
+@each("clip_norm", [0.0, -1.0, math.nan])
 def test_refuses_norm_that_clips_all(clip_norm: float) -> None:
     message = f"clip_norm must be above 0, got {clip_norm}. Leave it out to clip nothing."
     with pytest.raises(ValueError, match=re.escape(message)):

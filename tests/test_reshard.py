@@ -54,7 +54,7 @@ def test_mass_is_conserved(before: int, after: int) -> None:
             torch.testing.assert_close(mass(moved, kind, name), mass(states, kind, name), rtol=3e-7, atol=1e-7)
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 4), (3, 3), (3, 6), (4, 4)])
+@each(("before", "after"), [(1, 2), (2, 4), (3, 3), (3, 6), (4, 4)])
 def test_mass_is_conserved_to_the_bit_when_nothing_is_added(before: int, after: int) -> None:
     states = saved(before)
     moved = resharded(states, after)
@@ -105,13 +105,13 @@ def test_a_part_that_never_saw_a_parameter_counts_as_zeros() -> None:
     assert torch.equal(moved, states[0]["feedback"]["residual"]["b"] / 2)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8])
+@each("world_size", [1, 2, 3, 5, 8])
 def test_every_source_is_taken_over(world_size: int) -> None:
     taken = {source for rank in range(world_size) for source in sources(rank, world_size, 5)}
     assert taken == set(range(5))
 
 
-@pytest.mark.parametrize(
+@each(
     ("change", "sentence"),
     [
         (

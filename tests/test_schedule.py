@@ -45,14 +45,12 @@ def test_published_ladder_can_go_below_its_source() -> None:
     assert Warmup.published(0.0001, stage_steps=7).densities == (0.015625, 0.004, 0.001, 0.0001)
 
 
-@pytest.mark.parametrize(
-    ("density", "ladder"), [(0.01, (0.25, 0.0625, 0.015625, 0.01)), (0.25, (0.25,)), (0.5, (0.5,)), (1, (1,))]
-)
+@each(("density", "ladder"), [(0.01, (0.25, 0.0625, 0.015625, 0.01)), (0.25, (0.25,)), (0.5, (0.5,)), (1, (1,))])
 def test_ladder_stops_at_the_density_asked_for(density: float, ladder: tuple[float, ...]) -> None:
     assert Warmup.dgc(density, stage_steps=1).densities == ladder
 
 
-@pytest.mark.parametrize("schedule", [Constant(0.1), DenseStart(0.1, steps=1), Warmup((0.2, 0.1), stage_steps=1)])
+@each("schedule", [Constant(0.1), DenseStart(0.1, steps=1), Warmup((0.2, 0.1), stage_steps=1)])
 def test_each_is_a_frozen_schedule(schedule: Schedule) -> None:
     assert isinstance(schedule, Schedule)
     with pytest.raises(AttributeError, match="cannot assign to field"):
@@ -76,14 +74,14 @@ def test_refuses_what_is_no_density(density: object) -> None:
         Warmup.dgc(density, stage_steps=1)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("density", [1e-9, 0.001, 1.0, 1])
+@each("density", [1e-9, 0.001, 1.0, 1])
 def test_takes_density_as_float(density: float) -> None:
     taken = require_density(density)
     assert taken == density
     assert isinstance(taken, float)
 
 
-@pytest.mark.parametrize("steps", [0, -5])
+@each("steps", [0, -5])
 def test_refuses_stages_without_steps(steps: int) -> None:
     with pytest.raises(ValueError, match=rf"^steps must be at least 1, got {steps}\. Give the length in optimizer"):
         DenseStart(0.1, steps=steps)
@@ -96,7 +94,7 @@ def test_refuses_ladder_without_stages() -> None:
         Warmup((), stage_steps=1)
 
 
-@pytest.mark.parametrize(
+@each(
     ("numel", "k"),
     [(199_210, 199), (61_706, 62), (269_722, 270), (14_728_266, 14_728), (66_034_000, 66_034), (10, 1), (1, 1)],
 )

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from tests.each import each
 
 from gaussiank.sparse import MAX_NUMEL, SparseGradient
 
@@ -49,7 +50,7 @@ def test_frozen() -> None:
         sparse([0], [1.0], 1).numel = 2  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("numel", [0, -1, MAX_NUMEL + 1])
+@each("numel", [0, -1, MAX_NUMEL + 1])
 def test_refuses_length_that_int32_cannot_index(numel: int) -> None:
     message = f"numel must be in [1, 2147483647], got {numel}. Split the vector into parts."
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -60,7 +61,7 @@ def test_takes_longest_length() -> None:
     assert sparse([MAX_NUMEL - 1], [1.0], MAX_NUMEL).check().numel == 2147483647
 
 
-@pytest.mark.parametrize(
+@each(
     ("indices", "got"),
     [
         (torch.tensor([0, 1]), "torch.int64 of shape (2,)"),
@@ -87,13 +88,13 @@ def test_refuses_values_on_another_device() -> None:
         SparseGradient(torch.tensor([0], dtype=torch.int32), torch.ones(1, device="meta"), 4)
 
 
-@pytest.mark.parametrize("indices", [[], [0], [3], [0, 1, 2, 3], [1, 3]])
+@each("indices", [[], [0], [3], [0, 1, 2, 3], [1, 3]])
 def test_check_returns_itself(indices: list[int]) -> None:
     good = sparse(indices, [1.0] * len(indices), 4)
     assert good.check() is good
 
 
-@pytest.mark.parametrize(
+@each(
     ("indices", "message"),
     [
         ([0, 2, 2], "indices must ascend without repeats, got 2 before 2 at position 1. Sort them and drop repeats."),

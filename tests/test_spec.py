@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
+from tests.each import each
 
 from gaussiank.spec import parse_spec
 
@@ -17,7 +18,7 @@ class Voice:
 TABLE = {"voice": Voice}
 
 
-@pytest.mark.parametrize(
+@each(
     ("spec", "voice"),
     [("voice", Voice()), (" voice:loud=TRUE:pitch=2 ", Voice(True, 2.0)), ("voice:pitch=1e-3", Voice(pitch=0.001))],
 )
@@ -25,7 +26,7 @@ def test_text_becomes_an_object(spec: str, voice: Voice) -> None:
     assert parse_spec("sound", spec, TABLE) == voice
 
 
-@pytest.mark.parametrize(
+@each(
     ("spec", "sentence"),
     [
         ("noise", r"^sound must be one of voice, got 'noise'\. Correct it\.$"),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 import pytest
 import torch
+from tests.each import each_within
 
 from gaussiank.codec import SharedDraw
 from gaussiank.ops import use_backend
@@ -21,18 +23,14 @@ def reference_only() -> Callable[[], AbstractContextManager[None]]:
     return lambda: use_backend("reference")
 
 
-@pytest.fixture(params=["reference", "native"])
-def backend(
-    request: pytest.FixtureRequest, reference_only: Callable[[], AbstractContextManager[None]]
-) -> Iterator[str]:
-    """Run the test once with each backend."""
-    if request.param == "reference":
-        with reference_only():
-            yield "reference"
-    elif kernels() is None:
+@contextmanager
+def native_code() -> Iterator[None]:
+    if kernels() is None:
         pytest.skip("the package was installed without its C code")
-    else:
-        yield "native"
+    yield
+
+
+each_backend = each_within("backend", {"reference": partial(use_backend, "reference"), "native": native_code})
 
 
 @pytest.fixture

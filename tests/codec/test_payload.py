@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.codec.conftest import each_backend
 from tests.each import each
 
 from gaussiank import codec
@@ -92,6 +93,7 @@ def stored(name: str, values: str) -> torch.Tensor:
     return torch.tensor(bytearray(payload), dtype=torch.uint8)
 
 
+@each_backend
 @each("wire", WIRES, ids=str)
 def test_bytes_of_released_formats_decode_for_ever(wire: Wire, backend: str) -> None:
     both_kinds = wire.index == "rice"  # the first block in gamma, the second in unary
@@ -111,6 +113,7 @@ def retired(values: str, count: int = 70) -> torch.Tensor:
     return write(example(Wire("rice", values), count), Codes(RETIRED_CODES[0], VALUE_CODES[values]), count)
 
 
+@each_backend
 def test_what_earlier_releases_wrote_decodes_for_ever(backend: str) -> None:
     for values in VALUE_CODES:
         wire, payload = Wire("rice", values), stored("rice", values)
@@ -161,6 +164,7 @@ def test_refuses_a_wrong_byte(at: int, value: int, message: str) -> None:
         codec.decode(payload)
 
 
+@each_backend
 @each("wire", WIRES, ids=str)
 def test_refuses_every_truncation_and_every_flipped_byte(wire: Wire, backend: str) -> None:
     payload = wire.encode(example(wire), shared=SHARED)
@@ -241,9 +245,9 @@ def mutated(payload: torch.Tensor, data: st.DataObject) -> torch.Tensor:
     return payload
 
 
+@each("index", [*INDEX_CODES, "retired"])
 @settings(max_examples=300)
 @given(st.data())
-@pytest.mark.parametrize("index", [*INDEX_CODES, "retired"])
 def test_no_mutation_crashes_or_passes_unordered(index: str, data: st.DataObject) -> None:
     values, count = data.draw(st.sampled_from(sorted(VALUE_CODES))), data.draw(st.sampled_from([0, 1, 3, 64, 70]))
     if index == "retired":

@@ -138,7 +138,7 @@ def test_size_and_capacity_are_inverse(capacity: int, value_bytes: int, surplus:
 # ---------------------------------------------------------------------- what is refused
 
 
-@pytest.mark.parametrize(("max_bytes", "value_bytes", "least"), [(23, 4, 24), (27, 8, 28), (0, 4, 24), (-5, 4, 24)])
+@each(("max_bytes", "value_bytes", "least"), [(23, 4, 24), (27, 8, 28), (0, 4, 24), (-5, 4, 24)])
 def test_refuses_a_budget_without_room(max_bytes: int, value_bytes: int, least: int) -> None:
     message = f"max_bytes must be at least {least}, a header and one entry, got {max_bytes}. Raise it."
     with pytest.raises(ValueError, match="^" + re.escape(message)):
@@ -146,14 +146,14 @@ def test_refuses_a_budget_without_room(max_bytes: int, value_bytes: int, least: 
     assert entries_within(least, value_bytes) == 1
 
 
-@pytest.mark.parametrize("capacity", [0, 1])
+@each("capacity", [0, 1])
 def test_refuses_more_entries_than_room(capacity: int) -> None:
     message = f"capacity must be at least the 2 entries kept, got {capacity}. Cap the compressor."
     with pytest.raises(ValueError, match="^" + re.escape(message)):
         encode(sparse({1: 2.5, 4: -1.0}, 6), capacity)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int32], ids=str)
+@each("dtype", [torch.bfloat16, torch.float16, torch.int32], ids=str)
 def test_refuses_values_without_a_format(dtype: torch.dtype) -> None:
     message = f"values must be float32 or float64, got {dtype}. Convert them."
     with pytest.raises(ValueError, match="^" + re.escape(message)):
@@ -240,9 +240,7 @@ def test_accelerator_payload_needs_a_length() -> None:
         decode(torch.zeros(24, dtype=torch.uint8, device="meta"))
 
 
-@pytest.mark.parametrize(
-    ("sent", "expected"), [(torch.float32, torch.float64), (torch.float64, torch.float32)], ids=str
-)
+@each(("sent", "expected"), [(torch.float32, torch.float64), (torch.float64, torch.float32)], ids=str)
 def test_refuses_values_of_another_dtype_than_expected(sent: torch.dtype, expected: torch.dtype) -> None:
     with pytest.raises(ValueError, match=r"^payload must"):
         decode(encode(sparse({0: 1.0}, 4, sent)), numel=4, dtype=expected)

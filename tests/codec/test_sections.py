@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.codec.conftest import each_backend
 from tests.each import each
 
 from gaussiank.codec import INDEX_CODES, VALUE_CODES, Wire
@@ -22,7 +23,7 @@ INDICES = [name for name in INDEX_CODES if name != "seed"]
 NUMEL = 200_000
 
 
-@pytest.mark.usefixtures("backend")
+@each_backend
 @each("name", INDICES)
 @each("count", [0, 1, 64, 1000])
 def test_indices_come_back_from_a_row_of_known_length(
@@ -35,8 +36,8 @@ def test_indices_come_back_from_a_row_of_known_length(
         assert torch.equal(read_indices(wire, row, NUMEL), indices)
 
 
-@pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize("name", INDICES)
+@each_backend
+@each("name", INDICES)
 def test_damaged_indices_are_refused(name: str, choose: Callable[[int, int], torch.Tensor]) -> None:
     wire = Wire(name, "bf16")
     row = write_indices(wire, choose(NUMEL, 100), NUMEL, 100)
@@ -50,7 +51,7 @@ def test_damaged_indices_are_refused(name: str, choose: Callable[[int, int], tor
             read_indices(wire, row, NUMEL)
 
 
-@pytest.mark.usefixtures("backend")
+@each_backend
 @each("name", VALUE_CODES)
 @each("dtype", [torch.float32, torch.float64])
 @each("count", [0, 1, 100])

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.codec.conftest import each_backend
 from tests.each import each
 
 from gaussiank.codec import INDEX_CODES, VALUE_CODES, SharedDraw, Wire
@@ -52,6 +53,7 @@ def require_same(got: SparseGradient, want: SparseGradient) -> None:
     assert torch.equal(got.values.view(bits), want.values.view(bits))
 
 
+@each_backend
 @each("wire", WIRES, ids=str)
 def test_every_wire_brings_every_size_back(wire: Wire, backend: str, make: Make, drawn: Drawn) -> None:
     for numel, count in SIZES:
@@ -65,6 +67,7 @@ def test_every_wire_brings_every_size_back(wire: Wire, backend: str, make: Make,
                 require_same(wire.decode(payload, shared=shared), sparse)
 
 
+@each_backend
 @each("wire", [wire for wire in WIRES if wire.index != "seed"], ids=str)
 def test_a_payload_with_room_has_a_known_size_and_the_same_entries(wire: Wire, backend: str, make: Make) -> None:
     for numel, count, capacity in ((700, 65, 66), (700, 0, 3), (700, 64, 700), (700, 9, 7000), (200_000, 1, 1)):
@@ -152,7 +155,7 @@ def test_text_and_settings() -> None:
         assert (wire.varies, wire.on_device) == (varies, on_device)
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "message"),
     [
         ("rice", "wire must be index+values or index+values+rounding, got 'rice'"),
@@ -213,6 +216,7 @@ def test_refuses_more_entries_than_room(make: Make) -> None:
         Wire("rice", "fp32").encode(make(100, 5), capacity=4)
 
 
+@each_backend
 @each("index", [name for name in INDEX_CODES if name != "seed"])
 @each("places", [[3, 3], [4, 2], [-1, 2], [2, 10], [0, 5, 5, 9]])
 def test_refuses_indices_out_of_order(index: str, places: list[int], backend: str) -> None:
@@ -221,6 +225,7 @@ def test_refuses_indices_out_of_order(index: str, places: list[int], backend: st
         Wire(index, "fp32").encode(sparse)
 
 
+@each_backend
 @each("values", [name for name, code in VALUE_CODES.items() if not code.exact])
 @each("dtype", [torch.float32, torch.float64])
 def test_refuses_values_that_are_not_rounded(values: str, dtype: torch.dtype, backend: str) -> None:
@@ -334,7 +339,7 @@ def test_real_selections_take_no_more_than_measured(name: str, selections: dict[
 ROUNDING_ERRORS = {"bf16": 0.0, "fp16": 0.0, "8bit": 0.7, "4bit": 8.5, "2bit": 13.2, "sign": 21.5}
 
 
-@pytest.mark.parametrize("values", ROUNDING_ERRORS)
+@each("values", ROUNDING_ERRORS)
 def test_real_values_are_rounded_as_little_as_measured(values: str, selections: dict[str, SparseGradient]) -> None:
     for name in ("words/0.001", "wide/0.001", "convnet/0.001"):
         exact = selections[name].values  # of bfloat16, so that the 16-bit codes lose nothing

@@ -24,7 +24,7 @@ def test_cut_keeps_the_largest_of_what_inner_chose(
     assert cut.tolist() == whole[select_topk(vector[whole], limit)].tolist()
 
 
-@pytest.mark.parametrize("limit", [150, 151, 10_000])
+@each("limit", [150, 151, 10_000])
 def test_within_the_limit_nothing_is_cut(draw: Callable[..., torch.Tensor], limit: int) -> None:
     vector = draw("normal", 5000)
     assert torch.equal(Capped(TopK(), limit).select(vector, 150).indices, TopK().select(vector, 150).indices)
@@ -40,7 +40,7 @@ def test_hint_of_inner_goes_in_and_out(draw: Callable[..., torch.Tensor]) -> Non
     assert again.hint == bare.hint * 1.01  # in band at once: the hint itself comes back
 
 
-@pytest.mark.parametrize(
+@each(
     ("inner", "limit", "capacity"),
     [
         (TopK(), 3, 3),
@@ -67,7 +67,7 @@ def test_is_no_dense_step_and_leaves_the_look_for_nan_to_its_caller() -> None:
     assert not Capped(TopK(), 3).nonfinite_first
 
 
-@pytest.mark.parametrize("limit", [0, -4])
+@each("limit", [0, -4])
 def test_refuses_a_limit_that_lets_nothing_through(limit: int) -> None:
     with pytest.raises(ValueError, match=rf"^limit must be at least 1 entry, got {limit}\. Raise the budget\.$"):
         Capped(TopK(), limit)

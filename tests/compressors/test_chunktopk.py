@@ -56,7 +56,7 @@ def test_large_chunks_pay_for_small_ones() -> None:
     assert ChunkTopK(10).select(vector, 4).indices.tolist() == [0, 1, 10, 11]
 
 
-@pytest.mark.parametrize("chunk", [0, -4])
+@each("chunk", [0, -4])
 def test_refuses_an_empty_chunk(chunk: int) -> None:
     message = f"chunk must be at least 1 entry, got {chunk}. SparseLoCo uses 4096."
     with pytest.raises(ValueError, match=re.escape(message)):

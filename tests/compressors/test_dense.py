@@ -4,11 +4,12 @@ import re
 
 import pytest
 import torch
+from tests.each import each
 
 from gaussiank.compressors import Dense
 
 
-@pytest.mark.parametrize("k", [1, 3, 5])
+@each("k", [1, 3, 5])
 def test_chooses_all_whatever_k(k: int) -> None:
     vector = torch.tensor([0.0, -1.0, 2.0, 0.0, 5.0])
     indices, hint = Dense().select(vector, k)

@@ -69,7 +69,7 @@ def test_the_tenth_lowering_counts() -> None:
     assert DGC().select(vector, 100).indices.tolist() == list(range(100))
 
 
-@pytest.mark.parametrize("numel", [2, 64, 127, 128, 1000, 6399])
+@each("numel", [2, 64, 127, 128, 1000, 6399])
 def test_a_short_vector_is_sampled_whole(draw: Callable[..., torch.Tensor], numel: int) -> None:
     for seed in range(5):
         vector = draw("normal", numel, seed)
@@ -77,7 +77,7 @@ def test_a_short_vector_is_sampled_whole(draw: Callable[..., torch.Tensor], nume
             assert DGC().select(vector, k).indices.tolist() == select_topk(vector, k).tolist()
 
 
-@pytest.mark.parametrize("sample", [0.0, -0.1, 1.01, float("nan")])
+@each("sample", [0.0, -0.1, 1.01, float("nan")])
 def test_refuses_a_sample_outside_its_range(sample: float) -> None:
     with pytest.raises(ValueError, match=re.escape(f"sample must be in (0, 1], got {sample}. DGC samples 0.01.")):
         DGC(sample)

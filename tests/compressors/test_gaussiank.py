@@ -149,7 +149,7 @@ def test_a_wrong_hint_is_found_out(draw: Draw, law: str, factor: float) -> None:
     assert in_band(len(GaussianK().select(vector, 500, Turn(hint=hint * factor)).indices), 500)
 
 
-@pytest.mark.parametrize("hint", [0.0, -1.0, float("nan"), float("inf")])
+@each("hint", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_hint_that_is_no_threshold_does_no_harm(draw: Draw, hint: float) -> None:
     vector = draw("laplace", 50_000)
     assert in_band(len(GaussianK().select(vector, 500, Turn(hint=torch.tensor(hint))).indices), 500)
@@ -185,7 +185,7 @@ def test_small_k_is_exact(draw: Draw, tests_made: list[tuple[float, int]], law: 
     assert tests_made == []
 
 
-@pytest.mark.parametrize("nonzeros", [0, 1, 50, 66])
+@each("nonzeros", [0, 1, 50, 66])
 def test_fewer_nonzeros_than_the_band_are_all_sent(rng: torch.Generator, nonzeros: int) -> None:
     vector = torch.zeros(10_000)
     places = torch.randperm(10_000, generator=rng)[:nonzeros]
@@ -195,7 +195,7 @@ def test_fewer_nonzeros_than_the_band_are_all_sent(rng: torch.Generator, nonzero
     assert sent.tolist() == select_topk(vector, 100).tolist()
 
 
-@pytest.mark.parametrize("nonzeros", [67, 100, 133])
+@each("nonzeros", [67, 100, 133])
 def test_nonzeros_within_the_band_are_enough(rng: torch.Generator, nonzeros: int) -> None:
     vector = torch.zeros(10_000)
     places = torch.randperm(10_000, generator=rng)[:nonzeros]
@@ -204,14 +204,14 @@ def test_nonzeros_within_the_band_are_enough(rng: torch.Generator, nonzeros: int
     assert in_band(len(sent), 100)
 
 
-@pytest.mark.parametrize("value", [1.0, -2.5, 1e-45, 3e38])
+@each("value", [1.0, -2.5, 1e-45, 3e38])
 def test_a_constant_vector_is_settled_exactly(value: float) -> None:
     sent, hint = GaussianK().select(torch.full((10_000,), value), 100)
     assert sent.tolist() == list(range(100))
     assert hint is None
 
 
-@pytest.mark.parametrize("k", [32, 100, 1000, 2000, 5000])
+@each("k", [32, 100, 1000, 2000, 5000])
 def test_ties_are_in_band_or_exact(draw: Draw, k: int) -> None:
     vector = draw("integers", 10_000)
     sent = GaussianK().select(vector, k).indices
@@ -223,7 +223,7 @@ def test_ties_are_in_band_or_exact(draw: Draw, k: int) -> None:
         assert len(sent) in [*counts, k]
 
 
-@pytest.mark.parametrize("scale", [1e-40, 1e-20, 1e20, 1e37])
+@each("scale", [1e-40, 1e-20, 1e20, 1e37])
 def test_search_does_not_depend_on_the_scale(draw: Draw, scale: float) -> None:
     vector = draw("uniform", 20_000) * scale
     assert in_band(len(GaussianK().select(vector, 200).indices), 200)
@@ -236,9 +236,7 @@ def test_double_vector(draw: Draw) -> None:
     assert sent.tolist() == (vector.abs() > hint).nonzero().squeeze(1).tolist()
 
 
-@pytest.mark.parametrize(
-    ("k", "numel", "capacity"), [(1, 10, 1), (2, 10, 2), (3, 10, 4), (100, 1000, 133), (9, 10, 10)]
-)
+@each(("k", "numel", "capacity"), [(1, 10, 1), (2, 10, 2), (3, 10, 4), (100, 1000, 133), (9, 10, 10)])
 def test_capacity_is_the_top_of_the_band(k: int, numel: int, capacity: int) -> None:
     assert GaussianK().capacity(k, numel) == capacity
     assert GaussianK("published").capacity(k, numel) is None

@@ -60,14 +60,14 @@ def test_keeps_the_sure_ones_and_a_run_from_between(draw: Draw, law: str, sampli
             assert len(starts) > 1  # no entry between is left out for ever
 
 
-@pytest.mark.parametrize("law", ["normal", "laplace", "t3", "uniform"])
+@each("law", ["normal", "laplace", "t3", "uniform"])
 def test_enough_samplings_find_topk(draw: Draw, law: str) -> None:
     vector = draw(law, 100_000)
     for k in (10, 100, 1000):
         assert torch.equal(MSTopK(40).select(vector, k).indices, select_topk(vector, k))
 
 
-@pytest.mark.parametrize("value", [0.0, -0.0, 1.0, -3.0, 1e-45, 3e38])
+@each("value", [0.0, -0.0, 1.0, -3.0, 1e-45, 3e38])
 def test_constant_vector_sends_k(value: float) -> None:
     for step in range(3):
         assert len(MSTopK().select(torch.full((1000,), value), 10, Turn(step=step)).indices) == 10
@@ -79,7 +79,7 @@ def test_sum_beyond_float32_does_not_matter(draw: Draw) -> None:
     assert torch.equal(MSTopK(40).select(huge, 30).indices, select_topk(vector, 30))
 
 
-@pytest.mark.parametrize("samplings", [0, -1])
+@each("samplings", [0, -1])
 def test_refuses_no_sampling(samplings: int) -> None:
     message = f"samplings must be at least 1, got {samplings}. The paper's authors take 30."
     with pytest.raises(ValueError, match=re.escape(message)):

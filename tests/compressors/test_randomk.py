@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from tests.each import each
 
 from gaussiank.compressors import RandomK, Turn
 
@@ -18,8 +19,8 @@ def drawn(compressor: RandomK, numel: int, k: int, **turn: int) -> list[int]:
     return indices
 
 
-@pytest.mark.parametrize(("numel", "k"), [SMALL_K, LARGE_K])
-@pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
+@each(("numel", "k"), [SMALL_K, LARGE_K])
+@each("shared", [False, True], ids=["own", "shared"])
 def test_every_index_is_equally_likely(numel: int, k: int, shared: bool) -> None:
     rounds = 4000
     counts = np.zeros(numel)
@@ -40,7 +41,7 @@ def test_every_pair_is_equally_likely() -> None:
     assert 70 < chi_square < 215  # mean 135, standard deviation 16
 
 
-@pytest.mark.parametrize(("numel", "k"), [(1, 1), (8, 1), (9, 1), (100, 12), (100, 13), (100, 100), (10_000, 1249)])
+@each(("numel", "k"), [(1, 1), (8, 1), (9, 1), (100, 12), (100, 13), (100, 100), (10_000, 1249)])
 def test_draws_exactly_k_without_repeats(numel: int, k: int) -> None:
     for step in range(20):
         indices = drawn(RandomK(), numel, k, step=step)
@@ -62,7 +63,7 @@ def test_expectation_of_the_paper() -> None:
     assert np.mean(errors) == pytest.approx(7.125, abs=4 * np.std(subsets) / np.sqrt(4000))
 
 
-@pytest.mark.parametrize(("numel", "k"), [SMALL_K, LARGE_K])
+@each(("numel", "k"), [SMALL_K, LARGE_K])
 def test_draws_are_told_apart_by_seed_step_part_and_rank(numel: int, k: int) -> None:
     draws = [
         drawn(RandomK(seed=seed), numel, k, step=step, part=part, rank=rank)
@@ -71,14 +72,14 @@ def test_draws_are_told_apart_by_seed_step_part_and_rank(numel: int, k: int) -> 
     assert len({tuple(draw) for draw in draws}) == 81
 
 
-@pytest.mark.parametrize(("numel", "k"), [SMALL_K, LARGE_K])
+@each(("numel", "k"), [SMALL_K, LARGE_K])
 def test_shared_draws_do_not_depend_on_rank(numel: int, k: int) -> None:
     draws = [drawn(RandomK(shared=True), numel, k, step=step, rank=rank) for step in range(5) for rank in range(4)]
     assert [draws.count(draw) for draw in draws] == [4] * 20
     assert len({tuple(draw) for draw in draws}) == 5
 
 
-@pytest.mark.parametrize(("numel", "k"), [SMALL_K, LARGE_K])
+@each(("numel", "k"), [SMALL_K, LARGE_K])
 def test_draws_repeat_and_leave_global_generators_alone(numel: int, k: int) -> None:
     torch.manual_seed(1)
     before = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002  the global one
@@ -95,7 +96,7 @@ def test_draws_do_not_depend_on_the_values(rng: torch.Generator) -> None:
     assert torch.equal(RandomK().select(vector, 10).indices, RandomK().select(torch.zeros(1000), 10).indices)
 
 
-@pytest.mark.parametrize("seed", [-1, 1, 2**40, -(2**63)])
+@each("seed", [-1, 1, 2**40, -(2**63)])
 def test_takes_any_seed(seed: int) -> None:
     assert drawn(RandomK(seed=seed), 100, 5) == drawn(RandomK(seed=seed), 100, 5) != drawn(RandomK(), 100, 5)
 

@@ -23,7 +23,7 @@ def test_is_topk_itself(draw: Callable[..., torch.Tensor], law: str, step: float
         assert torch.equal(chosen, select_topk(vector, k))
 
 
-@pytest.mark.parametrize("value", [0.0, -0.0, 1.0, -3.0, 1e-45, 3e38])
+@each("value", [0.0, -0.0, 1.0, -3.0, 1e-45, 3e38])
 def test_constant_vector_ends(value: float) -> None:
     assert TrimmedTopK().select(torch.full((1000,), value), 10).indices.tolist() == list(range(10))
 
@@ -45,7 +45,7 @@ def test_exact_selection_sees_only_what_was_trimmed(
     assert seen == [next(count for count in above if count >= 100)]
 
 
-@pytest.mark.parametrize("step", [0.0, 1.0, -0.2, float("nan")])
+@each("step", [0.0, 1.0, -0.2, float("nan")])
 def test_refuses_a_step_outside_its_range(step: float) -> None:
     with pytest.raises(ValueError, match=re.escape(f"step must be in (0, 1), got {step}. RedSync uses 0.2.")):
         TrimmedTopK(step)

@@ -111,7 +111,7 @@ def test_selection_of_awkward_vectors_is_lawful(row: str, name: str) -> None:
         require_contraction(vector, indices, 1.0)
 
 
-@pytest.mark.parametrize("row", EXACT)
+@each("row", EXACT)
 def test_exact_rows_leave_no_more_than_their_share(draw: Draw, row: str) -> None:
     vectors = [draw(law, 3000) for law in LAWS] + list(VECTORS.values())
     for vector in vectors:
@@ -281,7 +281,7 @@ def test_take_sends_infinity_and_nan(draw: Draw, row: str, bad: float) -> None:
             require_same_take(FUSED[row], grad, residual, 40, Turn(hint=hint))
 
 
-@pytest.mark.parametrize("row", [row for row in FUSED if "published" not in row and "paper" not in row])
+@each("row", [row for row in FUSED if "published" not in row and "paper" not in row])
 def test_take_refuses_what_select_refuses(row: str) -> None:
     turn = Turn(hint=torch.tensor(1.0))
     vector = torch.ones(100)

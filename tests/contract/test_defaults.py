@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from tests.contract.test_compressors import ROWS
+from tests.each import each
 from torch import Tensor
 
 from gaussiank import ops
@@ -57,7 +58,7 @@ def results(grad: Tensor, residual: Tensor) -> Iterator[tuple[str, list[Tensor]]
                 yield f"{index}+{values}", [payload, back.indices, back.values]
 
 
-@pytest.mark.parametrize("backend", ["native", "reference"])
+@each("backend", ["native", "reference"])
 def test_defaults_change_nothing(backend: str, draw: Callable[..., Tensor]) -> None:
     grad, residual = draw("laplace", NUMEL), draw("t3", NUMEL, 5)
     with ops.use_backend("reference" if backend == "reference" else ops.backends().available[-1]):

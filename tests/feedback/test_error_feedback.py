@@ -259,7 +259,7 @@ def test_plain_momentum_keeps_velocity_and_residual_to_the_bit(rng: torch.Genera
         before = residual(feedback)
 
 
-@pytest.mark.parametrize("nesterov", [True, False])
+@each("nesterov", [True, False])
 def test_dense_steps_with_momentum_are_momentum_sgd(rng: torch.Generator, nesterov: bool) -> None:
     feedback = ErrorFeedback(SIZES, momentum=MomentumCorrection(0.9, nesterov=nesterov))
     parameter = torch.nn.Parameter(torch.zeros(NUMEL))
@@ -281,7 +281,7 @@ def test_dense_steps_with_momentum_are_momentum_sgd(rng: torch.Generator, nester
 HELD = [slice(0, 30), slice(37, 38)]
 
 
-@pytest.mark.parametrize("momentum", [None, MomentumCorrection(0.9), MomentumCorrection(0.9, nesterov=True)])
+@each("momentum", [None, MomentumCorrection(0.9), MomentumCorrection(0.9, nesterov=True)])
 def test_held_places_send_nothing_and_stay(rng: torch.Generator, momentum: MomentumCorrection | None) -> None:
     feedback = filled(rng, momentum)
     before = feedback.state_dict()
@@ -303,7 +303,7 @@ def test_held_places_send_nothing_and_stay(rng: torch.Generator, momentum: Momen
         assert torch.equal(residual(feedback) + sent.dense(), came + grad)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@each("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_dense_step_leaves_held_places_alone(rng: torch.Generator, dtype: torch.dtype) -> None:
     feedback = filled(rng)
     came = residual(feedback)
@@ -324,7 +324,7 @@ def test_dense_step_leaves_held_places_alone(rng: torch.Generator, dtype: torch.
     assert torch.equal(later[:30], came[:30].to(dtype))
 
 
-@pytest.mark.parametrize("dense", [False, True], ids=["take", "take_all"])
+@each("dense", [False, True], ids=["take", "take_all"])
 def test_held_may_be_an_iterator(rng: torch.Generator, dense: bool) -> None:
     feedback = filled(rng)
     came, grad = residual(feedback), torch.zeros(NUMEL)
@@ -350,7 +350,7 @@ def test_dense_step_flushes_the_residual(rng: torch.Generator) -> None:
     assert not residual(feedback).any()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@each("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_dense_step_keeps_what_the_narrow_dtype_rounds_off(rng: torch.Generator, dtype: torch.dtype) -> None:
     feedback = filled(rng)
     came, grad = residual(feedback), torch.randn(NUMEL, generator=rng).to(dtype)
@@ -754,7 +754,7 @@ def test_refuses_a_state_that_does_not_fit(
     assert equal(feedback.state_dict(), before)
 
 
-@pytest.mark.parametrize(
+@each(
     ("saved", "own", "got"),
     [
         (SETTINGS[0], SETTINGS[1], "a state that has no velocity for a run that has one"),
@@ -833,7 +833,7 @@ def test_refuses_gradients_that_do_not_fit(rng: torch.Generator) -> None:
 # ---------------------------------------------------------------------- drawing more than was selected
 
 
-@pytest.mark.parametrize("momentum", [None, MomentumCorrection(), MomentumCorrection(masking=False)])
+@each("momentum", [None, MomentumCorrection(), MomentumCorrection(masking=False)])
 def test_what_is_drawn_leaves_the_residual(rng: torch.Generator, momentum: MomentumCorrection | None) -> None:
     feedback, plain = filled(rng, momentum), ErrorFeedback(SIZES, momentum=momentum)
     plain.load_state_dict(feedback.state_dict())

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import torch
-from tests.each import each
+from tests.each import each, each_within
 
 from gaussiank import ops
 
@@ -20,12 +21,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(params=ops.backends().available)
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    with ops.use_backend(request.param):
-        yield request.param
 
 
 @pytest.fixture(params=[1, 2])
@@ -63,4 +58,5 @@ LAWS: dict[str, Callable[[int, torch.Generator], torch.Tensor]] = {
 }
 
 
+each_backend = each_within("backend", {name: partial(ops.use_backend, name) for name in ops.backends().available})
 each_law = each("law", LAWS.values(), ids=LAWS)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tests.each import each
+from tests.ops.conftest import each_backend
 
 from gaussiank import ops
 
@@ -50,7 +51,7 @@ BUFFERS = [
 ]
 
 
-@pytest.mark.usefixtures("backend")
+@each_backend
 @each("call", [topk, threshold])
 @each(("changed", "message"), BUFFERS, ids=[message[:40] for _, message in BUFFERS])
 def test_buffers_that_do_not_fit(call: Call, changed: dict[str, torch.Tensor], message: str) -> None:
@@ -60,7 +61,7 @@ def test_buffers_that_do_not_fit(call: Call, changed: dict[str, torch.Tensor], m
     assert bool((MEMORY == 0).all())
 
 
-@pytest.mark.usefixtures("backend")
+@each_backend
 @each("k", [0, -1, 9])
 def test_k_out_of_range(k: int) -> None:
     with pytest.raises(ValueError, match=rf"^k must be in \[1, numel = 8\], got {k}\."):
@@ -71,7 +72,7 @@ def test_k_out_of_range(k: int) -> None:
         ops.select_topk(torch.ones(8), k)
 
 
-@pytest.mark.usefixtures("backend")
+@each_backend
 @each("hint", [torch.ones(1), torch.tensor(1), torch.tensor(1.0, device="meta")], ids=str)
 def test_hint_that_no_call_returned(hint: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"^hint must be a 0-d floating tensor on cpu, got "):
@@ -80,14 +81,14 @@ def test_hint_that_no_call_returned(hint: torch.Tensor) -> None:
         ops.topk(torch.ones(8), 2, hint)
 
 
-@pytest.mark.usefixtures("backend")
+@each_backend
 @each("capacity", [0, -5, 9])
 def test_capacity_out_of_range(capacity: int) -> None:
     with pytest.raises(ValueError, match=rf"^capacity must be in \[1, numel = 8\], got {capacity}\."):
         threshold(capacity=capacity)
 
 
-@pytest.mark.usefixtures("backend")
+@each_backend
 def test_threshold_that_is_no_number() -> None:
     with pytest.raises(ValueError, match=r"^threshold must be a number, got nan\."):
         threshold(threshold=math.nan)
@@ -95,15 +96,15 @@ def test_threshold_that_is_no_number() -> None:
         ops.select_above(torch.ones(8), math.nan)
 
 
-@pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize("vector", [torch.ones(2, 4), torch.ones(16)[::2]], ids=["matrix", "strided"])
+@each_backend
+@each("vector", [torch.ones(2, 4), torch.ones(16)[::2]], ids=["matrix", "strided"])
 def test_selection_needs_a_flat_vector(vector: torch.Tensor) -> None:
     for select in (ops.topk, ops.select_topk):
         with pytest.raises(ValueError, match=r"^accumulated must be flat and contiguous, got shape "):
             select(vector, 1)
 
 
-@pytest.mark.usefixtures("backend")
+@each_backend
 def test_float64_takes_the_same_path() -> None:
     residual = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     taken = ops.accumulate_topk(torch.ones(3, dtype=torch.float64), residual, 1)

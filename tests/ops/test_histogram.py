@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tests.each import each
-from tests.ops.conftest import each_law
+from tests.ops.conftest import each_backend, each_law
 
 from gaussiank import ops
 from gaussiank.ops.histogram import reference_magnitudes
@@ -22,7 +22,7 @@ def cut(numel: int) -> list[int]:
 
 
 @each_law
-@pytest.mark.usefixtures("backend")
+@each_backend
 @each(("bits", "part_bits"), [(4, 1), (0, 0), (7, 7)])
 def test_every_backend_counts_what_the_plain_form_counts(
     law: Law, bits: int, part_bits: int, rng: torch.Generator
@@ -37,7 +37,7 @@ def test_every_backend_counts_what_the_plain_form_counts(
         assert torch.allclose(got.part_energy, expected.part_energy, rtol=1e-12, atol=0)
 
 
-@pytest.mark.usefixtures("backend")
+@each_backend
 def test_counts_are_those_of_numpy(rng: torch.Generator) -> None:
     vector = torch.randn(5000, generator=rng)
     found = ops.magnitudes(vector, [2000, 3000], 4, 1)
@@ -64,7 +64,7 @@ def test_large_vectors_come_in_groups(rng: torch.Generator, monkeypatch: pytest.
         assert torch.allclose(got.part_energy, expected.part_energy)
 
 
-@pytest.mark.parametrize(
+@each(
     ("arguments", "message"),
     [
         (([3], 4, 1), "numels must add up to the 4 entries, got 3"),

@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.each import each
-from tests.ops.conftest import KERNELS, LAWS, each_law
+from tests.ops.conftest import KERNELS, LAWS, each_backend, each_law
 from tests.ops.same import require_same
 
 from gaussiank import ops
@@ -118,7 +118,7 @@ def test_slices_that_start_anywhere(offset: int, dtype: torch.dtype, rng: torch.
         require_same(view[end:], before[end:])
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@each("name", KERNELS)
 def test_hint_saves_the_sample_and_a_bad_one_costs_a_pass(name: str, rng: torch.Generator) -> None:
     vector = torch.randn(300_000, generator=rng)
     passes, candidates, source = 0, 1, 2
@@ -133,7 +133,7 @@ def test_hint_saves_the_sample_and_a_bad_one_costs_a_pass(name: str, rng: torch.
             assert (native.report[passes], native.report[source]) == (2, 1)
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@each("name", KERNELS)
 def test_ties_everywhere_are_settled_by_counting(name: str) -> None:
     vector = torch.ones(300_000)
     with ops.use_backend(name):
@@ -141,7 +141,7 @@ def test_ties_everywhere_are_settled_by_counting(name: str) -> None:
     assert native.report[2] == 2
 
 
-@pytest.mark.usefixtures("backend")
+@each_backend
 def test_denormals_are_not_flushed() -> None:
     residual = torch.zeros(5000)
     residual[4000] = 1e-45
@@ -149,7 +149,7 @@ def test_denormals_are_not_flushed() -> None:
     assert (taken.indices.tolist(), taken.values.tolist()) == ([4000], [pytest.approx(1e-45)])
 
 
-@pytest.mark.usefixtures("backend")
+@each_backend
 def test_steps_of_training_lose_nothing(rng: torch.Generator) -> None:
     residual = torch.zeros(100_000)
     shadow = residual.clone()

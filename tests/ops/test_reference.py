@@ -1,3 +1,5 @@
+"""The laws of the ops, on every backend."""
+
 from __future__ import annotations
 
 import math
@@ -11,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.each import each
+from tests.ops.conftest import each_backend
 
 from gaussiank.ops import (
     RESIDUAL_DTYPES,
@@ -26,8 +29,6 @@ from gaussiank.ops import (
     select_topk,
 )
 from gaussiank.sparse import SparseGradient
-
-pytestmark = pytest.mark.usefixtures("backend")  # the laws hold for every backend
 
 INF, NAN = math.inf, math.nan
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -50,6 +51,7 @@ def sparse(entries: dict[int, float], numel: int, dtype: torch.dtype = torch.flo
 # ---------------------------------------------------------------------- select_topk
 
 
+@each_backend
 @each("k", [1, 2, 10, 100, 999, 1000])
 @each("law", ["normal", "laplace", "cauchy", "lognormal", "shifted", "sparse", "integers", "constant"])
 def test_topk_is_the_brute_force_choice(draw: Callable[..., torch.Tensor], law: str, k: int) -> None:
@@ -61,6 +63,7 @@ def test_topk_is_the_brute_force_choice(draw: Callable[..., torch.Tensor], law: 
     assert torch.equal(vector, before)
 
 
+@each_backend
 @each("dtype", FLOATS, ids=str)
 def test_topk_of_every_dtype(draw: Callable[..., torch.Tensor], dtype: torch.dtype) -> None:
     vector = draw("normal", 5000).to(dtype)  # bfloat16 has a few hundred magnitudes here: ties at every k
@@ -68,6 +71,7 @@ def test_topk_of_every_dtype(draw: Callable[..., torch.Tensor], dtype: torch.dty
         assert select_topk(vector, k).tolist() == brute_topk(vector, k)
 
 
+@each_backend
 @each(
     "values",
     [
@@ -93,6 +97,7 @@ def test_topk_of_awkward_values_at_every_k(values: list[float]) -> None:
         assert select_topk(vector, k).tolist() == brute_topk(vector, k)
 
 
+@each_backend
 def test_topk_counts_infinity_and_nan_as_the_largest() -> None:
     vector = torch.tensor([1e38, -3.4e38, NAN, 3.4e38, -INF, INF])
     assert select_topk(vector, 3).tolist() == [2, 4, 5]
@@ -101,12 +106,14 @@ def test_topk_counts_infinity_and_nan_as_the_largest() -> None:
     assert select_topk(vector, 4).tolist() == [1, 2, 4, 5]
 
 
+@each_backend
 @each("k", [1, 50, 100, 101, 9_999])
 def test_topk_with_ties_across_a_long_vector(rng: torch.Generator, k: int) -> None:
     vector = torch.randint(-2, 3, (10_000,), generator=rng).float()
     assert select_topk(vector, k).tolist() == brute_topk(vector, k)
 
 
+@each_backend
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=60), st.data())
 def test_topk_of_small_integers(values: list[int], data: Any) -> None:
     vector = torch.tensor(values, dtype=torch.float32)
@@ -114,6 +121,7 @@ def test_topk_of_small_integers(values: list[int], data: Any) -> None:
     assert select_topk(vector, k).tolist() == brute_topk(vector, k)
 
 
+@each_backend
 @given(st.lists(st.floats(width=32), min_size=1, max_size=30), st.integers(1, 30))
 def test_topk_of_any_float(values: list[float], k: int) -> None:
     vector = torch.tensor(values)
@@ -121,12 +129,14 @@ def test_topk_of_any_float(values: list[float], k: int) -> None:
     assert select_topk(vector, k).tolist() == brute_topk(vector, k)
 
 
+@each_backend
 def test_topk_example_of_the_paper() -> None:
     vector = torch.tensor([3.0, -1.0, 2.0, 0.5])
     rest = vector - SparseGradient.pick(vector, select_topk(vector, 2)).dense()
     assert float(rest.square().sum()) == 1.25
 
 
+@each_backend
 @each("law", ["normal", "laplace", "uniform"])
 @each("numel", [1000, 100_000])
 @each("density", ["0.01", "0.001"])
@@ -145,6 +155,7 @@ def test_topk_threshold_and_contraction_on_grids(
 # ---------------------------------------------------------------------- thresholds
 
 
+@each_backend
 @each("dtype", FLOATS, ids=str)
 @each("threshold", [-1.0, 0.0, 0.5, 1.0, 2.0, 3.0, 1e300])
 def test_above_is_strict(rng: torch.Generator, dtype: torch.dtype, threshold: float) -> None:
@@ -156,6 +167,7 @@ def test_above_is_strict(rng: torch.Generator, dtype: torch.dtype, threshold: fl
     assert count_above(vector.abs(), threshold) == len(expected)
 
 
+@each_backend
 def test_above_finds_denormals_and_infinity_but_not_zero_and_nan() -> None:
     vector = torch.tensor([0.0, -0.0, DENORMAL, -DENORMAL, NAN, INF, -INF])
     assert select_above(vector, 0.0).tolist() == [2, 3, 5, 6]
@@ -166,6 +178,7 @@ def test_above_finds_denormals_and_infinity_but_not_zero_and_nan() -> None:
 # ---------------------------------------------------------------------- moments and finiteness
 
 
+@each_backend
 @each("law", ["normal", "laplace", "uniform", "lognormal", "shifted", "sparse", "integers", "constant"])
 @each("dtype", [torch.float32, torch.float64], ids=str)
 def test_moments_are_those_of_numpy(draw: Callable[..., torch.Tensor], law: str, dtype: torch.dtype) -> None:
@@ -180,16 +193,19 @@ def test_moments_are_those_of_numpy(draw: Callable[..., torch.Tensor], law: str,
     assert float(measured.max_abs) == np.abs(exact).max()
 
 
+@each_backend
 @each("values", [[-5.0, -2.0], [2.0, 5.0], [-5.0, 2.0], [2.0, -5.0], [0.0, -5.0, 0.0]], ids=str)
 def test_largest_magnitude_of_either_sign(values: list[float]) -> None:
     assert float(moments(torch.tensor(values)).max_abs) == 5.0
 
 
+@each_backend
 @each("value", [3.0, -3.0, 0.0])
 def test_moments_of_one_entry(value: float) -> None:
     assert [float(moment) for moment in moments(torch.tensor([value]))] == [value, 0.0, abs(value), abs(value), 1.0]
 
 
+@each_backend
 @each("dtype", FLOATS, ids=str)
 @each("bad", [INF, -INF, NAN])
 @each("place", [0, 500, 999])
@@ -202,16 +218,19 @@ def test_one_entry_that_is_not_finite_is_seen(dtype: torch.dtype, bad: float, pl
     assert nonfinite_indices(vector, 10).tolist() == [place]
 
 
+@each_backend
 def test_largest_finite_values_are_finite() -> None:
     for dtype in FLOATS:
         limit = torch.finfo(dtype).max
         assert bool(all_finite(torch.tensor([limit, -limit], dtype=dtype)))
 
 
+@each_backend
 def test_nothing_is_finite() -> None:
     assert bool(all_finite(torch.empty(0)))
 
 
+@each_backend
 def test_first_entries_that_are_not_finite() -> None:
     vector = torch.tensor([1.0, NAN, 3e38, -INF, 0.0, INF])
     assert nonfinite_indices(vector, 9).tolist() == [1, 3, 5]
@@ -223,6 +242,7 @@ def test_first_entries_that_are_not_finite() -> None:
 # ---------------------------------------------------------------------- accumulate
 
 
+@each_backend
 @each("grad_dtype", FLOATS, ids=str)
 def test_accumulate_adds_in_the_dtype_of_the_residual(rng: torch.Generator, grad_dtype: torch.dtype) -> None:
     dtype = RESIDUAL_DTYPES[grad_dtype]
@@ -237,6 +257,7 @@ def test_accumulate_adds_in_the_dtype_of_the_residual(rng: torch.Generator, grad
     assert torch.equal(grad, kept[1])
 
 
+@each_backend
 def test_accumulate_over_the_residual_itself(rng: torch.Generator) -> None:
     residual, grad = torch.randn(1000, generator=rng), torch.randn(1000, generator=rng).bfloat16()
     expected = residual + grad.float()
@@ -247,6 +268,7 @@ def test_accumulate_over_the_residual_itself(rng: torch.Generator) -> None:
 # ---------------------------------------------------------------------- scatter_mean
 
 
+@each_backend
 @each("dtype", [torch.float32, torch.float64], ids=str)
 @each(
     ("parts", "mean"),
@@ -266,6 +288,7 @@ def test_mean_of_the_vectors_of_the_paper(parts: list[dict[int, float]], mean: l
     assert out.tolist() == mean
 
 
+@each_backend
 def test_mean_adds_in_rank_order(draw: Callable[..., torch.Tensor]) -> None:
     vectors = [draw("cauchy", 300, seed) for seed in range(7)]
     parts = [SparseGradient.pick(vector, select_topk(vector, 200)) for vector in vectors]
@@ -277,6 +300,7 @@ def test_mean_adds_in_rank_order(draw: Callable[..., torch.Tensor]) -> None:
     np.testing.assert_array_equal(mean.numpy(), expected / np.float32(7))
 
 
+@each_backend
 def test_mean_passes_infinity_and_nan_on() -> None:
     out = torch.empty(4)
     assert not scatter_mean([sparse({0: INF, 1: NAN, 2: INF}, 4), sparse({2: -INF}, 4)], out)
@@ -289,6 +313,7 @@ def test_mean_passes_infinity_and_nan_on() -> None:
 # ---------------------------------------------------------------------- what is refused
 
 
+@each_backend
 @each(
     ("vector", "message"),
     [
@@ -319,17 +344,20 @@ def test_refuses_what_is_no_vector(vector: torch.Tensor, message: str) -> None:
         require_vector(vector, "grad")
 
 
+@each_backend
 def test_topk_checks_its_vector() -> None:
     with pytest.raises(ValueError, match=r"^accumulated must be flat and contiguous, got shape \(2, 2\)"):
         select_topk(torch.zeros(2, 2), 1)
 
 
+@each_backend
 @each("dtype", RESIDUAL_DTYPES, ids=str)
 def test_takes_each_vector_that_has_a_residual(dtype: torch.dtype) -> None:
     require_vector(torch.zeros(1, dtype=dtype), "grad")
     assert RESIDUAL_DTYPES[dtype] == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
+@each_backend
 @each("k", [0, -1, 5])
 def test_refuses_k_outside_the_vector(k: int) -> None:
     message = re.escape(f"k must be in [1, numel = 4], got {k}. Ask for at least one entry and at most all.")

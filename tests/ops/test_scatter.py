@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 import torch
 from tests.each import each
-from tests.ops.conftest import KERNELS
+from tests.ops.conftest import KERNELS, each_backend
 from tests.ops.same import require_same
 from torch import Tensor
 
@@ -53,13 +53,13 @@ def test_mean_and_sum_in_rank_order(count: int, kept: int, rng: torch.Generator)
         require_same(union.values, total.values, name)
 
 
-@pytest.mark.usefixtures("backend")
+@each_backend
 def test_mean_of_overflowing_and_denormal_sums() -> None:
     parts = [SparseGradient(torch.tensor([0, 1], dtype=torch.int32), torch.tensor([3e38, 3e-45]), 2) for _ in range(2)]
     assert mean_of(parts).tolist() == [math.inf, pytest.approx(3e-45, rel=1e-9)]
 
 
-@pytest.mark.parametrize("odd", [3e38, 1e-38, 3e-45, 0.0, -0.0, math.inf, math.nan], ids=str)
+@each("odd", [3e38, 1e-38, 3e-45, 0.0, -0.0, math.inf, math.nan], ids=str)
 def test_few_entries_in_a_long_vector_have_the_bits_of_a_division(odd: float, rng: torch.Generator) -> None:
     """So few that the mean is summed up in place, already divided; not where a product would be rounded otherwise."""
     parts = random_parts(8, 100, 100_000, rng)
@@ -72,14 +72,14 @@ def test_few_entries_in_a_long_vector_have_the_bits_of_a_division(odd: float, rn
             require_same(mean_of(parts), mean, name)
 
 
-@pytest.mark.usefixtures("backend")
+@each_backend
 def test_union_keeps_what_cancels_out() -> None:
     part = at([1, 4])
     both = ops.union([part, SparseGradient(part.indices, -part.values, 10), at([])])
     assert (both.indices.tolist(), both.values.tolist(), both.numel) == ([1, 4], [0.0, 0.0], 10)
 
 
-@pytest.mark.usefixtures("backend")
+@each_backend
 def test_union_is_the_sum_that_scatter_mean_divides(rng: torch.Generator) -> None:
     parts = random_parts(5, 300, 4000, rng)
     require_same(ops.union(parts).dense().div_(5), mean_of(parts))
@@ -96,7 +96,7 @@ def test_indices_out_of_order_are_refused(name: str, indices: list[int]) -> None
             ops.union([at(indices), at([1])])
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@each("name", KERNELS)
 def test_disorder_between_tiles_is_seen(name: str, rng: torch.Generator) -> None:
     for _ in range(20):
         part = random_parts(1, 2000, 200_000, rng)[0]
@@ -107,7 +107,7 @@ def test_disorder_between_tiles_is_seen(name: str, rng: torch.Generator) -> None
             ops.scatter_mean([SparseGradient(swapped, part.values, 200_000)], torch.empty(200_000))
 
 
-@pytest.mark.usefixtures("backend")
+@each_backend
 def test_parts_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^parts must hold at least one sparse gradient, got none\."):
         ops.union([])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tests.each import each
-from tests.ops.conftest import KERNELS, each_law
+from tests.ops.conftest import KERNELS, each_backend, each_law
 from tests.ops.same import require_same
 
 from gaussiank import ops
@@ -54,7 +54,8 @@ def test_takes_what_the_reference_takes(law: Law, dtype: torch.dtype, rng: torch
             require_close(got.moments, expected.moments, total)
 
 
-@pytest.mark.usefixtures("backend", "threads")
+@each_backend
+@pytest.mark.usefixtures("threads")
 @each("stream", [False, True])
 @each("capacity", [1, 1000, 250_000, 400_000])
 def test_what_finds_no_room_stays(
@@ -73,7 +74,7 @@ def test_what_finds_no_room_stays(
         require_same(out, residual + grad)
 
 
-@pytest.mark.usefixtures("backend")
+@each_backend
 def test_nothing_is_above_infinity_and_nan_is_above_the_rest() -> None:
     residual = torch.tensor([1.0, math.nan, -math.inf, 3e38])
     nothing = ops.accumulate_threshold(torch.zeros(4), residual, math.inf, 4)
@@ -121,7 +122,7 @@ def test_moments_have_the_same_bits_on_every_processor_and_thread_count(rng: tor
     assert len(seen) <= 1
 
 
-@pytest.mark.usefixtures("backend")
+@each_backend
 @each("shift", [0.0, 1.0, 100.0])
 def test_std_survives_a_shift(shift: float, rng: torch.Generator) -> None:
     vector = torch.randn(50_000, generator=rng).mul_(0.01).add_(shift)

@@ -33,7 +33,7 @@ class Recorder(Compressor):
         return Selection(torch.arange(k, dtype=torch.int32), hint)
 
 
-@pytest.mark.parametrize(("density", "whole", "layers"), [(0.01, 10, 6 + 1 + 4), (0.001, 1, 3), (1.0, 1000, 1000)])
+@each(("density", "whole", "layers"), [(0.01, 10, 6 + 1 + 4), (0.001, 1, 3), (1.0, 1000, 1000)])
 def test_k_is_counted_once_or_for_each_parameter(density: float, whole: int, layers: int) -> None:
     assert Selector(TopK(), per_layer=False, rank=0).asked(LAYOUT, density).k == whole
     assert Selector(TopK(), per_layer=True, rank=0).asked(LAYOUT, density).k == layers
@@ -68,7 +68,7 @@ def test_each_parameter_is_a_selection_of_its_own(rng: torch.Generator) -> None:
     assert torch.equal(sent.values, vector[sent.indices])
 
 
-@pytest.mark.parametrize("per_layer", [False, True], ids=["whole", "per layer"])
+@each("per_layer", [False, True], ids=["whole", "per layer"])
 def test_turn_tells_step_rank_part_and_hint(rng: torch.Generator, per_layer: bool) -> None:
     recorder = Recorder()
     selector = Selector(recorder, per_layer=per_layer, rank=3)
@@ -152,12 +152,12 @@ def test_topk_sends_what_is_not_finite_by_itself(rng: torch.Generator) -> None:
 # ---------------------------------------------------------------------- scope
 
 
-@pytest.mark.parametrize("scope", ["bucket", "layer", "model"])
+@each("scope", ["bucket", "layer", "model"])
 def test_known_scopes(scope: str) -> None:
     assert require_scope(scope) is None  # type: ignore[func-returns-value]
 
 
-@pytest.mark.parametrize("scope", ["layers", "", "Model", None])
+@each("scope", ["layers", "", "Model", None])
 def test_refuses_unknown_scope(scope: Any) -> None:
     message = f"scope must be one of bucket, layer, model, got {scope!r}. Choose one of them."
     with pytest.raises(ValueError, match="^" + re.escape(message)):
@@ -182,7 +182,7 @@ def test_taking_is_adding_selecting_and_removing(draw: Callable[..., torch.Tenso
         residual = out
 
 
-@pytest.mark.parametrize("per_layer", [False, True])
+@each("per_layer", [False, True])
 def test_a_shared_draw_is_what_every_worker_selects(per_layer: bool) -> None:
     layout, vector = Layout(("one", "two"), (60, 40)), torch.randn(100)
     draws = [Selector(RandomK(shared=True), per_layer=per_layer, rank=rank) for rank in range(2)]

@@ -72,8 +72,8 @@ def test_both_backends_write_the_same_bytes_and_read_them_back(
         assert torch.equal(sections(CODES[name], indices, numel), section)
 
 
+@each("name", CODES)
 @given(st.data())
-@pytest.mark.parametrize("name", CODES)
 def test_any_indices_come_back(name: str, data: st.DataObject) -> None:
     gaps = st.one_of(st.integers(0, 3), st.integers(0, 500), st.integers(0, 10**6))
     chosen = data.draw(st.lists(gaps, max_size=200))
@@ -84,7 +84,7 @@ def test_any_indices_come_back(name: str, data: st.DataObject) -> None:
         assert torch.equal(sections(CODES[name], indices, numel), section)
 
 
-@pytest.mark.parametrize("density", [0.01, 0.001, 0.0001])
+@each("density", [0.01, 0.001, 0.0001])
 def test_random_positions_cost_what_coding_theory_says(density: float) -> None:
     numel = 10**7
     random = np.random.default_rng(3)
@@ -105,7 +105,7 @@ def test_rice_gets_smaller_where_indices_cluster() -> None:
     assert bits < 4.5 < 8 * CODES["eliasfano"].encode(clustered, numel, len(clustered)).numel() / len(clustered)
 
 
-@pytest.mark.parametrize("name", ["rice", "eliasfano"])
+@each("name", ["rice", "eliasfano"])
 def test_no_distribution_of_gaps_breaks_the_bound(name: str) -> None:
     random = np.random.default_rng(9)
     code = CODES[name]

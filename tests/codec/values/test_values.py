@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from tests.codec.conftest import each_backend
 from tests.each import each
 from torch import Tensor
 
@@ -59,6 +60,7 @@ def round_trip(code: ValueCode, rounded: torch.Tensor, room: int = 0) -> torch.T
     return code.decode(section, rounded.numel(), slots).to(rounded.dtype)
 
 
+@each_backend
 @each("dtype", [torch.float32, torch.float64])
 @each("name", CODES)
 def test_rounded_values_come_back_bit_for_bit(
@@ -77,6 +79,7 @@ def test_rounded_values_come_back_bit_for_bit(
             assert same(round_trip(code, rounded, room), rounded)
 
 
+@each_backend
 @each("dtype", [torch.float32, torch.float64])
 @each("name", ON_GRID)
 def test_the_law_of_the_residual_holds_bit_for_bit(
@@ -90,7 +93,8 @@ def test_the_law_of_the_residual_holds_bit_for_bit(
         assert bool((residual.abs() <= accumulated.abs()).all()), what
 
 
-@pytest.mark.parametrize("name", ["2bit", "sign"])
+@each_backend
+@each("name", ["2bit", "sign"])
 def test_the_law_holds_within_one_unit_where_scales_are_not_powers_of_two(
     name: str, backend: str, rng: torch.Generator
 ) -> None:
@@ -104,6 +108,7 @@ def test_the_law_holds_within_one_unit_where_scales_are_not_powers_of_two(
         assert bool((off[usual & normal] == 0).all()), what
 
 
+@each_backend
 @each("name", CODES)
 @each("bad", [torch.nan, torch.inf, -torch.inf])
 def test_infinities_and_nan_stay_visible(name: str, bad: float, backend: str, rng: torch.Generator) -> None:
@@ -121,6 +126,7 @@ def test_infinities_and_nan_stay_visible(name: str, bad: float, backend: str, rn
         assert bool(got[others].isfinite().all())
 
 
+@each_backend
 @each(
     ("name", "relative"),
     [
@@ -139,6 +145,7 @@ def test_error_is_as_small_as_it_says(name: str, relative: float, backend: str, 
     assert relative / 4 < float(error) <= relative * 1.01
 
 
+@each_backend
 @each(
     ("name", "values", "want"),
     [
@@ -157,6 +164,7 @@ def test_rounds_as_written_down(name: str, values: list[float], want: list[float
     assert torch.equal(VALUE_CODES[name].round(torch.tensor(values)), torch.tensor(want))
 
 
+@each_backend
 def test_levels_of_4_bits_are_all_reached(backend: str) -> None:
     code = VALUE_CODES["4bit"]
     levels = torch.arange(-7.0, 8.0) / 16
@@ -164,6 +172,7 @@ def test_levels_of_4_bits_are_all_reached(backend: str) -> None:
     assert code.encode(levels, 16).tolist() == [0xA9, 0xCB, 0xED, 0x0F, 0x21, 0x43, 0x65, 0x07, 256 - 4]
 
 
+@each_backend
 def test_a_finer_grid_is_taken_where_it_loses_less(backend: str) -> None:
     code = VALUE_CODES["4bit"]
     many = torch.tensor([8.0, *[3.25] * 20])  # 8 fits with a step of 2 alone, where 3.25 becomes 4
@@ -172,6 +181,7 @@ def test_a_finer_grid_is_taken_where_it_loses_less(backend: str) -> None:
     assert torch.equal(code.round(few), torch.tensor([14.0, 4.0]))
 
 
+@each_backend
 @each("name", [name for name in CODES if VALUE_CODES[name].stochastic])
 def test_stochastic_rounding_is_without_bias(name: str, backend: str, rng: torch.Generator) -> None:
     code = VALUE_CODES[name]
@@ -186,7 +196,7 @@ def test_stochastic_rounding_is_without_bias(name: str, backend: str, rng: torch
     assert bool((error <= 2.01 * (values - code.round(values)).abs().max() + 2**-6 * values.abs()).any())
 
 
-@pytest.mark.parametrize("name", FIXED)
+@each("name", FIXED)
 def test_sizes_are_those_of_the_table(name: str) -> None:
     code = VALUE_CODES[name]
     assert code.bytes_for(0) == 0
@@ -196,7 +206,7 @@ def test_sizes_are_those_of_the_table(name: str) -> None:
     assert code.bytes_for(65) == math.ceil(65 * BITS[name] / 8) + 2 * per_block + constant
 
 
-@pytest.mark.parametrize("name", FIXED)
+@each("name", FIXED)
 def test_both_backends_decode_any_bytes_alike(name: str, rng: torch.Generator) -> None:
     from gaussiank.ops import use_backend
 
@@ -220,6 +230,7 @@ def section_of(base: int, parameters: list[int], low: list[int], unary: list[int
     return torch.tensor([*(len(body) + 4 if size is None else size).to_bytes(4, "little"), *body], dtype=torch.uint8)
 
 
+@each_backend
 def test_a_section_is_what_the_page_says(backend: str) -> None:
     code, floats = VALUE_CODES["bf16-rice"], torch.tensor([1.0, 1.0234375, -1.0078125])  # 3F80, 3F83, BF81
     # over the least: 0, 3, 1; parameter 0, so that signs are all there is of low bits: 0, 0, 1; quotients 1, 0001, 01
@@ -228,6 +239,7 @@ def test_a_section_is_what_the_page_says(backend: str) -> None:
     assert torch.equal(code.decode(want, 3, 3), floats)
 
 
+@each_backend
 def test_a_block_of_unlike_values_is_written_as_it_is(backend: str) -> None:
     code = VALUE_CODES["bf16-rice"]
     values = torch.tensor([0.0, *[2.0**100] * 63])
@@ -237,6 +249,7 @@ def test_a_block_of_unlike_values_is_written_as_it_is(backend: str) -> None:
     assert torch.equal(code.decode(section, 64, 64), values)
 
 
+@each_backend
 @each("name", VARYING)
 @each(
     ("section", "message"),
@@ -257,7 +270,7 @@ def test_damaged_sections_are_refused(name: str, section: Tensor, message: str, 
         VALUE_CODES[name].decode(section, 0, 0)
 
 
-@pytest.mark.parametrize("name", VARYING)
+@each("name", VARYING)
 def test_both_backends_read_damaged_sections_alike(name: str, rng: torch.Generator) -> None:
     from gaussiank.ops import use_backend
 
