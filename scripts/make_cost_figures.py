@@ -8,9 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gaussiank_lab.cluster.figures import save
+from gaussiank_lab.cluster.figures import gain_figure, save, scale_figure
 from gaussiank_lab.cluster.studies import gain_rows, scale_rows
-from gaussiank_lab.cluster.figures import gain_figure, scale_figure
 
 OUT = Path(__file__).parent.parent / "docs/images"
 
