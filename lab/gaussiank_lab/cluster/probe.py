@@ -195,8 +195,6 @@ def _all_to_all(
     return lambda: dist.all_to_all_single(received, rows, group=group)
 
 
-
-
 WARM_STEPS = 3
 
 
