@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from gaussiank_lab.cli.data import show_data
 from gaussiank_lab.data import DATASETS
 from gaussiank_lab.data import image_files as download
 from gaussiank_lab.data import image_files as idx
-from gaussiank_lab.data_command import show_data
 
 
 def shown(name: str | None = None, data_dir: Path | None = None, download: bool = False) -> str:

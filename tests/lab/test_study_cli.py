@@ -41,7 +41,11 @@ def test_analyze(run_dir: Path) -> None:
     [
         (["analyze", "nowhere"], FileNotFoundError, "run directory must hold gradients.jsonl"),
         (["replay", "nowhere"], FileNotFoundError, "run directory must hold gradients.jsonl"),
-        (["replay", "nowhere", "--density", "much"], ValueError, "density must be numbers by comma, got 'much'"),
+        (
+            ["replay", "nowhere", "--density", "much"],
+            ValueError,
+            "density must be numbers separated by commas, got 'much'",
+        ),
         (["replay", "nowhere", "--operators", "tpk"], ValueError, "compressor must be one of"),
         (["replay", "nowhere", "--wire", "rice"], ValueError, "wire must be index+values"),
         (["replay", "nowhere", "--codec", "rice+bf16,x+bf16"], ValueError, "index must be one of"),

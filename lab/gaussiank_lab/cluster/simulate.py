@@ -221,7 +221,7 @@ MOST_DETAILED = 3
 
 
 def parse_counts(text: str | None) -> tuple[int, ...] | None:
-    """Read numbers of workers, by comma; None stays None.
+    """Read numbers of workers, separated by commas; None stays None.
 
     Raises:
         ValueError: not whole numbers of at least 1.
@@ -235,7 +235,7 @@ def parse_counts(text: str | None) -> tuple[int, ...] | None:
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not words or any(not word.isdecimal() or int(word) < 1 for word in words):
         raise ValueError(
-            f"workers must be whole numbers of at least 1, by comma, got {text!r}. Give 4,16, for example."
+            f"workers must be whole numbers of at least 1 separated by commas, got {text!r}. Give 4,16, for example."
         )
     return tuple(sorted({int(word) for word in words}))
 

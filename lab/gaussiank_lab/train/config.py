@@ -8,24 +8,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from gaussiank.autotune import parse_policy
-from gaussiank.codec import chosen_wire
-from gaussiank.collectives import require_feedback
-from gaussiank.compressors import Compressor, parse_compressor
-from gaussiank.momentum import MomentumCorrection
-from gaussiank.reducer import Scope, require_scope
 from gaussiank.schedule import Constant, DenseStart, Schedule, Warmup, require_density
-from gaussiank_lab.commands import require_numbers
-from gaussiank_lab.data import DATASETS, Data, Wanted
-from gaussiank_lab.models import ModelSpec, find_model
+from gaussiank_lab.limits import require_numbers
 from gaussiank_lab.outputs import write_whole
+
+if TYPE_CHECKING:  # the command line reads the settings' help from here, and must not wait for torch
+    from gaussiank.compressors import Compressor
+    from gaussiank.momentum import MomentumCorrection
+    from gaussiank_lab.data import Data
+    from gaussiank_lab.models import ModelSpec
 
 WarmupName = Literal["none", "dense", "dgc", "published"]
 OptimizerName = Literal["sgd", "adamw"]
 LRSchedule = Literal["constant", "step", "cosine"]
 PrecisionName = Literal["fp32", "bf16", "fp16"]
+ScopeName = Literal["bucket", "layer", "model"]
 
 # a year; numpy's largest seed; and a seed and a step together fit the 64 bits of torch's
 _AT_MOST = {"timeout_s": 365 * 86_400, "seed": 2**32 - 1, "steps": 2**31 - 1, "epochs": 2**31 - 1}
@@ -41,41 +40,44 @@ _ABOVE_ZERO = {
 class TrainConfig:
     """Say what to train, how, and with which methods.
 
+    The lines below are also the help of ``gaussiank train``. A recipe's value may differ from the default.
+
     Args:
-        model: key of ``MODELS``, or ``torchvision:NAME``.
-        dataset: key of ``DATASETS``.
-        data_dir: the user's folder of data sets, or None.
+        model: model to train: a name of the table, or ``torchvision:NAME`` (lenet5).
+        dataset: data set to train on; ``gaussiank data`` lists them.
+        data_dir: folder of your own data sets.
         context: tokens that a language model sees at once.
         augment: shift and mirror training images at random.
-        methods: compressors to compare, ``name`` or ``name:field=value``.
-        density: share of entries to send.
-        workers: number of workers.
-        batch_size: examples a worker and step.
-        epochs: passes over the data; ignored when ``steps`` is given.
-        steps: optimizer steps, or None.
-        eval_steps: steps between evaluations; None evaluates after each epoch.
-        optimizer: ``sgd`` or ``adamw``.
-        lr: learning rate, its highest.
-        lr_schedule: ``constant``, ``step`` or ``cosine``; see ``learning_rate``.
-        lr_warmup_steps: steps over which the learning rate rises.
-        momentum: of SGD, or of the momentum correction when that is on; Adam's first beta.
-        weight_decay: of the optimizer.
-        clip_grad: largest norm of a worker's whole gradient, before the exchange; None clips nothing.
-        clip_mean: largest norm of the mean gradient, after the exchange; None clips nothing.
-        precision: ``fp32``, or ``bf16`` or ``fp16`` under autocast, float16 with a ``GradScaler``.
-        accumulate: batches a worker and step; their mean gradient is exchanged once.
-        ema: decay of a moving average of the weights, which is evaluated beside them; None keeps none.
-        warmup: how the density starts: ``none``, ``dense`` (everything), ``dgc`` or ``published`` (ladders).
-        warmup_steps: length of the warm-up in steps, all its stages together; None takes one epoch a stage.
-        momentum_correction: accumulate velocity instead of gradient (DGC), in methods with feedback.
-        clip_norm: local clipping of the momentum correction, or None.
-        scope: where k is counted: bucket, layer or model.
-        max_bytes: most bytes of a message from one worker to another, or None.
-        collective: how workers agree on the mean, ``name`` or ``name:field=value``.
-        wire: how entries travel, ``index+values``; None takes the default of the device.
-        seed: of initialisation and data order, the same for every method.
-        device: ``cpu`` or ``cuda``.
-        timeout_s: seconds after which a worker that does not answer ends the run.
+        methods: compressors to compare, separated by commas; settings follow a colon: ``randomk:feedback=false``.
+        density: share of the entries to send, in (0, 1].
+        workers: local processes to start (4); under torchrun, torchrun's number is used.
+        batch_size: examples per worker and step.
+        epochs: passes over the data.
+        steps: optimizer steps, instead of epochs.
+        eval_steps: steps between evaluations, instead of an epoch; 0 takes a recipe's number away.
+        optimizer: optimizer to use: ``sgd`` or ``adamw``.
+        lr: peak learning rate.
+        lr_schedule: course of the learning rate: ``constant``, ``step`` or ``cosine``.
+        lr_warmup_steps: steps over which the learning rate rises to its peak.
+        momentum: momentum of SGD or of the momentum correction; Adam's first beta.
+        weight_decay: weight decay of the optimizer.
+        clip_grad: largest norm of a worker's own gradient, before the exchange; 0 for none.
+        clip_mean: largest norm of the mean gradient, after the exchange.
+        precision: precision of the model: ``fp32``, or autocast to ``bf16`` or, with a GradScaler, ``fp16``.
+        accumulate: batches whose gradients are accumulated for one exchange (1).
+        ema: decay of an exponential moving average (EMA); the averaged weights are evaluated as well.
+        warmup: start of the density: ``none``, ``dense``, or the ladders ``dgc`` and ``published``.
+        warmup_steps: length of the density's warm-up in steps; by default one epoch a stage.
+        momentum_correction: accumulate velocity instead of gradients (DGC), in methods with error feedback.
+        clip_norm: norm to which the momentum correction clips a worker's gradient.
+        scope: where k is counted: ``bucket``, ``layer`` or ``model``.
+        max_bytes: most bytes of a message from one worker to another.
+        collective: how workers agree on the mean: allgather, split, leader, tree, hierarchical, auto or dense; fields
+            follow a colon: ``name:field=value``.
+        wire: how entries are encoded, ``index+values`` (rice+bf16-rice; raw+fp32 is lossless).
+        seed: seed of the initialisation and of the data order, the same for every method.
+        device: device to train on: ``cpu`` or ``cuda``.
+        timeout_s: seconds after which a worker that does not answer ends the run (120).
 
     Raises:
         ValueError: a setting out of its range, or two that exclude each other.
@@ -108,7 +110,7 @@ class TrainConfig:
     warmup_steps: int | None = None
     momentum_correction: bool = False
     clip_norm: float | None = None
-    scope: Scope = "bucket"
+    scope: ScopeName = "bucket"
     max_bytes: int | None = None
     collective: str = "allgather"
     wire: str | None = None
@@ -117,7 +119,10 @@ class TrainConfig:
     timeout_s: float = 120.0
 
     def __post_init__(self) -> None:
-        spec = find_model(self.model)
+        from gaussiank.reducer import require_scope
+        from gaussiank_lab.data import DATASETS
+
+        spec = self.spec
         if self.dataset not in DATASETS:
             raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, got {self.dataset!r}. Correct it.")
         if DATASETS[self.dataset].task != spec.task:
@@ -148,6 +153,10 @@ class TrainConfig:
         self._check_numbers()
 
     def _require_feedback(self, method: str) -> None:
+        from gaussiank.autotune import parse_policy
+        from gaussiank.collectives import require_feedback
+        from gaussiank.compressors import parse_compressor
+
         collective, compressor = parse_policy(self.collective), parse_compressor(method)
         try:
             require_feedback(collective, compressor)
@@ -176,6 +185,9 @@ class TrainConfig:
         self._check_momentum()
 
     def _check_momentum(self) -> None:
+        from gaussiank.codec import chosen_wire
+        from gaussiank.momentum import MomentumCorrection
+
         MomentumCorrection(self.momentum, clip_norm=self.clip_norm)  # checks both
         if self.momentum_correction and self.optimizer != "sgd":
             raise ValueError(
@@ -192,6 +204,8 @@ class TrainConfig:
     @property
     def spec(self) -> ModelSpec:
         """The model's description."""
+        from gaussiank_lab.models import find_model
+
         return find_model(self.model)
 
     def load_data(self) -> Data:
@@ -201,6 +215,8 @@ class TrainConfig:
             FileNotFoundError: it is not there; says how to get it.
             ValueError: a file is damaged; names it.
         """
+        from gaussiank_lab.data import DATASETS, Wanted
+
         place = None if self.data_dir is None else Path(self.data_dir)
         if place is not None and not place.exists():
             raise FileNotFoundError(f"data_dir must exist, got {place}. Give a folder of data sets.")
@@ -240,6 +256,8 @@ class TrainConfig:
 
         It corrects for delay: a dense method has none, and one without feedback sends nothing late.
         """
+        from gaussiank.momentum import MomentumCorrection
+
         if not self.momentum_correction or compressor.sends_all or not compressor.keeps_rest:
             return None
         return MomentumCorrection(self.momentum, clip_norm=self.clip_norm)
@@ -247,6 +265,39 @@ class TrainConfig:
     def as_record(self) -> dict[str, Any]:
         """Return the settings as JSON values."""
         return {**asdict(self), "methods": list(self.methods)}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Say where a training starts from, what it writes and how it survives: what is no setting of the training.
+
+    Args:
+        recipe: settings to start from: ``default`` or ``paper``.
+        config: start from the settings of an earlier run instead of a recipe: its config.json or its directory.
+        out: directory of the run; by default a new one below runs/.
+        resume: checkpoint, folder of checkpoints, or run to resume, with its settings.
+        checkpoint_every: steps between checkpoints; without it, none are written.
+        checkpoint_dir: directory of the checkpoints; by default checkpoints/ in the run's directory.
+        keep: number of checkpoints to keep, the latest (3).
+        checkpoint_form: form of the checkpoints: ``plain`` (torch.save) or ``dcp`` (torch.distributed.checkpoint).
+        max_restarts: how often failed workers are restarted (0).
+        record: record the gradients of each method every so many steps, for analyze.
+        record_vectors: also keep at most so many whole vectors of --record, for replay.
+        track: also send the records to these, separated by commas: tensorboard, wandb or wandb:PROJECT.
+    """
+
+    recipe: str | None = None
+    config: Path | None = None
+    out: Path | None = None
+    resume: Path | None = None
+    checkpoint_every: int | None = None
+    checkpoint_dir: Path | None = None
+    keep: int | None = None
+    checkpoint_form: str | None = None
+    max_restarts: int = 0
+    record: int | None = None
+    record_vectors: int | None = None
+    track: str | None = None
 
 
 def learning_rate(lr: float, schedule: LRSchedule, step: int, steps: int, warmup_steps: int = 0) -> float:
@@ -380,7 +431,7 @@ _PAPER: dict[str, Fields] = {
 
 def default(model: str) -> Fields:
     """Return our settings for a model: data that every machine has, and a training that two cores finish."""
-    spec = find_model(model)
+    spec = _spec_of(model)
     general = _IMAGENET if spec.outputs == 1000 else {}
     return {"model": model, "dataset": _DATASET[spec.task], **general, **_OURS.get(model, {})}
 
@@ -396,11 +447,17 @@ def paper(model: str) -> Fields:
 
     Source: Shi et al. 2019, section 4, table 1. Differs: the norm is clipped on each worker before the exchange.
     """
-    spec = find_model(model)
+    spec = _spec_of(model)
     name = "imagenet" if spec.outputs == 1000 else model
     if name not in _PAPER:
         raise ValueError(f"recipe must be default for {model}, got paper, which does not train it. Leave it out.")
     return {"model": model, "density": 0.001, "momentum": 0.9, "scope": "model", **_PAPER[name]}
+
+
+def _spec_of(model: str) -> ModelSpec:
+    from gaussiank_lab.models import find_model
+
+    return find_model(model)
 
 
 OFF_BY_ZERO = ("eval_steps", "clip_grad", "clip_norm", "warmup_steps", "max_bytes")

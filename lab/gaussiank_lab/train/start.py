@@ -6,7 +6,7 @@ import datetime
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from gaussiank_lab.launch import launch, restarts, under_torchrun, world_size
 from gaussiank_lab.outputs import new_folder
 from gaussiank_lab.report.records import RECORDS_NAME
 from gaussiank_lab.study.study import STUDY_NAME
-from gaussiank_lab.train.config import TrainConfig, checked_fields, learning_rate, read_config, resolve
+from gaussiank_lab.train.config import Options, TrainConfig, checked_fields, learning_rate, read_config, resolve
 from gaussiank_lab.train.progress import require_trackers
 from gaussiank_lab.train.run import epoch_steps_of, records_of, require_startable, run, study_dir, study_of
 
@@ -59,24 +59,6 @@ def require_length(resume: Resume, config: TrainConfig) -> None:
 
 def _rate(config: TrainConfig, step: int, steps: int) -> float:
     return learning_rate(config.lr, config.lr_schedule, step, steps, config.lr_warmup_steps)
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of ``gaussiank train`` that are no settings of the training; None where not given."""
-
-    recipe: str | None = None
-    config: Path | None = None
-    out: Path | None = None
-    resume: Path | None = None
-    checkpoint_dir: Path | None = None
-    checkpoint_every: int | None = None
-    keep: int | None = None
-    checkpoint_form: str | None = None
-    max_restarts: int = 0
-    record: int | None = None
-    record_vectors: int | None = None
-    track: str | None = None
 
 
 def start(options: Options, given: Mapping[str, Any]) -> None:

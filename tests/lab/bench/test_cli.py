@@ -48,14 +48,14 @@ def test_quick_check_prints_every_promise(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--sizes", "1e5,many"], "sizes must be numbers with commas between, got 'many'. Correct it."),
-        (["--sizes", "nan"], "sizes must be numbers with commas between, got 'nan'. Correct it."),
+        (["--sizes", "1e5,many"], "sizes must be whole numbers separated by commas, got 'many'. Correct it."),
+        (["--sizes", "nan"], "sizes must be whole numbers separated by commas, got 'nan'. Correct it."),
         (["--sizes", "10"], "sizes must be in [1000, 2147483647], got 10."),
         (["--densities", "2"], "densities must be in (0, 1], got 2.0."),
         (["--operators", "best"], "operators must be among topk, "),
         (["--repeats", "0"], "repeats must be at least 1, got 0."),
         (["--laws", ""], "laws must name at least one, got none. Leave the option out for all."),
-        (["--check", "--threads", "2"], "check must come without threads: what is promised is fixed. Leave them out."),
+        (["--check", "--threads", "2"], "check must come without threads: the targets are fixed. Leave them out."),
     ],
 )
 def test_bad_input_gets_one_sentence_and_writes_nothing(

@@ -91,7 +91,7 @@ def test_workers_beyond_the_cluster_are_refused_when_asked_for_and_left_out_othe
 
 @pytest.mark.parametrize("text", ["0", "four", "4,-1", "", "2.5"])
 def test_workers_must_be_whole_numbers(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^workers must be whole numbers of at least 1, by comma, got "):
+    with pytest.raises(ValueError, match=r"^workers must be whole numbers of at least 1 separated by commas, got "):
         parse_counts(text)
 
 

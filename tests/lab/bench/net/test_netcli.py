@@ -20,11 +20,11 @@ ENV = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1"}
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--workers", "two"], "workers must be whole numbers with commas between, got 'two'. Correct it."),
+        (["--workers", "two"], "workers must be whole numbers separated by commas, got 'two'. Correct it."),
         (["--rates", "fast"], "rates must be loopback, unshaped, or from 1mbit to 100gbit, got 'fast'."),
         (["--methods", "best"], "methods must be ddp, ddp-fp16, "),
-        (["--check", "--steps", "2"], "check must come without steps: what is promised is fixed. Leave them out."),
-        (["--check", "--quick"], "check must come without quick: what is promised is fixed. Leave them out."),
+        (["--check", "--steps", "2"], "check must come without steps: the targets are fixed. Leave them out."),
+        (["--check", "--quick"], "check must come without quick: the targets are fixed. Leave them out."),
     ],
 )
 def test_bad_input_gets_one_sentence(

@@ -1,14 +1,29 @@
-"""What ``gaussiank data`` shows."""
+"""``gaussiank data``."""
 
 from __future__ import annotations
 
 import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-import torch
+import typer
 from rich.console import Console
 
-from gaussiank_lab.data import DATASETS, Data, DataSource, Wanted
+if TYPE_CHECKING:
+    from gaussiank_lab.data import Data, DataSource
+
+
+def data(
+    name: Annotated[
+        str | None, typer.Argument(help="Data set to read and describe; without it, all are listed.")
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of your own data sets.")] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Download it into the folder first (fashion-mnist only).")
+    ] = False,
+) -> None:
+    """List the data sets: which are here, which are missing and how to get them; or read one and describe it."""
+    show_data(Console(), name, data_dir, download)
 
 
 def show_data(console: Console, name: str | None, data_dir: Path | None, download: bool) -> None:
@@ -25,6 +40,8 @@ def show_data(console: Console, name: str | None, data_dir: Path | None, downloa
         FileNotFoundError: it is not there.
         RuntimeError: it cannot be fetched, or is not what was released.
     """
+    from gaussiank_lab.data import DATASETS
+
     if name is not None and name not in DATASETS:
         raise ValueError(f"name must be one of {', '.join(DATASETS)}, got {name!r}. Correct it.")
     if download:
@@ -45,6 +62,7 @@ def _wrapped(console: Console, line: str) -> str:
 
 
 def _download(console: Console, name: str | None, data_dir: Path | None) -> None:
+    from gaussiank_lab.data import DATASETS
     from gaussiank_lab.data.image_files import download_fashion_mnist
 
     if name != "fashion-mnist":
@@ -57,6 +75,8 @@ def _download(console: Console, name: str | None, data_dir: Path | None) -> None
 
 
 def _listed(data_dir: Path | None) -> list[str]:
+    from gaussiank_lab.data import DATASETS
+
     lines: list[str] = []
     for task in dict.fromkeys(source.task for source in DATASETS.values()):
         lines += ["", task] if lines else [task]
@@ -70,22 +90,26 @@ def _entry(source: DataSource, data_dir: Path | None) -> list[str]:
         place = source.find(data_dir)
     except FileNotFoundError:
         return [f"  missing  {source.name}: {source.about}", f"           {source.get}"]
-    where = "" if place.is_relative_to(Path(__file__).parent) else f" ({place})"
+    where = "" if place.is_relative_to(Path(__file__).parents[1]) else f" ({place})"
     return [f"  here     {source.name}: {source.about}{where}"]
 
 
 def _described(source: DataSource, data_dir: Path | None) -> list[str]:
-    data: Data = source.load(Wanted(data_dir))
-    metric = data.task.metric
-    for split in (data.train, data.test):  # files that are read when they are dealt are read now
+    import torch
+
+    from gaussiank_lab.data import Wanted
+
+    found: Data = source.load(Wanted(data_dir))
+    metric = found.task.metric
+    for split in (found.train, found.test):  # files that are read when they are dealt are read now
         for number in range(len(split)):
             split.batch(torch.tensor([number]))
     return [
         f"{source.name}: {source.about}",
         f"  place    {source.find(data_dir)}",
-        f"  train    {len(data.train):,} {data.train.unit}",
-        f"  test     {len(data.test):,} {data.test.unit}",
-        f"  outputs  {data.outputs:,}",
+        f"  train    {len(found.train):,} {found.train.unit}",
+        f"  test     {len(found.test):,} {found.test.unit}",
+        f"  outputs  {found.outputs:,}",
         f"  judged   by {metric.name} in {metric.unit}",
-        f"  digest   {data.digest}",
+        f"  digest   {found.digest}",
     ]

@@ -1,4 +1,4 @@
-"""The command that regenerates the paper's study."""
+"""``gaussiank reproduce``."""
 
 from __future__ import annotations
 
@@ -10,24 +10,31 @@ from rich.console import Console
 
 
 def reproduce(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME...|all]", help="Recipes, or all of them.")] = None,
-    list_: Annotated[bool, typer.Option("--list", help="List the recipes and what they test, and do nothing.")] = False,
-    scale: Annotated[str, typer.Option(help="small: 2 cores; full: the paper's setting; tiny: a test.")] = "small",
-    out: Annotated[Path | None, typer.Option(help="Directory of results (runs/reproduction-SCALE).")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME...|all]", help="Recipes or studies; all for every recipe.")
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the recipes with what they test, and exit.")] = False,
+    scale: Annotated[
+        str, typer.Option(help="small (for 2 cores), full (the paper's setting) or tiny (a test).")
+    ] = "small",
+    out: Annotated[Path | None, typer.Option(help="Directory of the results (runs/reproduction-SCALE).")] = None,
     train: Annotated[
-        bool, typer.Option("--train/--no-train", help="--no-train: conclude over models whose training is done.")
+        bool,
+        typer.Option("--train/--no-train", help="With --no-train, judge the claims over the runs that are finished."),
     ] = True,
-    pages: Annotated[Path | None, typer.Option(help="Also write a page for every recipe to this directory.")] = None,
-    jobs: Annotated[int, typer.Option(help="Of a study: processes at once.")] = 1,
-    only: Annotated[str | None, typer.Option(help="Of a study: runs alone whose setting holds this pattern.")] = None,
+    pages: Annotated[Path | None, typer.Option(help="Also write a page for each recipe to this directory.")] = None,
+    jobs: Annotated[int, typer.Option(help="For studies: number of processes at once.")] = 1,
+    only: Annotated[
+        str | None, typer.Option(help="For studies: only runs whose setting contains this pattern.")
+    ] = None,
     budget_minutes: Annotated[
-        float | None, typer.Option(help="Of a study: begin no run after so many minutes.")
+        float | None, typer.Option(help="For studies: start no run after so many minutes.")
     ] = None,
 ) -> None:
     """Regenerate figures and tables of the paper, with a verdict on each claim; or our studies of AdamW.
 
-    Training runs that recipes share are done once. Start it again after an interruption: finished runs are kept.
-    The studies sparse-adamw and local-steps append their rows to results/adamw and write tables and figures there.
+    Training runs that recipes share are done once. After an interruption, run the command again; finished runs are
+    kept. The studies sparse-adamw and local-steps append rows to results/adamw, and write tables and figures there.
     """
     if names and _study(names, out, jobs, only, budget_minutes, train=train):
         return
