@@ -99,6 +99,7 @@ fuzz:
 COUNT ?= 100
 kills: $(STAMP)
 	$(PY) scripts/kill_and_resume.py --count $(COUNT)
+	$(PY) scripts/kill_local_steps.py --count $(COUNT)
 
 clean:
 	rm -rf $(VENV) build lab/build *.egg-info src/*.egg-info lab/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -362,3 +366,267 @@ def test_other_fragments_take_over_unless_some_are_in_flight(two_workers: Any, t
             "fragments must be those of the state while rounds are under way, got 2 for one with 3"
         )
         assert "must be one that local.save wrote" in said[1]
+
+
+def held_bytes() -> int:
+    """Count the bytes of all tensors in this process, each storage once."""
+    gc.collect()
+    storages = {}
+    for one in gc.get_objects():
+        if type(one) in (Tensor, nn.Parameter):
+            storages[one.untyped_storage().data_ptr()] = one.untyped_storage().nbytes()
+    return sum(storages.values())
+
+
+HELD: list[tuple[dict[str, Any], int, float]] = [  # settings, steps, bytes a parameter
+    ({}, 17, 8.0),
+    ({"residual_dtype": torch.bfloat16, "fragments": 4}, 17, 6.0),
+    ({"density": 1.0, "decay": 1.0}, 17, 4.0),
+    ({"sync_delay": 3}, 17, 20.0),  # in flight: the next residual, the mean, and the weights as they were
+    ({"sync_delay": 3, "mixing": 0.5}, 17, 16.0),
+    ({"sync_delay": 1, "fragments": 4}, 18, 8.0 + 12 / 4),
+]
+
+
+def held_by_entry(rank: int, world_size: int) -> list[float]:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(250, 250) for _ in range(8)))
+    inner = torch.optim.SGD(model.parameters(), lr=0.01)
+    before, held, found = held_bytes(), 0.0, []
+    for settings, steps, expected in HELD:
+        local = LocalSteps(model, inner, sync_every=8, **settings)
+        for _ in range(steps):
+            local.step()
+        for _ in range(20):  # threads of the backend may still hold what has just arrived
+            held = (held_bytes() - before) / sum(one.numel() for one in model.parameters())
+            if held < expected + 0.6:
+                break
+        found.append(held)
+        local.finish()
+        del local
+    return found
+
+
+def test_it_holds_eight_bytes_a_parameter(two_workers: Any) -> None:
+    for found in two_workers.run(held_by_entry):
+        for (settings, _, expected), held in zip(HELD, found, strict=True):
+            assert expected <= held < expected + 0.6, settings  # the rest is what was packed and sent
+
+
+def bits_by_entry(rank: int, world_size: int, settings: dict[str, Any]) -> float:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 1024), nn.Tanh(), nn.Linear(1024, 1024), nn.Tanh(), nn.Linear(1024, 8))
+    inner = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    local = LocalSteps(model, inner, sync_every=2, **settings)
+    kept = sent = 0
+    for step in range(20):
+        inputs = torch.randn(16, 64, generator=torch.Generator().manual_seed(100 * rank + step))
+        inner.zero_grad()
+        (model(inputs) - inputs[:, :8].sin()).square().mean().backward()
+        inner.step()
+        if local.step() and step > 4:
+            kept, sent = kept + local.metrics.kept, sent + local.metrics.sent_bytes
+    return 8 * sent / kept
+
+
+def test_an_entry_takes_at_most_ten_bits(two_workers: Any) -> None:
+    assert max(two_workers.run(bits_by_entry, {})) <= 10
+
+
+def message(work: Any) -> str:
+    try:
+        work()
+    except (ValueError, RuntimeError) as error:
+        return str(error)
+    return "nothing was raised"
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"sync_every": 0}, "sync_every must be at least 1, got 0."),
+    ({"fragments": 9}, "fragments must be in [1, 6], at most sync_every and the model's parameters, got 9."),
+    ({"sync_every": 4, "fragments": 5}, "fragments must be in [1, 4], at most sync_every"),
+    ({"sync_delay": 30}, "sync_delay must be in [0, 29], below sync_every, got 30."),
+    ({"mixing": 0.5}, "mixing must be None where sync_delay is 0, got 0.5."),
+    ({"mixing": 2.0, "sync_delay": 1}, "mixing must be in [0, 1] or None, got 2.0."),
+    ({"density": 0.0}, "density must be in (0, 1], got 0.0."),
+    ({"decay": 1.5}, "decay must be in [0, 1], got 1.5."),
+    ({"wire": "rice"}, "wire must be index+values"),
+    ({"buffers": "sum"}, "buffers must be one of average, keep, got 'sum'."),
+    ({"on_outlier": "skip"}, "on_outlier must be one of raise, leave_out, clip, got 'skip'."),
+    ({"on_outlier": "clip"}, "norm_limit must be given with on_outlier='clip', got None."),
+    ({"norm_limit": 0.5}, "norm_limit must be above 1, got 0.5."),
+    ({"check_every": -1}, "check_every must be at least 0, got -1."),
+    ({"residual_dtype": torch.float16}, "residual_dtype must be torch.float32 or torch.bfloat16, got torch.float16."),
+    ({"offload": "disk"}, "offload must be cpu or None, got 'disk'."),
+    ({"outer_optimizer": 3}, "outer_optimizer must make a torch.optim.Optimizer, got int."),
+]
+
+
+def refusals(rank: int, world_size: int) -> list[str]:
+    model = net()
+    inner = torch.optim.SGD(model.parameters(), lr=0.1)
+    said = [message(lambda settings=settings: LocalSteps(model, inner, **settings)) for settings, _ in REFUSED]
+    said.append(message(lambda: LocalSteps(model, inner, outer_optimizer=inner)))  # type: ignore[arg-type]
+    said.append(message(lambda: LocalSteps(DistributedDataParallel(net()), inner)))
+    said.append(message(lambda: LocalSteps(net(), inner)))
+    said.append(message(lambda: LocalSteps(model, inner, sync_every=30 + rank)))
+    other = net() if rank else nn.Linear(20, 3)
+    said.append(message(lambda: LocalSteps(other, torch.optim.SGD(other.parameters(), lr=0.1))))
+    return said
+
+
+def test_what_does_not_go_is_refused_in_a_sentence(two_workers: Any) -> None:
+    for said in two_workers.run(refusals):
+        for text, (settings, expected) in zip(said, REFUSED, strict=False):
+            assert text.startswith(expected), settings
+        assert "outer_optimizer=lambda parameters: torch.optim.SGD(parameters, lr=...)" in said[-5]
+        assert said[-4].startswith("model must not be under DistributedDataParallel over the workers of LocalSteps'")
+        assert said[-3].startswith("optimizer must step over every trained parameter, got one without 0.weight.")
+        assert said[-2].startswith("sync_every must be the same on every worker, got '30' on rank 0 and '31' on rank 1")
+        assert said[-1].startswith("model must be the same on every worker, got '2 trained parameters of 63 entries")
+
+
+def changed(rank: int, world_size: int) -> list[str]:
+    def freeze(model: Any, inner: Any) -> None:
+        model[0].weight.requires_grad_(False)
+
+    def grow(model: Any, inner: Any) -> None:
+        model.append(nn.Linear(1, 1))
+
+    def replace(model: Any, inner: Any) -> None:
+        model[3] = nn.Linear(10, 1)
+
+    def regroup(model: Any, inner: Any) -> None:
+        inner.param_groups[0]["params"].pop()
+
+    said = []
+    for change in (freeze, grow, replace, regroup):
+        model = net()
+        inner = torch.optim.SGD(model.parameters(), lr=0.1)
+        local = LocalSteps(model, inner, sync_every=1)
+        local.step()
+        change(model, inner)
+        said.append(message(local.step))
+    return said
+
+
+def test_a_model_that_changes_in_mid_run_is_refused(two_workers: Any) -> None:
+    for frozen, grown, replaced, regrouped in two_workers.run(changed):
+        assert frozen.startswith(
+            "parameter 0.weight must stay as it was when LocalSteps was made, got it frozen, or gone"
+        )
+        assert grown.startswith("parameter 4.bias must stay as it was when LocalSteps was made, got a new one")
+        assert "got another one in its place" in replaced
+        assert regrouped.startswith("param_groups of the optimizer must hold the parameters that they held")
+
+
+def two_nodes(rank: int, world_size: int) -> tuple[Tensor, Tensor]:
+    """Ranks 0 and 1 are a node under DDP, 2 and 3 another; between nodes LocalSteps, once for each place in a node."""
+    nodes = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    places = [dist.new_group([0, 2]), dist.new_group([1, 3])]
+    model = DistributedDataParallel(net(), process_group=nodes[rank // 2])
+    inner = torch.optim.AdamW(model.parameters(), lr=0.01)
+    local = LocalSteps(model, inner, sync_every=4, group=places[rank % 2], fragments=2, sync_delay=1)
+    between = torch.empty(0)
+    for step in range(18):
+        train(model, inner, rank, step)
+        local.step()
+        between = weights(model) if step == 13 else between  # nobody is to be alike there
+    local.finish()
+    return gathered(between), gathered(weights(model))
+
+
+def test_a_node_may_train_under_ddp(four_workers: Any) -> None:
+    for between, final in four_workers.run(two_nodes):
+        assert torch.equal(between[0], between[1])
+        assert torch.equal(between[2], between[3])
+        assert not torch.equal(between[0], between[2])
+        assert all(torch.equal(row, final[0]) for row in final)
+
+
+def sharded(rank: int, world_size: int) -> tuple[float, str, str]:
+    """As above, with FSDP2 in each node; returns how far it is from DDP there."""
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import fully_shard
+
+    def trained(model: nn.Module, group: Any) -> Tensor:
+        inner = torch.optim.SGD(model.parameters(), lr=0.05)
+        local = LocalSteps(model, inner, sync_every=3, group=group, compressor="topk", **EXACT)
+        for step in range(9):
+            train(model, inner, rank, step)
+            local.step()
+        found = [getattr(one, "full_tensor", lambda one=one: one)().detach().flatten() for one in model.parameters()]
+        return torch.cat(found)
+
+    nodes = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    places = [dist.new_group([0, 2]), dist.new_group([1, 3])]
+    mesh = DeviceMesh.from_group(nodes[rank // 2], "cpu")
+    model = fully_shard(net(), mesh=mesh)
+    found = trained(model, places[rank % 2])
+    expected = trained(DistributedDataParallel(net(), process_group=nodes[rank // 2]), places[rank % 2])
+    inner = torch.optim.SGD(model.parameters(), lr=0.05)
+    same = message(lambda: LocalSteps(model, inner, group=nodes[rank // 2]))
+    saved = message(lambda: LocalSteps(model, inner, group=places[rank % 2]).save("/nowhere"))
+    return float((found - expected).abs().max()), same, saved
+
+
+def test_a_node_may_share_the_model_out(four_workers: Any) -> None:
+    for distance, same, saved in four_workers.run(sharded):
+        assert distance < 1e-6
+        assert same.startswith("model must not be under fully_shard (FSDP2) over the workers of LocalSteps' group")
+        assert saved.startswith("model must have plain parameters for local.save, got shards of fully_shard")
+
+
+def with_a_scaler(rank: int, world_size: int) -> Tensor:
+    model = net()
+    inner = torch.optim.AdamW(model.parameters(), lr=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    local = LocalSteps(model, inner, sync_every=3)
+    skipped = 0
+    for step in range(12):
+        inputs, targets = batch(rank, step)
+        inner.zero_grad()
+        loss = (model(inputs) - targets).square().mean()
+        if rank == 1 and step in (4, 5):  # an overflow, in the last step before a round too
+            loss = loss * math.inf
+        scaler.scale(loss).backward()
+        before = weights(model)
+        scaler.step(inner)
+        scaler.update()
+        skipped += torch.equal(before, weights(model))
+        local.step()
+    assert skipped == 2 * rank
+    return weights(model)
+
+
+def test_steps_that_a_scaler_leaves_out_count(two_workers: Any) -> None:
+    first, second = two_workers.run(with_a_scaler)
+    assert torch.equal(first, second)
+
+
+def silent(rank: int, world_size: int) -> str:
+    model = net()
+    inner = torch.optim.SGD(model.parameters(), lr=0.1)
+    local = LocalSteps(model, inner, sync_every=2, sync_delay=1, timeout_s=1)
+    said = ""
+    for _ in range(1 if rank else 4):
+        try:
+            local.step()
+        except RuntimeError as error:
+            said = str(error)
+            break
+    dist.barrier()
+    return said
+
+
+def test_a_worker_that_falls_silent_is_named(two_workers: Any) -> None:
+    said, _ = two_workers.run(silent)
+    assert "rank 0 lost the note of fragment 0 in step 2 after" in said
+    assert "Nothing was heard from rank 1." in said
+
+
+def test_a_killed_run_goes_on_to_the_same_bits() -> None:
+    script = Path(__file__).parents[2] / "scripts" / "kill_local_steps.py"
+    run = subprocess.run([sys.executable, script, "--count", "2"], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.count("the same bits") == 3

@@ -168,10 +168,10 @@ def made_outer(outer_optimizer: Any, agreed: Iterable[Parameter]) -> Optimizer:
         )
     if outer_optimizer is None:
         return torch.optim.SGD(agreed, lr=1.0)
-    made = outer_optimizer(agreed)
+    made = outer_optimizer(agreed) if callable(outer_optimizer) else outer_optimizer
     if not isinstance(made, Optimizer):
         raise ValueError(
-            f"outer_optimizer must return a torch.optim.Optimizer, got {type(made).__name__}. Write lambda parameters: "
+            f"outer_optimizer must make a torch.optim.Optimizer, got {type(made).__name__}. Write lambda parameters: "
             "torch.optim.SGD(parameters, lr=0.7, momentum=0.9, nesterov=True), for example."
         )
     return made

@@ -64,7 +64,8 @@ class LocalSteps:
         compressor: which entries: a name, ``name:field=value``, or a compressor.
         wire: how entries travel, ``index+values`` or a ``codec.Wire``; None for ``rice+2bit``, and for whole float32
             vectors at density 1. What rounding takes off stays in the residual.
-        collective: how workers agree on the mean: a name, ``name:field=value``, or a collective.
+        collective: how workers agree on the mean: a name, ``name:field=value``, or a collective. The default leaves
+            half a per cent of room over the last round's payload; what does not fit waits in the residual.
         decay: what a residual is multiplied by in each round, in [0, 1]; at 1 nothing is forgotten, below it is an
             outer momentum.
         outer_optimizer: makes the optimizer of the agreed weights from its parameters, ``lambda parameters:
@@ -126,7 +127,7 @@ class LocalSteps:
         density: float | Schedule = 1 / 64,
         compressor: str | Compressor = "chunktopk",
         wire: str | Wire | None = None,
-        collective: str | Collective = "allgather",
+        collective: str | Collective = "allgather:spread=1.005",
         decay: float = 0.95,
         outer_optimizer: OuterOptimizer | None = None,
         fragments: int = 1,
