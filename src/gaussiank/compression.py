@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch.distributed as dist
 
 from gaussiank import __version__, checkpoint
-from gaussiank.collectives import Collective
+from gaussiank.autotune import Policy
 from gaussiank.comm import await_all, require_agreement, together
 from gaussiank.feedback import ErrorFeedback
 from gaussiank.metrics import Metrics, Observer
@@ -97,7 +97,7 @@ class Compression:
         return self._reducer.density
 
     @property
-    def collective(self) -> Collective:
+    def collective(self) -> Policy:
         """How workers agree; an ``Auto`` tells the ``link`` that it knows, and the ``way`` that proved faster."""
         return self._reducer.collective
 

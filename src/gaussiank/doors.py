@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from gaussiank.autotune import parse_policy
+from gaussiank.autotune import Policy, parse_policy
 from gaussiank.codec import Wire, chosen_wire
-from gaussiank.collectives import Collective, entries_within
+from gaussiank.collectives import entries_within
 from gaussiank.compression import Compression
 from gaussiank.compressors import Capped, Compressor, parse_compressor
 from gaussiank.ddp import DDPDoor, is_sharded
@@ -38,7 +38,7 @@ def compress(
     max_bytes: int | None = None,
     on_nonfinite: OnNonfinite = "propagate",
     scaler: torch.amp.GradScaler | None = None,
-    collective: str | Collective = "allgather",
+    collective: str | Policy = "allgather",
     wire: str | Wire | None = None,
     timeout_s: float | None = None,
     recorder: Observer | None = None,

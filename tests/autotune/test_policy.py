@@ -1,8 +1,14 @@
 from __future__ import annotations
 
-import pytest
+from types import SimpleNamespace
+from typing import Any, cast
 
-from gaussiank.autotune import Auto, Link
+import pytest
+from tests.each import each
+
+from gaussiank.autotune import Auto, CollectivePlan, Link, link_probe, policy
+from gaussiank.autotune.link_probe import PROBE_BYTES
+from gaussiank.codec import Wire
 from gaussiank.collectives import AllGather, Collective, DenseAllReduce, Leader, Split, Tree
 
 ALL = (DenseAllReduce(), AllGather(), Split(), Leader(), Tree())
@@ -41,3 +47,33 @@ def test_prediction_is_messages_bytes_and_work() -> None:
 def test_it_must_join_before_it_can_choose() -> None:
     with pytest.raises(RuntimeError, match=r"collective must join a group before it starts, got none\."):
         Auto().choose(1000, 10, 4)
+
+
+def test_settings_out_of_range() -> None:
+    with pytest.raises(ValueError, match=r"every must be at least 0, got -1\."):
+        Auto(every=-1)
+
+
+def test_the_longest_message_is_that_of_any_candidate_and_of_the_probe() -> None:
+    given, k, numel, wire = Auto(mbit=1, candidates="split+allgather"), 100, 10_000, Wire()
+    longest = max(one.message_bytes(k, numel, 4, wire) for one in (Split(), AllGather()))
+    assert given.message_bytes(k, numel, 4, wire) == longest
+    assert Auto(candidates="split+allgather").message_bytes(k, numel, 4, wire) == PROBE_BYTES
+
+
+def test_a_given_collective_and_a_given_link_are_never_revised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy.dist, "get_world_size", lambda group: 4)
+    nobody = cast(Any, None)
+    given, choosing = (CollectivePlan(one, nobody, None, 60.0, Wire()) for one in (DenseAllReduce(), Auto(mbit=1e6)))
+    assert given.choose(1000, 10) is given.policy
+    assert choosing.choose(1000, 10) is None  # dense, by choice
+    for plan in (given, choosing):
+        assert plan.tuner is None
+        assert plan.can_repeat()
+        assert not plan.revise(3)
+
+
+@each(("backends", "where"), [("cpu:gloo,cuda:nccl", "cuda"), ("cuda:nccl", "cuda"), ("cpu:gloo,cuda:gloo", "cpu")])
+def test_a_link_is_measured_where_its_messages_are(monkeypatch: pytest.MonkeyPatch, backends: str, where: str) -> None:
+    monkeypatch.setattr(link_probe.dist, "get_backend_config", lambda group: backends)
+    assert link_probe._device(cast(Any, SimpleNamespace(group=None))) == where

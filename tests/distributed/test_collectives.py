@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import gaussiank
-from gaussiank.autotune import POLICIES, parse_policy
 from gaussiank.autotune.link_probe import measure
-from gaussiank.collectives import Collective, Hierarchical, Outcome
+from gaussiank.collectives import COLLECTIVES, Collective, Hierarchical, Outcome, parse_collective
 from gaussiank.comm import Communicator, await_all, group_timeout_s, require_agreement
 from gaussiank.comm.communicator import STRAIGHT_BYTES
 from gaussiank.sparse import SparseGradient
@@ -31,7 +30,6 @@ LOSSLESS = [
     "split:trim=false",
     "hierarchical:ranks_per_node=1:trim=false",
     "hierarchical:ranks_per_node=2:trim=false",
-    "auto:mbit=100:candidates=dense+allgather",
 ]
 REJECTING = [
     "split",
@@ -41,22 +39,20 @@ REJECTING = [
     "tree",
     "hierarchical:ranks_per_node=2",
     "hierarchical:ranks_per_node=2:inside=dense",
-    "auto:mbit=100:latency_us=0:select_ns=0:candidates=split+tree+leader",
-    "auto",
 ]
 SPECS = [*LOSSLESS, *REJECTING]
 CASES = ["unequal", "one empty", "all empty", "full", "equal"]
 
 
 def test_every_collective_is_under_contract() -> None:
-    assert {spec.split(":")[0] for spec in SPECS} == set(POLICIES)
+    assert {spec.split(":")[0] for spec in SPECS} == set(COLLECTIVES)
 
 
 def joined(spec: str, world_size: int) -> Collective:
     if world_size % 2:  # equal nodes
         spec = spec.replace("ranks_per_node=2", f"ranks_per_node={world_size}")
     if spec not in _JOINED:
-        _JOINED[spec] = parse_policy(spec).join()
+        _JOINED[spec] = parse_collective(spec).join()
     return _JOINED[spec]
 
 
@@ -238,11 +234,11 @@ def test_sent_bytes_are_those_the_kernel_counts(workers: Any, spec: str) -> None
     for accounted, real in results:
         framing = 1000 * steps * (workers.world_size - 1)
         assert accounted <= real <= 1.01 * accounted + framing
-    if "trim=false" not in spec and "auto" not in spec:
+    if "trim=false" not in spec:
         name = (
             spec.replace("ranks_per_node=2", f"ranks_per_node={workers.world_size}") if workers.world_size % 2 else spec
         )
-        predicted = parse_policy(name).traffic(50_000, 1000, workers.world_size).sent_bytes
+        predicted = parse_collective(name).traffic(50_000, 1000, workers.world_size).sent_bytes
         mean = sum(accounted for accounted, _ in results) / steps / workers.world_size
         assert mean == pytest.approx(predicted, abs=workers.world_size)
 

@@ -138,16 +138,16 @@ def on_a_changing_link(rank: int, world_size: int, slow: list[int]) -> tuple[lis
     model = small_buckets()
     compression = gaussiank.compress(model, density=0.05, collective=ALWAYS_DENSE)
     plan = compression._reducer._plan
-    plan.collective = replace(plan.collective, message_us=0, link=fast, pilot=tuner.Pilot(10))
-    look, tuner.look_again = tuner.look_again, lambda line, last: slower if compression.step in slow else fast
-    often, tuner._LOOKING = tuner._LOOKING, 1e3  # share of the time, so that it looks every ten steps
+    plan.policy, plan.tuner = replace(plan.policy, message_us=0, link=fast), tuner.Tuner(10)
+    probe, tuner.remeasure = tuner.remeasure, lambda line, last: slower if compression.step in slow else fast
+    often, tuner._PROBE_SHARE = tuner._PROBE_SHARE, 1e3  # of the time, so that it probes every ten steps
     whole, rest = [], torch.zeros(sum(SIZES))
     try:
         for step in range(150):
             rest += torch.cat(fed(rank, step)) - step_of(model, rank, step)
             whole.append(compression.metrics.kept == sum(SIZES))
     finally:
-        tuner.look_again, tuner._LOOKING = look, often
+        tuner.remeasure, tuner._PROBE_SHARE = probe, often
     return whole, rest, compression.feedback.residuals([f"weights.{number}" for number in range(len(SIZES))])
 
 

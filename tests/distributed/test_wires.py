@@ -17,9 +17,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import gaussiank
-from gaussiank.autotune import POLICIES
 from gaussiank.codec import INDEX_CODES, VALUE_CODES, Wire
-from gaussiank.collectives import EXACT
+from gaussiank.collectives import COLLECTIVES, EXACT
 from gaussiank.collectives.packing import quantize
 from gaussiank.compressors import COMPRESSORS
 from gaussiank.sparse import SparseGradient
@@ -28,12 +27,12 @@ ON_GRID = ["raw+fp32", "rice+bf16-rice", "chunks+bf16", "eliasfano+fp16", "chunk
 WIRES = [*ON_GRID, "rice+2bit", "rice+sign"]
 STOCHASTIC = "rice+8bit+stochastic"
 COLLECTIVES_UNDER_TEST = [
-    spec for spec in SPECS if spec not in ("split:slack=0.5", "hierarchical:ranks_per_node=1:trim=false", "auto")
+    spec for spec in SPECS if spec not in ("split:slack=0.5", "hierarchical:ranks_per_node=1:trim=false")
 ]
 
 
 def test_every_code_and_collective_is_under_contract() -> None:
-    assert {spec.split(":")[0] for spec in COLLECTIVES_UNDER_TEST} == set(POLICIES)
+    assert {spec.split(":")[0] for spec in COLLECTIVES_UNDER_TEST} == set(COLLECTIVES)
     wires = [Wire.parse(text) for text in WIRES]
     assert {wire.index for wire in wires} == set(INDEX_CODES) - {"seed"}
     assert {wire.values for wire in wires} == set(VALUE_CODES) - {"fp64"}
@@ -99,11 +98,8 @@ def test_mean_is_what_entered_without_what_was_rounded_off(contract_workers: Any
         asked = [steps % world_size] if spec == "leader" else range(world_size)  # whose choice counts, at the last step
         if wire != "raw+fp32" and any(contract._counts(case, rank) for rank in asked):
             expected.add(wire)
-    if spec.startswith("auto"):
-        assert rounding <= expected  # whatever it picks
-    else:
-        silent = spec == "dense" or (spec == "tree" and contract_workers.world_size == 1)
-        assert rounding == (set() if silent else expected)
+    silent = spec == "dense" or (spec == "tree" and contract_workers.world_size == 1)
+    assert rounding == (set() if silent else expected)
 
 
 def poisoned(rank: int, world_size: int, spec: str) -> list[bool]:

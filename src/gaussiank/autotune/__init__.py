@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from gaussiank.collectives import COLLECTIVES, Collective
+from gaussiank.collectives import COLLECTIVES
 from gaussiank.spec import parse_spec
 
 from .link_probe import Link
-from .policy import Auto, CollectivePlan
+from .policy import Auto, CollectivePlan, Policy
 
-POLICIES: dict[str, type[Collective]] = {**COLLECTIVES, "auto": Auto}
+POLICIES: dict[str, type[Policy]] = {**COLLECTIVES, "auto": Auto}
 """Name -> class, as ``compress`` and the command line take it: every collective, and ``auto``."""
 
-__all__ = ["POLICIES", "Auto", "CollectivePlan", "Link", "parse_policy", "policy_names"]
+__all__ = ["POLICIES", "Auto", "CollectivePlan", "Link", "Policy", "parse_policy", "policy_names"]
 
 
 def policy_names() -> tuple[str, ...]:
@@ -19,7 +19,7 @@ def policy_names() -> tuple[str, ...]:
     return tuple(POLICIES)
 
 
-def parse_policy(spec: str) -> Collective:
+def parse_policy(spec: str) -> Policy:
     """Make a collective, or ``auto``, from text: a name, then settings, ``name:field=value:field=value``.
 
     Raises:
@@ -28,8 +28,8 @@ def parse_policy(spec: str) -> Collective:
     Example:
         >>> parse_policy("split:slack=1.5")
         Split(trim=True, slack=1.5, rebalance=True)
-        >>> parse_policy("auto:mbit=100").mbit
-        100.0
+        >>> parse_policy("auto:mbit=100:every=0") == Auto(mbit=100, every=0)
+        True
         >>> parse_policy("allgather:size=3")
         Traceback (most recent call last):
             ...

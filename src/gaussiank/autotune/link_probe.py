@@ -15,7 +15,7 @@ from torch import Tensor
 from gaussiank import ops
 from gaussiank.comm import Communicator
 
-LOOK_BYTES = 1 << 22
+PROBE_BYTES = 1 << 22
 """Most bytes of a message that measures the link."""
 _LONGER = 16  # times the message before, where that was over too soon to tell; then it takes so many times as long
 _SELECTED_NUMEL = 1 << 18
@@ -41,7 +41,7 @@ class Link:
 def measure(group: dist.ProcessGroup | None = None) -> Link:
     """Time short and long messages, and a selection, on all workers at once.
 
-    Of several tries the fastest counts, and of all workers the slowest, so that all get the same numbers.
+    Of several tries the fastest counts, and of all workers the max_over_workers, so that all get the same numbers.
 
     Args:
         group: process group, or None for the default one; all its workers must call it. One worker has a perfect link.
@@ -49,12 +49,12 @@ def measure(group: dist.ProcessGroup | None = None) -> Link:
     comm = Communicator(group)
     if comm.world_size == 1:
         return Link(0.0, float("inf"), 0.0, 0.0)
-    select_s = min(_select_s(comm) for _ in range(3)) / _SELECTED_NUMEL
+    select_s = min(_selection_s(comm) for _ in range(3)) / _SELECTED_NUMEL
     return _speed(comm, 1 << 16, select_s, enough_s=0.02, tries=9)
 
 
-def look_again(comm: Communicator, last: Link) -> Link:
-    """Measure latency and bandwidth anew, with shorter messages and fewer.
+def remeasure(comm: Communicator, last: Link) -> Link:
+    """Measure latency and bandwidth again, with shorter messages and fewer.
 
     They begin short again whatever the link was: a message for a fast link takes seconds when it has become slow.
 
@@ -65,40 +65,41 @@ def look_again(comm: Communicator, last: Link) -> Link:
     return _speed(comm, 1 << 14, last.select_s, enough_s=0.0025, tries=2)
 
 
-def slowest(comm: Communicator, seconds: Sequence[float]) -> list[float]:
+def max_over_workers(comm: Communicator, seconds: Sequence[float]) -> list[float]:
     """Return the largest of all workers' numbers, each for itself; all workers must call it."""
-    return [float(most) for most in comm.all_reduce(row(comm, seconds), dist.ReduceOp.MAX).wait()]
+    return [float(most) for most in comm.all_reduce(as_tensor(comm, seconds), dist.ReduceOp.MAX).wait()]
 
 
-def row(comm: Communicator, numbers: Sequence[float]) -> Tensor:
+def as_tensor(comm: Communicator, numbers: Sequence[float]) -> Tensor:
     """Return float64 numbers where the group's messages must be."""
     return torch.tensor(numbers, dtype=torch.float64, device=_device(comm))
 
 
 def _device(comm: Communicator) -> str:
-    return "cuda" if dist.get_backend(comm.group) == "nccl" else "cpu"
+    """Return where the group's messages are: on the GPU where NCCL carries those, whatever a CPU has beside it."""
+    return "cuda" if "cuda:nccl" in dist.get_backend_config(comm.group) else "cpu"
 
 
 def _speed(comm: Communicator, length: int, select_s: float, *, enough_s: float, tries: int) -> Link:
     """Measure the shortest messages, and the bytes a second of one that takes long enough to tell."""
     peers = comm.world_size - 1
-    zeros = torch.zeros(LOOK_BYTES, dtype=torch.uint8, device=_device(comm))
-    slowest(comm, [0.0])  # so that all begin together
+    zeros = torch.zeros(PROBE_BYTES, dtype=torch.uint8, device=_device(comm))
+    max_over_workers(comm, [0.0])  # so that all begin together
     latency_s = min(_message_s(comm, zeros[:1]) for _ in range(tries)) / peers
     straight_s = min(_message_s(comm, zeros[:1], straight=True) for _ in range(tries))
     while True:
         took_s = _message_s(comm, zeros[:length])
-        if took_s < 4 * enough_s and (took_s >= enough_s or length >= LOOK_BYTES):  # or noise; above, surely slow
+        if took_s < 4 * enough_s and (took_s >= enough_s or length >= PROBE_BYTES):  # or noise; above, surely slow
             took_s = min(took_s, *(_message_s(comm, zeros[:length]) for _ in range(2)))
         sending_s = took_s - peers * latency_s  # what waiting adds must not pass for a slow link
-        if sending_s >= enough_s or length >= LOOK_BYTES:
+        if sending_s >= enough_s or length >= PROBE_BYTES:
             _give_back()
             return Link(latency_s, peers * length / max(sending_s, 1e-9), select_s, straight_s)
-        length = min(_LONGER * length, LOOK_BYTES)
+        length = min(_LONGER * length, PROBE_BYTES)
 
 
 def _give_back() -> None:
-    """Let glibc return what a look took: Gloo allocates as much again in its threads, whose arenas would keep it."""
+    """Let glibc return what a probe took: Gloo allocates as much again in its threads, whose arenas would keep it."""
     if _MALLOC_TRIM is not None:
         _MALLOC_TRIM(0)
 
@@ -110,12 +111,12 @@ def _message_s(comm: Communicator, sent: Tensor, *, straight: bool = False) -> f
     """Time a message that all workers begin together, and let them begin the next one so."""
     began = time.perf_counter()
     comm.all_gather(sent, straight=straight).wait().cpu()
-    return slowest(comm, [time.perf_counter() - began])[0]
+    return max_over_workers(comm, [time.perf_counter() - began])[0]
 
 
-def _select_s(comm: Communicator) -> float:
+def _selection_s(comm: Communicator) -> float:
     grad = torch.linspace(-1, 1, _SELECTED_NUMEL, dtype=torch.float32, device=_device(comm)).sin_()
     began = time.perf_counter()
     accumulated = ops.accumulate(grad, grad, out=torch.empty_like(grad))
     ops.select_topk(accumulated, _SELECTED_NUMEL // 1000).cpu()
-    return slowest(comm, [time.perf_counter() - began])[0]
+    return max_over_workers(comm, [time.perf_counter() - began])[0]

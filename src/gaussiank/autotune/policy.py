@@ -1,10 +1,10 @@
-"""Auto: for each bucket the collective that should take the least time on this link, dense included."""
+"""Which collective each vector takes: a given one, or by ``auto`` the one that should take the least time, or dense."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import ClassVar, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -15,20 +15,15 @@ from gaussiank.collectives import (
     EXACT,
     Collective,
     DenseAllReduce,
-    ExchangeContext,
-    Traffic,
 )
-from gaussiank.collectives.base import Program
-from gaussiank.collectives.packing import agree_on_capacity
 from gaussiank.comm import Executor
-from gaussiank.sparse import SparseGradient
 
-from .link_probe import LOOK_BYTES, Link, measure
-from .tuner import Pilot, Way
+from .link_probe import PROBE_BYTES, Link, measure
+from .tuner import Tuner, Way
 
 
 @dataclass(frozen=True)
-class Auto(Collective):
+class Auto:
     """Choose for each bucket by predicted time: ``messages * latency + bytes / bandwidth + work``.
 
     The prediction needs only lengths, counts and a link on which all workers have agreed, so all choose the same. Where
@@ -44,7 +39,7 @@ class Auto(Collective):
             three favour dense.
         candidates: names to choose among, joined by ``+``. The default has those that keep every worker's own choice:
             not ``leader``, which takes one worker's, nor ``tree``, which keeps k entries of all.
-        every: steps between two looks at the link while training, which take at most 0.3 % of the time; at once when
+        every: steps between two probes of the link while training, which take at most 0.3 % of the time; at once when
             steps become longer, or sparse ones shorter. Now and then dense is tried against sparse, where it can be
             near, for 8 to 72 steps, and the faster stays. 0 keeps to the link of the start; so does a link that is
             given by ``mbit``, which makes the same choices in every run.
@@ -61,7 +56,8 @@ class Auto(Collective):
     way: Way = field(default="predicted", repr=False)
     trial: Way | None = field(default=None, repr=False)
     choices: tuple[Collective, ...] = field(default=(), repr=False, compare=False)
-    pilot: Pilot | None = field(default=None, repr=False, compare=False)
+
+    sends_values_alone: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for argument in ("latency_us", "mbit", "select_ns", "touch_ns", "message_us", "every"):
@@ -83,8 +79,7 @@ class Auto(Collective):
             link = Link(latency_s, self.mbit * 125e3, self.select_ns * 1e-9, latency_s)
         else:
             link = measure(group)
-        pilot = Pilot(self.every) if self.every and not self.mbit else None
-        return replace(self, choices=choices, link=link, pilot=pilot)
+        return replace(self, choices=choices, link=link)
 
     @property
     def _names(self) -> list[str]:
@@ -107,14 +102,6 @@ class Auto(Collective):
         }
         mbit = self.link.bytes_per_s / 125e3
         return f"{mbit:,.0f} Mbit/s, {1e6 * self.link.latency_s:.0f} us a message; {proved[self.way]}"
-
-    def at_step(self, group: dist.ProcessGroup, buckets: Sequence[tuple[int, int]], wire: Wire) -> Auto:
-        """Follow the link, and what proves faster."""
-        return self if self.pilot is None else self.pilot.steer(self, group, buckets, wire)
-
-    def rests(self) -> bool:
-        """Tell whether the pilot has nothing to send or to try in the step that begins."""
-        return self.pilot is None or self.pilot.rests()
 
     def predicted_s(self, collective: Collective, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> float:
         """Predict the seconds from gradient to mean with one of the candidates."""
@@ -145,61 +132,68 @@ class Auto(Collective):
         """Tell whether it sends everything."""
         return isinstance(self.choose(numel, k, world_size, wire), DenseAllReduce)
 
-    def traffic(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Traffic:
-        """That of its choice."""
-        return self.choose(numel, k, world_size, wire).traffic(numel, k, world_size, wire)
-
     def message_bytes(self, k: int, numel: int, world_size: int, wire: Wire, dtype: torch.dtype = torch.float32) -> int:
         """That of any candidate, and the longest one that measures the link."""
         most = max(COLLECTIVES[name]().message_bytes(k, numel, world_size, wire, dtype) for name in self._names)
-        return most if self.mbit else max(most, LOOK_BYTES)
+        return most if self.mbit else max(most, PROBE_BYTES)
 
-    def program(self, sparse: SparseGradient, context: ExchangeContext) -> Program:
-        """Choose by the capacity, and exchange so."""
-        capacity = context.capacity
-        if capacity is None:
-            capacity = yield from agree_on_capacity(context.comm, sparse)
-        choice = self.choose(sparse.numel, max(1, capacity), context.comm.world_size, context.wire)
-        yield from choice.program(sparse, replace(context, capacity=capacity))
+
+Policy: TypeAlias = Collective | Auto
 
 
 class CollectivePlan:
-    """Ask the collective, and remember what was exchanged.
+    """Say which collective each vector of a model takes, the same on every worker.
+
+    A given collective takes all of them. ``auto`` chooses by numel and k, and before each step its tuner may revise it;
+    a step that only repeats the last one need not ask (``can_repeat``).
 
     Args:
-        collective: how workers agree, joined to their group.
-        executor: lets it send and wait between two steps.
+        policy: a collective, or ``auto``.
+        executor: lets the tuner send and wait between two steps.
+        group: process group, or None for the default one; all its workers must make a plan.
+        timeout_s: seconds after which a message of a group that is made here fails.
         wire: how entries travel.
-        world_size: number of workers.
 
     Attributes:
-        collective: as it is in the step under way.
+        policy: as it is in the step under way.
+        tuner: revises it, or None.
     """
 
-    def __init__(self, collective: Collective, executor: Executor, *, wire: Wire, world_size: int) -> None:
-        self.collective = collective
-        self._executor = executor
-        self._wire, self._world_size = wire, world_size
-        self._asked: list[tuple[int, int]] = []  # numel and k of what is or could be sparse
+    def __init__(
+        self, policy: Policy, executor: Executor, group: dist.ProcessGroup | None, timeout_s: float, wire: Wire
+    ) -> None:
+        self.policy: Policy = policy.join(group, timeout_s)
+        measures = isinstance(policy, Auto) and policy.every > 0 and not policy.mbit
+        self.tuner = Tuner(policy.every) if isinstance(policy, Auto) and measures else None
+        self._executor, self._wire = executor, wire
+        self._world_size = dist.get_world_size(group)
+        self._asked: list[tuple[int, int]] = []  # numel and k of what was sparse in this step, or could have been
         self._asked_before = self._asked  # in the last step that was no repetition
 
-    def begin(self) -> None:
-        """Begin a step."""
+    def can_repeat(self) -> bool:
+        """Tell whether the step that begins may go as the last one; if so it is counted, and ``revise`` left out."""
         self._asked = []
-
-    def seal(self) -> None:
-        """End a step that was no repetition."""
-        self._asked_before = self._asked
+        return self.tuner is None or self.tuner.can_skip()
 
     def revise(self, step: int) -> bool:
-        """Let the collective change its mind before the step with a number; tells whether it did."""
-        before = self.collective
-        revised = partial(before.at_step, buckets=self._asked_before, wire=self._wire)
-        self.collective = self._executor.run_sync(revised, f"the start of step {step}")
-        return self.collective is not before
+        """Let the tuner change the policy before the step with a number; tells whether it did."""
+        if self.tuner is None:
+            return False
+        before = self.policy
+        assert isinstance(before, Auto)  # nothing else has a tuner
+        self._asked = []
+        revised = partial(self.tuner.update, before, buckets=self._asked_before, wire=self._wire)
+        self.policy = self._executor.run_sync(revised, f"the start of step {step}")
+        return self.policy is not before
+
+    def seal(self) -> None:
+        """End a step that was no repetition; only a tuner asks."""
+        self._asked_before = self._asked
 
     def choose(self, numel: int, k: int) -> Collective | None:
         """Return how ``k`` entries of ``[numel]`` are sent; None where ``auto`` would rather send all of it."""
+        if isinstance(self.policy, Collective):
+            return self.policy
         self._asked.append((numel, k))
-        choice = self.collective.choose(numel, k, self._world_size, self._wire)
-        return None if isinstance(choice, DenseAllReduce) and choice is not self.collective else choice
+        choice = self.policy.choose(numel, k, self._world_size, self._wire)
+        return None if isinstance(choice, DenseAllReduce) else choice

@@ -1,7 +1,16 @@
-"""Pilot: follows the link while training, and gives way to what proves faster; every worker decides the same.
+"""Tuner: follows the link while training, and gives way to what proves faster; every worker decides the same.
 
 What a worker measures is its own, so nothing is decided by it: numbers are first exchanged, and the slowest worker's
-count. All of it happens between two steps, before anything of the next one is sent.
+count. All of it happens between two steps, before anything of the next one is sent. Three loops run beside each other:
+
+1. *Step times.* Every 10 to 25 steps workers exchange how long theirs take, by a message that travels during a step.
+2. *Link probes.* Every ``every`` steps, and at once when step times have changed, the link is measured again.
+3. *Trials.* After a probe, more and more rarely unless step times change, the other way (all dense, or sparse) takes
+   turns with the present one, in blocks of steps. The verdict is a signed-rank test over pairs of blocks: sparse has to
+   be at least 4 % faster. What is not on trial is predicted by the formulas.
+
+Each loop may cost a given share of the time, and what trials cost is counted. Where none of them has anything to do, a
+step is only counted (``can_skip``).
 """
 
 from __future__ import annotations
@@ -21,7 +30,7 @@ from torch import Tensor
 from gaussiank.codec import Wire
 from gaussiank.comm import Communicator, Work
 
-from .link_probe import look_again, row, slowest
+from .link_probe import as_tensor, max_over_workers, remeasure
 
 if TYPE_CHECKING:
     from .policy import Auto
@@ -29,21 +38,21 @@ if TYPE_CHECKING:
 Way = Literal["predicted", "dense", "sparse"]
 
 _LOG = logging.getLogger("gaussiank")
-_PULSE, _RARE = 10, 25  # steps between two tellings of how long steps take; up to so many where they cost too much
-_CHANGED = 1.5  # times longer or shorter: look at the link at once, and try again
-_OFTEN = 20  # steps before the first look
-_LOOKING, _TELLING, _TRYING = 0.003, 0.005, 0.005  # share of the time that looks, tellings and trials may cost
-_MESSAGES = 20  # of a look: each works a processor as long as a telling does, or longer
+_EXCHANGE_EVERY, _EXCHANGE_RARELY = 10, 25  # steps between two exchanges of step times; the latter where they are dear
+_CHANGED = 1.5  # times longer or shorter: probe the link at once, and try again
+_FIRST_PROBE = 20  # steps before it
+_PROBE_SHARE, _EXCHANGE_SHARE, _TRIAL_SHARE = 0.003, 0.005, 0.005  # of the time, that each may cost
+_PROBE_MESSAGES = 20  # each works a processor as long as the message of step times does, or longer
 _BLOCKS, _BLOCK = 9, 4  # a trial: so often, at most, so many steps one way, then as many the other
 _WORTH = 0.96  # of a dense step, at most, for a sparse one: the exact mean is worth the rest
 _AGAINST = 8  # rank sum, at most, of the pairs of blocks that deny it: of nine, by chance in one of twenty trials
 _AGREE = 5  # pairs that are enough where none denies it
 _CLEAR = 4.0  # so much longer or shorter in the last two pairs, multiplied: no need to go on, or the link has changed
-_FADES = 0.25  # share that a telling has in how long steps usually take
+_SMOOTHING = 0.25  # share that a new step time has in the usual one
 
 
 @dataclass(frozen=True)
-class _Bill:
+class _StepCost:
     """What a step exchanges, and what that should cost."""
 
     buckets: Sequence[tuple[int, int]]
@@ -69,7 +78,7 @@ class _Trial:
     times: dict[bool, list[list[float]]] = field(default_factory=lambda: {False: [], True: []})
 
     @property
-    def tries(self) -> bool:
+    def trying(self) -> bool:
         """Whether the next step goes the other way."""
         return self.taken // _BLOCK % 2 == 0
 
@@ -85,50 +94,51 @@ class _Trial:
     def note(self, step_s: float) -> None:
         """Count the step that has just ended."""
         if not self.taken % _BLOCK:
-            self.times[self.tries].append([])
+            self.times[self.trying].append([])
         else:
-            self.times[self.tries][-1].append(step_s)
+            self.times[self.trying][-1].append(step_s)
         self.taken += 1
 
 
-class Pilot:
+class Tuner:
     """Watch the steps of one model, and revise its ``Auto``.
 
     Args:
-        every: steps between two looks at the link; more where looking would take above 0.3 % of the time.
+        every: steps between two probes of the link; more where probing would take above 0.3 % of the time.
     """
 
     def __init__(self, every: int) -> None:
         self._every = every
-        self._left = min(every, _OFTEN)
-        self._recent: deque[float] = deque(maxlen=_PULSE)
+        self._until_probe = min(every, _FIRST_PROBE)
+        self._recent: deque[float] = deque(maxlen=_EXCHANGE_EVERY)
         self._usual_s = 0.0  # a step, as agreed
-        self._quiet, self._rare = self._left + _PULSE, _PULSE  # steps until the next telling, and between two of them
-        self._pulse: Work[Tensor] | None = None
+        self._between_exchanges = _EXCHANGE_EVERY  # of step times, in steps
+        self._until_exchange = self._until_probe + _EXCHANGE_EVERY
+        self._pending: Work[Tensor] | None = None  # step times under way
         self._trial: _Trial | None = None
-        self._patience, self._until_trial = 1, 1  # looks
-        self._elapsed_s = self._tried_s = 0.0  # as agreed: in all, and what trials have cost
+        self._between_trials, self._until_trial = 1, 1  # in probes
+        self._elapsed_s = self._trials_cost_s = 0.0  # as agreed: in all, and what trials have cost
         self._judged_bytes_s = math.inf  # the link of the last trial
         self._began = 0.0
 
     @property
-    def tries(self) -> bool:
+    def trying(self) -> bool:
         """Whether the other way is on trial."""
         return self._trial is not None
 
-    def rests(self) -> bool:
-        """Count a step in which ``steer`` would have nothing to say or to send; otherwise count nothing.
+    def can_skip(self) -> bool:
+        """Count a step in which ``update`` would have nothing to say or to send; otherwise count nothing.
 
         Whether it is so follows from numbers that all workers share.
         """
-        if not self._began or self._trial or self._pulse or self._left <= 1 or self._quiet <= 1:
+        if not self._began or self._trial or self._pending or self._until_probe <= 1 or self._until_exchange <= 1:
             return False
         now = time.perf_counter()
         self._note(now - self._began)
         self._began = now
         return True
 
-    def steer(self, auto: Auto, group: dist.ProcessGroup, buckets: Sequence[tuple[int, int]], wire: Wire) -> Auto:
+    def update(self, auto: Auto, group: dist.ProcessGroup, buckets: Sequence[tuple[int, int]], wire: Wire) -> Auto:
         """Return what to use in the step that begins.
 
         Args:
@@ -140,88 +150,89 @@ class Pilot:
         step_s = time.perf_counter() - self._began
         comm = Communicator(group)
         if self._began and comm.world_size > 1 and buckets:
-            auto = self._after(step_s, auto, comm, _Bill(buckets, comm.world_size, wire))
+            auto = self._after(step_s, auto, comm, _StepCost(buckets, comm.world_size, wire))
         self._began = time.perf_counter()
         return auto
 
-    def _after(self, step_s: float, auto: Auto, comm: Communicator, bill: _Bill) -> Auto:
+    def _after(self, step_s: float, auto: Auto, comm: Communicator, cost: _StepCost) -> Auto:
         if self._trial is not None:
             self._elapsed_s += self._usual_s
             self._trial.note(step_s)
-            return self._judge(self._trial, auto, comm, bill) if self._trial.judged else self._on_trial(auto)
+            return self._judge(self._trial, auto, comm, cost) if self._trial.judged else self._on_trial(auto)
         self._note(step_s)
-        changed = self._feel(comm, dense=bill.dense(auto))
-        if self._left <= 0 or changed:
-            auto = self._look(auto, comm)
-            if self._may_try(auto, bill, changed):
-                self._trial = _Trial("sparse" if bill.dense(auto) else "dense")
+        changed = self._step_time_changed(comm, dense=cost.dense(auto))
+        if self._until_probe <= 0 or changed:
+            auto = self._probe(auto, comm)
+            if self._trial_is_due(auto, cost, changed):
+                self._trial = _Trial("sparse" if cost.dense(auto) else "dense")
                 return self._on_trial(auto)
         return auto
 
-    def _feel(self, comm: Communicator, *, dense: bool) -> bool:
+    def _step_time_changed(self, comm: Communicator, *, dense: bool) -> bool:
         """Tell whether steps have become so long, or short, that the link must have changed.
 
         The message travels during a step. Dense steps that become shorter are no reason to try anything else.
         """
-        if self._pulse is None:
-            if self._quiet <= 0 and self._usual_s:
-                self._pulse = comm.all_reduce(row(comm, [self._median()]), dist.ReduceOp.MAX)
-                self._quiet = self._rare
+        if self._pending is None:
+            if self._until_exchange <= 0 and self._usual_s:
+                self._pending = comm.all_reduce(as_tensor(comm, [self._median()]), dist.ReduceOp.MAX)
+                self._until_exchange = self._between_exchanges
             return False
-        told_s = float(self._pulse.wait())
-        self._pulse = None
+        told_s = float(self._pending.wait())
+        self._pending = None
         if told_s >= _CHANGED * self._usual_s or (told_s <= self._usual_s / _CHANGED and not dense):
             return True
-        self._usual_s += _FADES * (told_s - self._usual_s)
+        self._usual_s += _SMOOTHING * (told_s - self._usual_s)
         return False
 
     def _note(self, step_s: float) -> None:
-        self._left -= 1
-        self._quiet -= 1
+        self._until_probe -= 1
+        self._until_exchange -= 1
         self._elapsed_s += self._usual_s
         self._recent.append(step_s)
 
-    def _look(self, auto: Auto, comm: Communicator) -> Auto:
+    def _probe(self, auto: Auto, comm: Communicator) -> Auto:
         """Measure the link again."""
         assert auto.link is not None  # joined
-        if self._pulse is not None:
-            self._pulse.wait()
-            self._pulse = None
+        if self._pending is not None:
+            self._pending.wait()
+            self._pending = None
         began, worked = time.perf_counter(), time.process_time()
-        link = look_again(comm, auto.link)
-        telling_s = (time.process_time() - worked) / _MESSAGES
+        link = remeasure(comm, auto.link)
+        exchange_s = (time.process_time() - worked) / _PROBE_MESSAGES
         if _CHANGED * link.bytes_per_s < auto.link.bytes_per_s:  # or the workers were in each other's way
-            link = max(link, look_again(comm, auto.link), key=lambda one: one.bytes_per_s)
-        numbers = [self._median(), time.perf_counter() - began, telling_s]
-        self._usual_s, took_s, telling_s = slowest(comm, numbers)
+            link = max(link, remeasure(comm, auto.link), key=lambda one: one.bytes_per_s)
+        numbers = [self._median(), time.perf_counter() - began, exchange_s]
+        self._usual_s, took_s, exchange_s = max_over_workers(comm, numbers)
         self._recent.clear()
-        self._left = max(self._every, int(took_s / (_LOOKING * self._usual_s)))
-        self._quiet = self._rare = min(max(_PULSE, int(telling_s / (_TELLING * self._usual_s))), _RARE)
+        self._until_probe = max(self._every, int(took_s / (_PROBE_SHARE * self._usual_s)))
+        affordable = int(exchange_s / (_EXCHANGE_SHARE * self._usual_s))
+        self._until_exchange = self._between_exchanges = min(max(_EXCHANGE_EVERY, affordable), _EXCHANGE_RARELY)
         return replace(auto, link=link)
 
-    def _may_try(self, auto: Auto, bill: _Bill, changed: bool) -> bool:
+    def _trial_is_due(self, auto: Auto, cost: _StepCost, changed: bool) -> bool:
         """Tell whether the other way is due for a trial, and worth it: no step of it should take twice as long."""
         assert auto.link is not None  # joined
-        there = replace(auto, way="sparse" if bill.dense(auto) else "dense")
-        loss_s = bill.predicted_s(there) - bill.predicted_s(auto)
+        there = replace(auto, way="sparse" if cost.dense(auto) else "dense")
+        loss_s = cost.predicted_s(there) - cost.predicted_s(auto)
         self._until_trial -= 1
-        due = (self._until_trial <= 0 or changed) and self._tried_s <= _TRYING * self._elapsed_s
+        due = (self._until_trial <= 0 or changed) and self._trials_cost_s <= _TRIAL_SHARE * self._elapsed_s
         if not due:  # whatever trials have cost: what was found out on another link says nothing
             due = changed and loss_s < 0 and not 1 / _CHANGED < auto.link.bytes_per_s / self._judged_bytes_s < _CHANGED
         if not due:
             return False
-        self._patience *= 2
-        self._until_trial = self._patience
+        self._between_trials *= 2
+        self._until_trial = self._between_trials
         self._judged_bytes_s = auto.link.bytes_per_s
-        return bill.dense(there) != bill.dense(auto) and loss_s < self._usual_s
+        return cost.dense(there) != cost.dense(auto) and loss_s < self._usual_s
 
     def _on_trial(self, auto: Auto) -> Auto:
         assert self._trial is not None
-        return replace(auto, trial=self._trial.other if self._trial.tries else None)
+        return replace(auto, trial=self._trial.other if self._trial.trying else None)
 
-    def _judge(self, trial: _Trial, auto: Auto, comm: Communicator, bill: _Bill) -> Auto:
-        """Take the way that is worth it on the slowest worker, once no block to come can change that."""
-        medians = slowest(comm, trial.medians())
+    def _judge(self, trial: _Trial, auto: Auto, comm: Communicator, cost: _StepCost) -> Auto:
+        """Take the way that is worth it on the max_over_workers worker, once no block to come can change that."""
+        medians = max_over_workers(comm, trial.medians())
         other, present = medians[: len(medians) // 2], medians[len(medians) // 2 :]
         clear = not 1 / _CLEAR < math.prod(other[-2:]) / math.prod(present[-2:]) < _CLEAR
         if clear:
@@ -233,8 +244,8 @@ class Pilot:
         self._trial = None
         self._recent.clear()
         other_s, present_s = statistics.median(other), statistics.median(present)
-        self._tried_s += max(0.0, other_s - present_s) * trial.taken / 2
-        self._usual_s, self._quiet = other_s if best == trial.other else present_s, self._rare
+        self._trials_cost_s += max(0.0, other_s - present_s) * trial.taken / 2
+        self._usual_s, self._until_exchange = other_s if best == trial.other else present_s, self._between_exchanges
         if comm.rank == 0:
             times_ms = [1e3 * statistics.median(blocks) for blocks in (sparse, dense)]
             _LOG.info("auto: a step takes %.1f ms sparse, %.1f ms dense: %s", *times_ms, best)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -177,24 +177,6 @@ class Collective(ABC):
         """
         return self
 
-    def at_step(self, group: dist.ProcessGroup, buckets: Sequence[tuple[int, int]], wire: Wire) -> Collective:
-        """Return what to use from the step on that begins: itself, except for Auto.
-
-        Args:
-            group: what to send with; all its workers call this before anything of the step is sent.
-            buckets: numel and k of each sparse exchange, or of what took its place, in the last step.
-            wire: how entries travel.
-        """
-        return self
-
-    def rests(self) -> bool:
-        """Tell whether the step that begins may go as the last one; if so it is counted, and ``at_step`` left out."""
-        return True
-
-    def choose(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Collective:
-        """Return what to use for ``k`` entries of ``[numel]``, the same on every worker: itself, except for Auto."""
-        return self
-
     @abstractmethod
     def traffic(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Traffic:
         """Return the messages and bytes of one exchange when each worker sends ``k`` float32 entries of ``[numel]``.
@@ -242,7 +224,21 @@ class Collective(ABC):
 # ---------------------------------------------------------------------- what it asks of a compressor and a wire
 
 
-def require_feedback(collective: Collective, compressor: Compressor) -> None:
+class Demands(Protocol):
+    """What compressors and wires have to know of a collective, or of what chooses among some."""
+
+    @property
+    def sends_values_alone(self) -> bool:
+        """Whether it can do without indices where all workers have drawn the same."""
+
+    def rejects(self, *, bounded: bool) -> bool:
+        """Tell whether entries may come back."""
+
+    def message_bytes(self, k: int, numel: int, world_size: int, wire: Wire, dtype: torch.dtype = ...) -> int:
+        """Return the most bytes that one message takes."""
+
+
+def require_feedback(collective: Demands, compressor: Compressor) -> None:
     """Raise when a collective may send entries back and the compressor's rest is kept by nobody.
 
     Raises:
@@ -255,7 +251,7 @@ def require_feedback(collective: Collective, compressor: Compressor) -> None:
         )
 
 
-def fitting_wire(wire: Wire, compressor: Compressor, collective: Collective) -> Wire:
+def fitting_wire(wire: Wire, compressor: Compressor, collective: Demands) -> Wire:
     """Take the index code ``seed`` where every worker knows the indices already; else the wire as it is.
 
     With it, payloads have one size, and values that vary in theirs are sent as ``bf16``: of random entries not much
@@ -288,7 +284,7 @@ def fitting_wire(wire: Wire, compressor: Compressor, collective: Collective) -> 
 
 
 def entries_within(
-    max_bytes: int, collective: Collective, wire: Wire, parameters: Iterable[Tensor], world_size: int, *, layers: bool
+    max_bytes: int, collective: Demands, wire: Wire, parameters: Iterable[Tensor], world_size: int, *, layers: bool
 ) -> int:
     """Return how many entries may be chosen, so that no message from one worker to another is longer than a budget.
 

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gaussiank.autotune import CollectivePlan
+from gaussiank.autotune import CollectivePlan, Policy
 from gaussiank.collectives import Collective, Exchange
 from gaussiank.comm import Done, executor_of, group_timeout_s, ring_bytes, then
 from gaussiank.feedback import ErrorFeedback, OptimizerUse, require_same_worker
@@ -192,8 +192,7 @@ class GradientReducer:
         self._rank, self.world_size = dist.get_rank(group), dist.get_world_size(group)
         self.observer = observer
         self.selector = Selector(self.compressor, per_layer=settings.scope == "layer", rank=self._rank)
-        joined = settings.collective.join(group, timeout_s)
-        self._plan = CollectivePlan(joined, self._executor, wire=self.wire, world_size=self.world_size)
+        self._plan = CollectivePlan(settings.collective, self._executor, group, timeout_s, self.wire)
         self.routes: dict[str, Tensor] = {}  # what the collective wants to know at the next step, by layout
         self._parts = 0  # exchanges begun in this step
         self._in_flight = InFlight()
@@ -222,9 +221,9 @@ class GradientReducer:
         return require_density(self._schedule(self.step))
 
     @property
-    def collective(self) -> Collective:
+    def collective(self) -> Policy:
         """How workers agree in the step under way; ``auto`` changes its mind."""
-        return self._plan.collective
+        return self._plan.policy
 
     # ------------------------------------------------------------------ one step: begin, reduce, seal
 
@@ -242,7 +241,7 @@ class GradientReducer:
         before, self._parts = self.measured.density, 0
         self._measure()
         same = bool(self._dense.expected) and scale == self._scale and self.measured.density == before
-        if not (same and self.collective.rests()):
+        if not (same and self._plan.can_repeat()):
             self.feedback.settle()
             if scale != self._scale:
                 self.feedback.rescale(scale / self._scale)
@@ -250,7 +249,6 @@ class GradientReducer:
             self._executor.flush()  # what a backward that raised may have left
             same = not self._plan.revise(self.step) and same
         self._in_flight.release()
-        self._plan.begin()
         self._dense.begin(self.measured, same=same)
         if self.observer:
             self.observer.begin(self.step, self.measured.density)
@@ -285,7 +283,8 @@ class GradientReducer:
         if not self._dense.expected:
             self._executor.flush()
             self.feedback.seal()
-            self._plan.seal()
+            if self._plan.tuner is not None:
+                self._plan.seal()
             self._dense.seal(self._parts)
         self.step += 1
         self.exchanges += 1

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from gaussiank.autotune import Policy
 from gaussiank.codec import Wire
-from gaussiank.collectives import EXACT, AllGather, Collective, fitting_wire, require_feedback
+from gaussiank.collectives import EXACT, AllGather, fitting_wire, require_feedback
 from gaussiank.compressors import Compressor
 from gaussiank.momentum import LocalClip, MomentumCorrection
 from gaussiank.schedule import Schedule, describe
@@ -49,7 +50,7 @@ class Settings:
     momentum: MomentumCorrection | None = None
     clip: LocalClip | None = None
     on_nonfinite: OnNonfinite = "propagate"
-    collective: Collective = field(default_factory=AllGather)
+    collective: Policy = field(default_factory=AllGather)
     wire: Wire = EXACT
     timeout_s: float | None = None
     decay: float = 1.0
