@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 from tests.each import each
 
-from gaussiank.autotune import Auto, CollectivePlan, Link, link_probe, policy
+from gaussiank.autotune import Auto, CollectivePlan, Link, link_probe, parse_policy, policy
 from gaussiank.autotune.link_probe import PROBE_BYTES
 from gaussiank.codec import Wire
 from gaussiank.collectives import AllGather, Collective, DenseAllReduce, Leader, Split, Tree
@@ -77,3 +77,11 @@ def test_a_given_collective_and_a_given_link_are_never_revised(monkeypatch: pyte
 def test_a_link_is_measured_where_its_messages_are(monkeypatch: pytest.MonkeyPatch, backends: str, where: str) -> None:
     monkeypatch.setattr(link_probe.dist, "get_backend_config", lambda group: backends)
     assert link_probe._device(cast(Any, SimpleNamespace(group=None))) == where
+
+
+def test_collectives_are_known_by_the_names_of_their_papers() -> None:
+    assert parse_policy("oktopk:slack=1.5") == Split(slack=1.5)
+    assert parse_policy("gtopk") == Tree()
+    assert Auto(candidates="gtopk+dense").rejects(bounded=True)
+    with pytest.raises(ValueError, match=r"candidates must be among dense, allgather, .*, got 'ring'"):
+        Auto(candidates="dense+ring")

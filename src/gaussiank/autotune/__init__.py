@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gaussiank.collectives import COLLECTIVES
+from gaussiank.collectives import COLLECTIVES, named_here
 from gaussiank.spec import parse_spec
 
 from .link_probe import Link
@@ -26,7 +26,7 @@ def parse_policy(spec: str) -> Policy:
         ValueError: an unknown name or setting, or a value that does not fit.
 
     Example:
-        >>> parse_policy("split:slack=1.5")
+        >>> parse_policy("oktopk:slack=1.5")
         Split(trim=True, slack=1.5, rebalance=True)
         >>> parse_policy("auto:mbit=100:every=0") == Auto(mbit=100, every=0)
         True
@@ -35,4 +35,4 @@ def parse_policy(spec: str) -> Policy:
             ...
         ValueError: settings of allgather must be among slack=..., ask=..., got 'size=3'. Correct 'allgather:size=3'.
     """
-    return parse_spec("collective", spec, POLICIES)
+    return parse_spec("collective", named_here(spec), POLICIES)

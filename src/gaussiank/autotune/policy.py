@@ -15,6 +15,7 @@ from gaussiank.collectives import (
     EXACT,
     Collective,
     DenseAllReduce,
+    named_here,
 )
 from gaussiank.comm import Executor
 
@@ -83,7 +84,7 @@ class Auto:
 
     @property
     def _names(self) -> list[str]:
-        return self.candidates.split("+")
+        return [named_here(name) for name in self.candidates.split("+")]
 
     @property
     def finding(self) -> str:

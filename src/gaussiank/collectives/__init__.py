@@ -36,9 +36,13 @@ COLLECTIVES: dict[str, type[Collective]] = {
 }
 """Name -> class; the docs and the contract tests are driven by this table, ``auto`` chooses from it."""
 
+PAPERS = {"oktopk": "split", "gtopk": "tree"}
+"""What the papers call a collective -> its name here, which hints, records and configurations are saved with."""
+
 __all__ = [
     "COLLECTIVES",
     "EXACT",
+    "PAPERS",
     "AllGather",
     "Collective",
     "DenseAllReduce",
@@ -53,6 +57,7 @@ __all__ = [
     "collective_names",
     "entries_within",
     "fitting_wire",
+    "named_here",
     "parse_collective",
     "require_feedback",
 ]
@@ -79,7 +84,18 @@ def parse_collective(spec: str) -> Collective:
     """
     if spec.strip().split(":")[0] == "auto":
         return cast(Collective, _moved("parse_collective('auto')", "autotune.parse_policy")(spec))
-    return parse_spec("collective", spec, COLLECTIVES)
+    return parse_spec("collective", named_here(spec), COLLECTIVES)
+
+
+def named_here(spec: str) -> str:
+    """Return a spec with the paper's name of a collective replaced by its name here.
+
+    Example:
+        >>> named_here("oktopk:slack=1.5"), named_here("allgather")
+        ('split:slack=1.5', 'allgather')
+    """
+    name, colon, settings = spec.strip().partition(":")
+    return PAPERS.get(name, name) + colon + settings
 
 
 _MOVED = {
