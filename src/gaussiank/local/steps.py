@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import warnings
 import zlib
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,37 @@ class LocalSteps:
         """Return copies of the weights that all workers agreed on last, by parameter: those to evaluate and keep."""
         return {name: weights.detach().clone() for name, weights in self._weights.items()}
 
+    @contextlib.contextmanager
+    def at_agreed(self) -> Iterator[None]:
+        """Let the model have the agreed weights for a while: to evaluate what is the same on every worker.
+
+        Example:
+            >>> import tempfile
+            >>> store = f"file://{tempfile.mkdtemp()}/store"
+            >>> dist.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+            >>> model = torch.nn.Linear(1, 1, bias=False)
+            >>> _ = torch.nn.init.ones_(model.weight)
+            >>> local = LocalSteps(model, torch.optim.SGD(model.parameters()))
+            >>> _ = torch.nn.init.zeros_(model.weight)
+            >>> with local.at_agreed():
+            ...     model.weight.item()
+            1.0
+            >>> model.weight.item()
+            0.0
+            >>> dist.destroy_process_group()
+        """
+        vectors = [vector for fragment in self._fragments for vector in fragment.vectors]
+        with torch.no_grad():
+            own = [vector.local() for vector in vectors]
+            for vector in vectors:
+                vector.write()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for vector, weights in zip(vectors, own, strict=True):
+                    vector.write(weights)
+
     def residual(self, name: str) -> Tensor:
         """Return a copy of what waits in a parameter's residual, in the parameter's shape.
 
@@ -249,16 +281,19 @@ class LocalSteps:
         for fragment in self._fragments:
             fragment.rewind()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, inner: bool = False) -> dict[str, Any]:
         """Return this worker's state: agreed and local weights, residuals, outer optimizer, step, rounds under way.
 
         Waits for the messages of rounds under way, and ends none: a resumed run ends them at the same step. Every
-        worker must save its own; beside it, its inner optimizer. ``save`` does both. Tensors are copies.
+        worker must save its own, with its inner optimizers: ``save`` does. Tensors are copies.
+
+        Args:
+            inner: with the states of the inner optimizers, which are not copied, and the model's buffers.
         """
         for fragment in self._flying:
             self._arrive(fragment)
         mean = None if self._statistics is None else self._statistics.mean
-        return {
+        state: dict[str, Any] = {
             "format": FORMAT,
             "rank": dist.get_rank(self._group),
             "world_size": dist.get_world_size(self._group),
@@ -267,6 +302,10 @@ class LocalSteps:
             "outer_optimizer": copy.deepcopy(self.outer_optimizer.state_dict()),
             "statistics": None if mean is None else mean.clone(),
         }
+        if inner:
+            state["optimizers"] = [one.state_dict() for one in self._optimizers]
+            state["buffers"] = {name: buffer.clone() for name, buffer in self._module.named_buffers()}
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where ``state_dict`` was taken, local weights included; nothing changes where it does not fit on one.
@@ -320,12 +359,7 @@ class LocalSteps:
                 "model must have plain parameters for local.save, got shards of fully_shard. Save model and optimizer "
                 "with torch.distributed.checkpoint, and checkpoint.shards(local, rank) beside them."
             )
-        everything = {
-            **self.state_dict(),
-            "optimizers": [one.state_dict() for one in self._optimizers],
-            "buffers": {name: buffer.clone() for name, buffer in self._module.named_buffers()},
-        }
-        checkpoint.save(everything, folder, self._group, name="local")
+        checkpoint.save(self.state_dict(inner=True), folder, self._group, name="local")
 
     def load(self, folder: str | Path) -> None:
         """Go on where ``save`` was called, on every worker or on none.
@@ -342,12 +376,7 @@ class LocalSteps:
                 nothing has changed on any.
             RuntimeError: a worker does not call it.
         """
-        state = checkpoint.load(folder, self._require_fitting, self._group, name="local")
-        self._load(state)
-        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        for name, buffer in self._module.named_buffers():
-            buffer.copy_(state["buffers"][name])
+        self._load(checkpoint.load(folder, self._require_fitting, self._group, name="local"))
 
     def _require_fitting(self, state: Mapping[str, Any]) -> None:
         try:
@@ -361,6 +390,8 @@ class LocalSteps:
                 fragment.require_fitting(part)
             whole = isinstance(state["step"], int) and "outer_optimizer" in state and "statistics" in state
             whole = whole and len(state.get("optimizers", self._optimizers)) == len(self._optimizers)
+            for name, saved in state.get("buffers", {}).items():
+                whole = whole and self._module.get_buffer(name).shape == saved.shape
         except (AttributeError, IndexError, KeyError, TypeError):
             whole = False
         if not whole:
@@ -378,6 +409,10 @@ class LocalSteps:
         # rounds end in the order in which they began; those that began together in that of their fragments
         self._flying = deque(sorted(flying, key=lambda one: one.flight.began if one.flight else 0))
         self.steps = state["step"]
+        for optimizer, saved in zip(self._optimizers, state.get("optimizers", ()), strict=False):
+            optimizer.load_state_dict(saved)
+        for name, saved in state.get("buffers", {}).items():
+            self._module.get_buffer(name).copy_(saved)
         if self._statistics is not None:
             self._statistics.mean = None if state["statistics"] is None else state["statistics"].clone()
 

@@ -74,10 +74,11 @@ class Vector:
         for name, own in zip(self.layout.names, self._locals, strict=True):
             own.copy_(local[name].view(own.shape))
 
-    def write(self) -> None:
-        """Overwrite the local weights by the agreed ones."""
-        for agreed, local in self._pairs():
-            local.copy_(agreed)
+    def write(self, weights: Tensor | None = None) -> None:
+        """Overwrite the local weights by the agreed ones, or by others, ``[numel]``."""
+        views = self.views(self.agreed if weights is None else weights)
+        for view, local in zip(views, self._locals, strict=True):
+            local.copy_(view)
 
     def mix(self, share: float) -> None:
         """Move the local weights towards the agreed ones: ``share * local + (1 - share) * agreed``."""
