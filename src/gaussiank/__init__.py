@@ -30,12 +30,14 @@ if TYPE_CHECKING:
     from .metrics import Metrics, Observer
     from .momentum import MomentumCorrection
     from .optimizer_checks import AdamWarning
+    from .reducer import AdamRows
     from .schedule import Constant, DenseStart, Schedule, Warmup
     from .sparse import SparseGradient
 
 __version__ = "0.1.0"
 
 _ROOMS = {
+    "AdamRows": "reducer",
     "AdamWarning": "optimizer_checks",
     "Capped": "compressors",
     "ChunkTopK": "compressors",
@@ -67,6 +69,7 @@ _ROOMS = {
 
 __all__ = [
     "DGC",
+    "AdamRows",
     "AdamWarning",
     "Capped",
     "ChunkTopK",

@@ -104,7 +104,7 @@ class Compression:
     @property
     def feedback(self) -> ErrorFeedback:
         """The residuals, with those of the last step committed."""
-        self._reducer.feedback.settle()
+        self._reducer.settle()
         return self._reducer.feedback
 
     def discard(self) -> None:

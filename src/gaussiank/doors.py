@@ -17,7 +17,7 @@ from gaussiank.ddp import DDPDoor, is_sharded
 from gaussiank.metrics import Observer
 from gaussiank.momentum import LocalClip, MomentumCorrection
 from gaussiank.optimizer_checks import check_optimizers
-from gaussiank.reducer import OnNonfinite, Scope, Settings, require_scope
+from gaussiank.reducer import AdamRows, OnNonfinite, Scope, Settings, require_scope
 from gaussiank.schedule import Constant, Schedule, require_density
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def compress(
     compressor: str | Compressor = "topk",
     scope: Scope = "bucket",
     momentum: MomentumCorrection | None = None,
+    precondition: AdamRows | None = None,
     clip_norm: float | None = None,
     max_bytes: int | None = None,
     on_nonfinite: OnNonfinite = "propagate",
@@ -59,6 +60,8 @@ def compress(
         scope: where k is counted: on each ``bucket`` (of DDP, or FSDP module), on each parameter (``layer``), or on the
             whole ``model`` (the paper's setting; waits for the end of backward).
         momentum: DGC's momentum correction and local clipping; set the optimizer's momentum to 0 with it.
+        precondition: ``AdamRows()`` divides gradients as AdamW does, before the selection; step with ``SGD(lr,
+            weight_decay)`` without momentum. Each backward that exchanges must be followed by the optimizer's step.
         clip_norm: largest norm of this worker's own gradient, before anything is selected: of the whole one with
             ``scope="model"``; otherwise each bucket or parameter gets its share of the square, by its number of
             parameters. With a ``scaler``, of the unscaled gradient. What is clipped is not kept. Use it in place of
@@ -133,11 +136,20 @@ def compress(
         collective=collective,
         wire=wire,
         timeout_s=timeout_s,
+        precondition=precondition,
     )
     compression = door.register(settings, scaler, recorder)
     has_residual = compressor.keeps_rest and not compressor.sends_all
     exchanges = door.exchanging()
-    check_optimizers(compression, door.parameters, momentum, scaler, has_residual=has_residual, exchanges=exchanges)
+    check_optimizers(
+        compression,
+        door.parameters,
+        momentum,
+        scaler,
+        has_residual=has_residual,
+        preconditioned=precondition is not None,
+        exchanges=exchanges,
+    )
     return compression
 
 

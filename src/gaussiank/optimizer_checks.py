@@ -69,6 +69,7 @@ def check_optimizers(
     scaler: torch.amp.GradScaler | None,
     *,
     has_residual: bool,
+    preconditioned: bool = False,
     exchanges: Callable[[], bool] = lambda: True,
 ) -> None:
     """Check the optimizers of these parameters when they are about to take a step.
@@ -85,11 +86,13 @@ def check_optimizers(
         has_residual: with one, an ``AdamWarning`` is given in the first step of an optimizer with ``betas[0]`` above 0
             that follows a sparse exchange, and a warning where an optimizer goes on from earlier steps and the
             compression does not. Without one, neither these nor the scale matters.
+        preconditioned: a ``ValueError`` is raised in a step whose optimizer has momentum or second moments as well.
         exchanges: tells whether the model's last forward was one whose backward calls the hook.
     """
     velocity = momentum is not None and momentum.momentum > 0
+    beside = "precondition" if preconditioned else "a MomentumCorrection" if velocity else ""
     check = _Check(
-        owner, parameters, velocity=velocity, scaled=has_residual and scaler is None, feedback=has_residual,
+        owner, parameters, beside=beside, scaled=has_residual and scaler is None, feedback=has_residual,
         exchanges=exchanges,
     )  # fmt: skip
     for other in list(_CHECKS):
@@ -143,14 +146,14 @@ class _Check:
         owner: Owner,
         parameters: Iterable[Parameter],
         *,
-        velocity: bool,
+        beside: str,
         scaled: bool,
         feedback: bool,
         exchanges: Callable[[], bool],
     ) -> None:
         self._owner, self._first = weakref.ref(owner), owner.metrics
         self._parameters = {id(parameter): weakref.ref(parameter) for parameter in parameters}
-        self._velocity, self._scaled, self._feedback, self._exchanges = velocity, scaled, feedback, exchanges
+        self._beside, self._scaled, self._feedback, self._exchanges = beside, scaled, feedback, exchanges
         self._fresh = feedback
         self._seen: weakref.WeakKeyDictionary[Optimizer, _Seen] = weakref.WeakKeyDictionary()
         self.replaced = False
@@ -166,9 +169,9 @@ class _Check:
             return
         groups = [optimizer.param_groups[place] for place in seen.ours]
         if not seen.looked_at:
-            if self._velocity:
+            if self._beside:
                 for group in groups:
-                    _require_no_momentum(optimizer, group)
+                    _require_no_momentum(optimizer, group, self._beside)
             seen.looked_at = True
             self._tell_of_lost_residuals(owner, optimizer, groups)
             if self._scaled and hasattr(optimizer, "found_inf"):  # what a scaler gives to a fused optimizer
@@ -208,16 +211,21 @@ class _Check:
         return known is not None and known() is parameter  # an id may be used again
 
 
-def _require_no_momentum(optimizer: Optimizer, group: dict[str, Any]) -> None:
+def _require_no_momentum(optimizer: Optimizer, group: dict[str, Any], beside: str) -> None:
     momentum, betas = group.get("momentum", 0.0), group.get("betas")
     name = type(optimizer).__name__
     if momentum:
         raise ValueError(
-            f"momentum of the optimizer must be 0 beside a MomentumCorrection, got {momentum} in {name}: it would "
-            "count twice. Set the optimizer's to 0, or leave the correction out."
+            f"momentum of the optimizer must be 0 beside {beside}, got {momentum} in {name}: it would "
+            "count twice. Set the optimizer's to 0, or leave one out of compress."
+        )
+    if beside == "precondition" and (betas or "alpha" in group or "lr_decay" in group):
+        raise ValueError(
+            f"optimizer must be one without second moments beside {beside}, got {name}: gradients would be divided "
+            "twice. Step with torch.optim.SGD(lr, weight_decay)."
         )
     if betas and betas[0]:
         raise ValueError(
-            f"betas of the optimizer must start with 0 beside a MomentumCorrection, got {betas} in {name}: momentum "
+            f"betas of the optimizer must start with 0 beside {beside}, got {betas} in {name}: momentum "
             "would count twice. Set the first to 0, or leave the correction out."
         )

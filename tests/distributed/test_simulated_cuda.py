@@ -18,11 +18,11 @@ from gaussiank.codec import Wire
 from gaussiank.collectives import parse_collective
 from gaussiank.compressors import parse_compressor
 from gaussiank.layout import Layout
-from gaussiank.reducer import GradientReducer, Settings
+from gaussiank.reducer import AdamRows, GradientReducer, Settings
 from gaussiank.reducer.reducer import InFlight
 from gaussiank.schedule import Constant
 
-LAYOUT = Layout(("a", "b", "c"), (2500, 1, 1499))
+LAYOUT = Layout(("a", "b", "c"), (2000, 1, 1999))
 COLLECTIVES = ("allgather", "split", "tree", "leader", "hierarchical:ranks_per_node=2", "dense")
 WIRES = ("chunks+bf16", "raw+fp32", "chunks+4bit")
 SCOPES = ("bucket", "layer", "model")
@@ -31,7 +31,7 @@ COMPRESSORS = (
     *("dense", "randomk:shared=true", "randomk", "trimmedtopk", "dgc", "mstopk", "sidco", "chunktopk"),
 )
 STEPS = 3
-Case = tuple[str, str, str, str]
+Case = tuple[str, str, str, str, bool]
 
 CARRIED = ("split", "tree", "leader", "hierarchical")
 """Their thread may wait for the device: what has arrived decides what is sent next. The training loop does not."""
@@ -64,13 +64,14 @@ def gradients(rank: int, step: int) -> Tensor:
 
 def train(rank: int, case: Case, device: SimulatedCuda | None) -> list[Tensor]:
     """Means of every step and the residuals at the end."""
-    collective, compressor, wire, scope = case
+    collective, compressor, wire, scope, rows = case
     settings = Settings(
         schedule=Constant(0.01),
         compressor=parse_compressor(compressor),
         collective=parse_collective(collective),
         wire=Wire(*wire.split("+")),
         scope=scope,
+        precondition=AdamRows() if rows else None,
     )
     reducer = GradientReducer(dict(zip(LAYOUT.names, LAYOUT.numels, strict=True)), settings)
     ends = []
@@ -88,7 +89,7 @@ def train(rank: int, case: Case, device: SimulatedCuda | None) -> list[Tensor]:
         if device:
             device.end_step()
         ends.append(torch.cat([getattr(one, "on_host", one) for one in grads]))
-    reducer.feedback.settle()
+    reducer.settle()
     residuals = reducer.feedback.residuals(LAYOUT)
     return [*ends, getattr(residuals, "on_host", residuals)]
 
@@ -115,10 +116,10 @@ def compare(rank: int, world_size: int, cases: list[Case]) -> dict[Case, list[tu
 
 def cases() -> list[Case]:
     if os.environ.get("GAUSSIANK_CUDA") == "all":
-        chosen = [*itertools.product(COLLECTIVES, COMPRESSORS, WIRES, SCOPES)]
+        chosen = [*itertools.product(COLLECTIVES, COMPRESSORS, WIRES, SCOPES, (False, True))]
     else:
-        chosen = [*covering(COLLECTIVES, COMPRESSORS[:3], WIRES, SCOPES)]
-        chosen += [("allgather", compressor, "chunks+bf16", "bucket") for compressor in COMPRESSORS[3:]]
+        chosen = [*covering(COLLECTIVES, COMPRESSORS[:3], WIRES, SCOPES, (False, True))]
+        chosen += [("allgather", compressor, "chunks+bf16", "bucket", False) for compressor in COMPRESSORS[3:]]
     return chosen
 
 
@@ -140,7 +141,7 @@ def let_go(rank: int, world_size: int) -> list[tuple[str, str]]:
     """What is found when nobody holds what exchanges still use."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(InFlight, "hold", lambda *_, **__: None)
-        found = compare(rank, world_size, [("allgather", "topk", "chunks+bf16", "model")])
+        found = compare(rank, world_size, [("allgather", "topk", "chunks+bf16", "model", False)])
     return [finding for findings in found.values() for finding in findings]
 
 

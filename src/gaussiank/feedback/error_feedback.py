@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +30,16 @@ Select = Callable[[Tensor], SparseGradient]
 """Chooses from an accumulated vector."""
 Fused = Callable[[Tensor, Tensor, Tensor], SparseGradient]
 """Writes the sum of the first two vectors to the third, chooses from it, and removes there what it chose."""
+
+
+class Follower(Protocol):
+    """What is committed and forgotten with the residuals of a layout."""
+
+    def commit(self, layout: Layout) -> None:
+        """Keep what the step has written."""
+
+    def forget(self, layout: Layout) -> None:
+        """Stay as before the step."""
 
 
 class _Verdict:
@@ -146,6 +156,7 @@ class ErrorFeedback:
         world_size: number of workers; scales the clipping norm.
         use: tells whether optimizers have used the means; without it every mean counts as used.
         decay: what a residual is multiplied by, in float32, before a gradient joins it; below 1 it forgets.
+        follower: told of every layout whose step is committed or forgotten, or None.
 
     Example:
         >>> feedback = ErrorFeedback({"w": 4})
@@ -166,6 +177,7 @@ class ErrorFeedback:
         world_size: int = 1,
         use: OptimizerUse | None = None,
         decay: float = 1.0,
+        follower: Follower | None = None,
     ) -> None:
         self._shapes = {
             name: (given,) if isinstance(given, int) else tuple(given) for name, given in parameters.items()
@@ -175,6 +187,7 @@ class ErrorFeedback:
         self._world_size = world_size
         self._use = use
         self._decay = decay
+        self._follower = follower
         self._open_parts: list[ResidualBuffers] = []
         self._parts: dict[Layout, ResidualBuffers] = {}
         self._places: dict[str, tuple[ResidualBuffers, Piece]] = {}
@@ -222,7 +235,7 @@ class ErrorFeedback:
     @property
     def empty(self) -> bool:
         """Whether nothing was ever taken from these residuals, so that all are zero, and no velocity is kept."""
-        return self._momentum is None and not self._places
+        return self._momentum is None and self._follower is None and not self._places
 
     def take_all(self, layout: Layout, grad: Tensor, *, held: Iterable[slice] = ()) -> bool:
         """Add the residual to ``grad`` in place and send all of it; the rounding to grad's dtype stays.
@@ -236,7 +249,7 @@ class ErrorFeedback:
         known = self._parts.get(layout)
         if known is not None and known.open:
             self._go_on_or_forget(known)
-        if self._momentum is None and (
+        if (self._momentum, self._follower) == (None, None) and (
             known.clean if known else not any(name in self._places for name in layout.names)
         ):
             return False
@@ -287,12 +300,12 @@ class ErrorFeedback:
         whole = step.sealed and len(step.verdicts) == len(step.parts) and all(map(bool, step.verdicts))
         if not whole:
             for part in step.parts:
-                part.forget()
+                self._end(part, commit=False)
         # 2. what is open, of this backward or of earlier ones, goes by its optimizer: None where it may step yet
         for part in self._open_parts:
             used = not part.open or self._use is None or self._use.of(part.layout.names)
             if used is not None and part.open:
-                part.commit() if used else part.forget()
+                self._end(part, commit=used)
                 whole = whole and used
         self._open_parts = [part for part in self._open_parts if part.open]
         return whole and not self._open_parts
@@ -301,8 +314,13 @@ class ErrorFeedback:
         """Forget the last backward, and those that it went on from: all that is not committed."""
         self._step = _Step()
         for part in self._open_parts:
-            part.forget()
+            self._end(part, commit=False)
         self._open_parts = []
+
+    def _end(self, part: ResidualBuffers, *, commit: bool) -> None:
+        part.commit() if commit else part.forget()
+        if self._follower is not None:
+            (self._follower.commit if commit else self._follower.forget)(part.layout)
 
     def rest(self, dtype: torch.dtype | None = None, device: torch.device | None = None) -> None:
         """Give back, after ``settle``, the buffers that only a step needs, until the next one.
@@ -434,11 +452,17 @@ class ErrorFeedback:
                 self._require_one_backward(part.layout)
                 self._step.going_on.append(part)
             else:
-                part.forget()
+                self._end(part, commit=False)
                 self._open_parts.remove(part)
 
     def _require_one_backward(self, layout: Layout) -> None:
-        """Raise where a gradient holds an earlier mean and there is a velocity: that would take the mean in again."""
+        """Raise where a gradient holds an earlier mean that a velocity, or a preconditioner, would take in again."""
+        if self._follower is not None:
+            raise RuntimeError(
+                "precondition must have one synchronized backward for each step of the optimizer, got a second one for "
+                f"{layout.names[0]}, whose grad still holds the mean of the first. Put all but the last in "
+                "model.no_sync(), or zero the gradient before."
+            )
         if self._momentum is not None and self._momentum.momentum > 0:
             raise RuntimeError(
                 "momentum correction must have one synchronized backward for each step of the optimizer, got a second "

@@ -24,6 +24,7 @@ from gaussiank.ops import RESIDUAL_DTYPES
 from gaussiank.schedule import require_density
 
 from .dense import DensePath, require_finite, write_back
+from .precondition import Preconditioner
 from .selection import Asked, Selector
 from .settings import Settings
 
@@ -42,9 +43,9 @@ class InFlight:
     def __init__(self) -> None:
         self._held: list[tuple[Done, object]] = []
 
-    def hold(self, done: Done, used: object, *, on: Tensor) -> None:
+    def hold(self, done: Done, used: object, *, on: torch.device) -> None:
         """Hold an object, and all that it refers to, until the stream that begins the next step is behind ``done``."""
-        if not on.is_cpu:
+        if on.type != "cpu":
             self._held.append((done, used))
 
     def release(self) -> None:
@@ -195,10 +196,18 @@ class GradientReducer:
         self._plan = CollectivePlan(settings.collective, self._executor, group, timeout_s, self.wire)
         self.routes: dict[str, Tensor] = {}  # what the collective wants to know at the next step, by layout
         self._parts = 0  # exchanges begun in this step
+        self._phased = False  # whether a message of this step depends on another
         self._in_flight = InFlight()
         self._use = use
+        self._rows = None if settings.precondition is None else Preconditioner(settings.precondition, parameters)
+        self._moments: Done | None = None  # of the last step, on their way
         self.feedback = ErrorFeedback(
-            parameters, momentum=settings.momentum, world_size=self.world_size, use=use, decay=settings.decay
+            parameters,
+            momentum=settings.momentum,
+            world_size=self.world_size,
+            use=use,
+            decay=settings.decay,
+            follower=self._rows,
         )
         self._dense = DensePath(
             self._executor,
@@ -242,13 +251,16 @@ class GradientReducer:
         self._measure()
         same = bool(self._dense.expected) and scale == self._scale and self.measured.density == before
         if not (same and self._plan.can_repeat()):
-            self.feedback.settle()
+            self.settle()
             if scale != self._scale:
                 self.feedback.rescale(scale / self._scale)
                 self._scale = scale
             self._executor.flush()  # what a backward that raised may have left
             same = not self._plan.revise(self.step) and same
         self._in_flight.release()
+        self._phased = False
+        if self._rows is not None:
+            self._rows.begin()
         self._dense.begin(self.measured, same=same)
         if self.observer:
             self.observer.begin(self.step, self.measured.density)
@@ -278,9 +290,26 @@ class GradientReducer:
         self.step -= self._counted
         self._counted = False
 
+    def settle(self) -> None:
+        """End the last step, as far as that can be told: see ``ErrorFeedback.settle``."""
+        moments, self._moments = self._moments, None
+        if moments is not None:
+            moments.wait()  # long there: the optimizer has stepped since
+        self.feedback.settle()
+
+    def _send_moments(self) -> None:
+        step = None if self._rows is None else self._rows.exchange(f"second moments of step {self.measured.step}")
+        if step is not None:
+            self._moments = self._executor.submit(
+                step.label, step.send, step.receive, multi_phase=self._phased, device=step.device
+            )
+            self._in_flight.hold(self._moments, step, on=step.device)
+            self.measured.sent_bytes += step.sent_bytes(self.world_size)
+
     def seal(self) -> None:
         """Say that every gradient of the step is under way."""
         if not self._dense.expected:
+            self._send_moments()
             self._executor.flush()
             self.feedback.seal()
             if self._plan.tuner is not None:
@@ -327,6 +356,8 @@ class GradientReducer:
         """
         if self._clip is not None:
             self._clip.apply(layout_of(), [grad], self._scale)
+        if self._rows is not None:
+            self._rows.apply(layout_of(), [grad], self._scale)
         return self._dense.reduce(self._label(layout_of), layout_of, grad, held)
 
     def reduce_sparse(self, layout: Layout, grads: Sequence[Tensor], held: Sequence[slice] = ()) -> Done:
@@ -343,6 +374,8 @@ class GradientReducer:
         started = time.perf_counter()
         if self._clip is not None:
             self._clip.apply(layout, grads, self._scale)
+        if self._rows is not None:
+            self._rows.apply(layout, grads, self._scale)
         grad = grads[0] if len(grads) == 1 else torch.cat(list(grads))
         asked = self.selector.asked(layout, self.measured.density)
         collective = self._plan.choose(layout.numel, asked.k)
@@ -352,11 +385,12 @@ class GradientReducer:
             self._dense.stop()
         step = BucketStep(self, self.measured, collective, layout, grads, grad, self._parts, self.exchanges)
         self._parts += 1
+        self._phased |= collective.multi_phase
         step.take(asked, held, started)
         done = self._executor.submit(
             step.label, step.send, step.receive, multi_phase=collective.multi_phase, device=grad.device
         )
-        self._in_flight.hold(done, step, on=grad)
+        self._in_flight.hold(done, step, on=grad.device)
         return done
 
     def wait(self, done: Done) -> Tensor:
@@ -381,7 +415,7 @@ class GradientReducer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of this worker's residuals, velocities, hints and step."""
-        self.feedback.settle()
+        self.settle()
         return {
             "format": FORMAT,
             "rank": self._rank,
@@ -390,6 +424,7 @@ class GradientReducer:
             "exchanges": self.exchanges - self._unused,
             "scale": self._scale,
             "feedback": self.feedback.state_dict(),
+            **({} if self._rows is None else {"precondition": self._rows.state_dict()}),
             "hints": {key: hint.clone() for key, hint in self.selector.hints.items()},
             "routes": {key: hint.clone() for key, hint in self.routes.items()},
         }
@@ -403,6 +438,13 @@ class GradientReducer:
         try:
             require_same_worker(state, number=FORMAT, world_size=self.world_size, rank=self._rank)
             self.feedback.require_fitting(state["feedback"])
+            if self._rows is not None:
+                self._rows.require_fitting(state.get("precondition"))
+            elif "precondition" in state:
+                raise ValueError(
+                    "state must be of a run without precondition, got one with second moments. Give compress the "
+                    "precondition that it was saved with."
+                )
             learnt = [*state["hints"].values(), *state.get("routes", {}).values()]
             whole = all(isinstance(one, Tensor) for one in learnt) and isinstance(state["step"], int)
         except (AttributeError, KeyError, TypeError):
@@ -420,6 +462,9 @@ class GradientReducer:
         """
         self.require_fitting(state)
         self.feedback.load_state_dict(state["feedback"])
+        self._moments = None
+        if self._rows is not None:
+            self._rows.load_state_dict(state["precondition"])
         self.selector.load_hints(state["hints"])
         routes = state.get("routes", {})
         self.routes = {key: hint.clone() for key, hint in routes.items() if "@" in key}  # older ones name no collective

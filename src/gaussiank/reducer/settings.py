@@ -12,6 +12,8 @@ from gaussiank.compressors import Compressor
 from gaussiank.momentum import LocalClip, MomentumCorrection
 from gaussiank.schedule import Schedule, describe
 
+from .precondition import AdamRows
+
 Scope = Literal["bucket", "layer", "model"]
 OnNonfinite = Literal["propagate", "raise"]
 
@@ -33,6 +35,7 @@ class Settings:
         wire: how their entries travel.
         timeout_s: seconds after which a message fails that a worker did not answer; None for the process group's own.
         decay: what a residual is multiplied by before a gradient joins it, in [0, 1]; at 1 nothing is forgotten.
+        precondition: what a gradient is divided by before anything is selected, or None.
 
     Raises:
         ValueError: what does not go together, or is out of its range.
@@ -54,6 +57,7 @@ class Settings:
     wire: Wire = EXACT
     timeout_s: float | None = None
     decay: float = 1.0
+    precondition: AdamRows | None = None
 
     def __post_init__(self) -> None:
         require_scope(self.scope)
@@ -68,6 +72,9 @@ class Settings:
                 f"clip_norm must be given once, got {self.clip.norm} and {self.momentum.clip_norm} in momentum. "
                 "Leave one out."
             )
+        if self.precondition is not None and (self.momentum is not None or not self.compressor.keeps_rest):
+            beside = "momentum" if self.momentum is not None else "a compressor without feedback"
+            raise ValueError(f"precondition must be None beside {beside}, got {self.precondition}. Leave one out.")
         if self.timeout_s is not None and not 0 < self.timeout_s <= _YEAR_S:
             raise ValueError(
                 f"timeout_s must be above 0 and at most {_YEAR_S:.0f}, a year, got {self.timeout_s}. "
@@ -96,6 +103,7 @@ class Settings:
             "wire": self.wire,
             "timeout_s": self.timeout_s,
             **({} if self.decay == 1 else {"decay": self.decay}),
+            **({} if self.precondition is None else {"precondition": self.precondition}),
         }
 
 
