@@ -14,12 +14,27 @@ from gaussiank_lab.reproduce.job import Job
 Scale = Literal["tiny", "small", "full"]
 """``tiny`` proves that a recipe works and nothing else; ``small`` suits 2 cores; ``full`` is the paper's setting."""
 
-Verdict = Literal["holds", "holds with limits", "does not hold"]
+Verdict = Literal["holds", "holds with limits", "does not hold at this scale", "does not hold"]
+
+FAR_POINTS = 10.0
+"""A run that ends further below what it is compared with does not do "with limits" what is claimed of it."""
 
 
-def judge(*, holds: bool, partly: bool) -> Verdict:
-    """Return the verdict of a criterion: it is met, met in part, or not met."""
-    return "holds" if holds else "holds with limits" if partly else "does not hold"
+def judge(*, holds: bool, partly: bool, points_below: float = 0.0) -> Verdict:
+    """Return the verdict of a criterion: it is met, met in part, or not met.
+
+    Args:
+        holds: the criterion is met.
+        partly: it is met in part.
+        points_below: how far, in points of accuracy, the worst run ends below what it is compared with.
+
+    Example:
+        >>> judge(holds=False, partly=True), judge(holds=False, partly=True, points_below=40.2)
+        ('holds with limits', 'does not hold at this scale')
+    """
+    if holds or not partly:
+        return "holds" if holds else "does not hold"
+    return "does not hold at this scale" if points_below > FAR_POINTS else "holds with limits"
 
 
 @dataclass(frozen=True)

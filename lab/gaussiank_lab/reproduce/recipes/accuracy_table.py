@@ -34,7 +34,7 @@ def conclude(out: Path, scale: Scale) -> Outcome:
         curves = {method: accuracy_curve(out, mine, method) for method in METHODS}
         caption = f"{model}: test accuracy of every method, mean of {len(mine)} seeds, band from lowest to highest."
         drawings.append(Drawing(model, band_figure(curves, "step", "test accuracy (%)"), caption))
-    verdict = judge(holds=max(gaps) <= 2, partly=min(gaps) <= 2)
+    verdict = judge(holds=max(gaps) <= 2, partly=min(gaps) <= 2, points_below=max(gaps))
     because = f"GaussianK-SGD (bracketed) ends {ranged(gaps)} points below Dense-SGD, over models."
     return Outcome(
         verdict,

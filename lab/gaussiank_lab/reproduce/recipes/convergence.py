@@ -8,7 +8,7 @@ import numpy as np
 
 from gaussiank_lab.reproduce.drawing import band_figure
 from gaussiank_lab.reproduce.job import complete
-from gaussiank_lab.reproduce.recipe import Drawing, Outcome, Recipe, Scale, Verdict
+from gaussiank_lab.reproduce.recipe import Drawing, Outcome, Recipe, Scale, judge
 from gaussiank_lab.reproduce.settings import standins
 from gaussiank_lab.reproduce.training import (
     RANDOM,
@@ -41,9 +41,8 @@ def conclude(out: Path, scale: Scale) -> Outcome:
             curves = {method: curve(out, mine, method) for method in METHODS}
             caption = f"{model}: {label.split(' (')[0]}, mean of {len(mine)} seeds, band from lowest to highest."
             drawings.append(Drawing(f"{model}-{what}", band_figure(curves, "step", label), caption))
-    verdict: Verdict = "does not hold"
-    if min(leads) > 0:
-        verdict = "holds" if max(gaps) <= 2 else "holds with limits"
+    ahead = min(leads) > 0
+    verdict = judge(holds=ahead and max(gaps) <= 2, partly=ahead, points_below=float(max(gaps)))
     because = (
         f"TopK-SGD ends {max(gaps):.1f} points below Dense-SGD at most (over models, means of seeds), and at least "
         f"{min(leads):.1f} points above RandK-SGD."

@@ -8,7 +8,7 @@ import numpy as np
 
 from gaussiank_lab.reproduce.drawing import band_figure
 from gaussiank_lab.reproduce.job import complete
-from gaussiank_lab.reproduce.recipe import Drawing, Outcome, Recipe, Scale, Verdict
+from gaussiank_lab.reproduce.recipe import Drawing, Outcome, Recipe, Scale, judge
 from gaussiank_lab.reproduce.settings import standins
 from gaussiank_lab.reproduce.training import (
     PUBLISHED,
@@ -43,11 +43,7 @@ def conclude(out: Path, scale: Scale) -> Outcome:
             caption = f"{model}: {label.split(' (')[0]}, mean of {len(mine)} seeds, band from lowest to highest."
             drawings.append(Drawing(f"{model}-{what}", band_figure(curves, "step", label), caption))
     published, bracketed = max(losses[PUBLISHED]), max(losses["gaussiank"])
-    verdict: Verdict = "does not hold"
-    if published <= 1:
-        verdict = "holds"
-    elif bracketed <= 1:
-        verdict = "holds with limits"
+    verdict = judge(holds=published <= 1, partly=bracketed <= 1, points_below=published)
     because = (
         f"Against TopK-SGD, over models: the published Gaussian_k loses up to {published:.1f} points, the bracketed "
         "one up "

@@ -48,7 +48,7 @@ def conclude(out: Path, scale: Scale) -> Outcome:
         drawings.append(
             Drawing(model, figure, f"{model}: final accuracy over density; dense sends all, whatever it is.")
         )
-    verdict = judge(holds=max(gaps) <= 2, partly=min(gaps) <= 2)
+    verdict = judge(holds=max(gaps) <= 2, partly=min(gaps) <= 2, points_below=max(gaps))
     because = f"GaussianK-SGD (bracketed) ends {ranged(gaps)} points below Dense-SGD, over models."
     header = ("model", "method", *(f"accuracy at {density:g}, %" for density in SENSITIVE_DENSITIES))
     return Outcome(verdict, because, header, tuple(rows), tuple(drawings), standins(scale, models_of(every)))
