@@ -1,4 +1,4 @@
-"""Does it still train? Every method against dense, equal steps, three seeds: the table of docs/results.md.
+"""Does it still train? Every method against dense, equal steps, three seeds: the table of results/training.md.
 
 Each run is ``gaussiank train`` in a directory of its own below ``--out``; a finished one is not repeated, so the script
 can be stopped and started again. It prints the table from what is there.

@@ -1,4 +1,4 @@
-"""Draw the figures of docs/cost-model.md and docs/scale.md, and print the numbers that the pages quote.
+"""Draw the figures of docs/cost-model.md and results/scale.md, and print the numbers that the pages quote.
 
 python scripts/make_cost_figures.py [--out FOLDER]
 """

@@ -1,4 +1,4 @@
-"""Every Python block of README.md and docs/*.md runs, unless it says ``# not run``.
+"""Every Python block of README.md, docs/*.md and results/*.md runs, unless it says ``# not run``.
 
 Blocks that import the lab are run by ``tests/lab/test_docs.py``, the others here, with the library alone.
 """
@@ -16,7 +16,10 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *(page for folder in ("docs", "results") for page in sorted((ROOT / folder).rglob("*.md"))),
+]
 BLOCK = re.compile(r"^(?P<indent> *)```python[^\n]*\n(?P<code>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL)
 
 
