@@ -19,7 +19,6 @@ from gaussiank.collectives import parse_collective
 from gaussiank.compressors import parse_compressor
 from gaussiank.layout import Layout
 from gaussiank.reducer import AdamRows, GradientReducer, Settings
-from gaussiank.reducer.reducer import InFlight
 from gaussiank.schedule import Constant
 
 LAYOUT = Layout(("a", "b", "c"), (2000, 1, 1999))
@@ -140,7 +139,7 @@ def unexplained(case: Case, findings: list[tuple[str, str]]) -> Iterator[tuple[s
 def let_go(rank: int, world_size: int) -> list[tuple[str, str]]:
     """What is found when nobody holds what exchanges still use."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(InFlight, "hold", lambda *_, **__: None)
+        patch.setattr(GradientReducer, "_hold", lambda *_, **__: None)
         found = compare(rank, world_size, [("allgather", "topk", "chunks+bf16", "model", False)])
     return [finding for findings in found.values() for finding in findings]
 

@@ -170,7 +170,6 @@ def read(
     numel: int | None = None,
     expected: Collection[str] | None = None,
     shared: SharedDraw | None = None,
-    known: Codes | None = None,
 ) -> SparseGradient:
     """Read an untrusted payload on the CPU; bytes behind its sections are ignored.
 
@@ -182,17 +181,11 @@ def read(
         numel: length that is expected; None takes the header's word.
         expected: texts of the codes that are expected; None takes the header's word.
         shared: how indices are drawn, if they are not sent.
-        known: codes to try first, all in one call; they must be among those that are expected.
 
     Raises:
         ValueError: foreign, truncated or damaged, or not what was expected.
     """
     body = payload.contiguous()
-    if known is not None and numel is not None and known.native and kernels(body) is not None:
-        room = min(numel, 8 * max(0, body.numel() - HEADER_BYTES) // known.values.least_bits)
-        sparse = native.read_payload(body, known.numbers, numel, room)
-        if sparse is not None:
-            return sparse
     header = _read_header(bytes(_view(body[:HEADER_BYTES])), numel)
     if expected is not None and header.codes.text not in expected:
         raise ValueError(

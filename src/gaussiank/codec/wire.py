@@ -10,9 +10,10 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from gaussiank.ops.dispatch import kernels
 from gaussiank.sparse import SparseGradient
 
-from . import raw
+from . import native, raw
 from .indices import INDEX_CODES, DeviceCode, SharedDraw
 from .payload import HEADER_BYTES, Codes, Packed, framed, is_ours, read, read_unchecked, write, write_natively
 from .values import VALUE_CODES, Rounding
@@ -208,7 +209,11 @@ class Wire:
             if numel is None:
                 raise ValueError("numel must be given for a payload on an accelerator, got None. Pass the length.")
             return with_dtype(read_unchecked(payload, codes, min(capacity, numel), numel), dtype)
-        sparse = read(payload.cpu(), numel, self._accepted(dtype), shared, known=codes)
+        body, found = payload.cpu().contiguous(), None
+        if numel is not None and codes.native and kernels(body) is not None:  # all in one call
+            room = min(numel, 8 * max(0, body.numel() - HEADER_BYTES) // codes.values.least_bits)
+            found = native.read_payload(body, codes.numbers, numel, room)
+        sparse = read(body, numel, self._accepted(dtype), shared) if found is None else found
         sparse = sparse if sparse.values.dtype == dtype else with_dtype(sparse, dtype)
         if payload.device.type == "cpu":
             return sparse

@@ -190,11 +190,13 @@ def require_accumulation(grad: Tensor, residual: Tensor, out: Tensor) -> None:
         raise ValueError(f"{name} must be apart from grad, got one that overlaps it. Use another buffer.")
 
 
-def require_hint(hint: Tensor | None, device: torch.device) -> None:
-    """Raise ``ValueError`` unless ``hint`` is None or a floating 0-d tensor on ``device``."""
-    if hint is not None and (hint.dim() or not hint.is_floating_point() or hint.device != device):
+def require_topk(vector: Tensor, k: int, hint: Tensor | None) -> None:
+    """Raise ``ValueError`` unless k is in ``[1, numel]`` and ``hint`` is None or a floating 0-d tensor beside it."""
+    if not 1 <= k <= vector.numel():
+        require_k(k, vector.numel())
+    if hint is not None and (hint.dim() or not hint.is_floating_point() or hint.device != vector.device):
         raise ValueError(
-            f"hint must be a 0-d floating tensor on {device}, got {hint.dtype} of shape {tuple(hint.shape)} on "
+            f"hint must be a 0-d floating tensor on {vector.device}, got {hint.dtype} of shape {tuple(hint.shape)} on "
             f"{hint.device}. Pass the hint that the last call returned."
         )
 
@@ -264,8 +266,7 @@ def accumulate_topk(
     """Run the reference or a kernel."""
     out = residual if out is None else out
     require_accumulation(grad, residual, out)
-    require_k(k, grad.numel())
-    require_hint(hint, grad.device)
+    require_topk(grad, k, hint)
     backend = _for(residual)
     if backend is None:
         return reference.accumulate_topk(grad, residual, k, hint, out=out)
@@ -291,8 +292,7 @@ def accumulate_threshold(
 def topk(accumulated: Tensor, k: int, hint: Tensor | None = None) -> Taken:
     """Run the reference or a kernel."""
     require_vector(accumulated, "accumulated")
-    require_k(k, accumulated.numel())
-    require_hint(hint, accumulated.device)
+    require_topk(accumulated, k, hint)
     backend = _for(accumulated)
     if backend is None:
         return reference.topk(accumulated, k, hint)

@@ -187,10 +187,6 @@ def _topk_bytes(numel: int, k: int, threads: int) -> int:
     return int(library().gk_topk_bytes(numel, k, threads))
 
 
-def _stream(out: Tensor, residual: Tensor) -> bool:
-    return out is not residual and out.numel() >= STREAM_FROM and out.data_ptr() % 64 == 0
-
-
 # ---------------------------------------------------------------------- the ops
 
 
@@ -212,7 +208,7 @@ def take(
         None if grad is None else address(grad, grad.dtype, numel),
         0 if grad is None else KINDS[grad.dtype],
         None if out is None else address(out, torch.float32, numel),
-        out is not None and _stream(out, residual),
+        out is not None and out is not residual and numel >= STREAM_FROM and out.data_ptr() % 64 == 0,
         numel,
         k,
         None if hint is None else address(hint, torch.float32, 1),
@@ -270,7 +266,7 @@ def take_above(
         None if grad is None else address(grad, grad.dtype, numel),
         0 if grad is None else KINDS[grad.dtype],
         None if out is None else address(out, torch.float32, numel),
-        out is not None and _stream(out, residual),
+        out is not None and out is not residual and numel >= STREAM_FROM and out.data_ptr() % 64 == 0,
         numel,
         threshold,
         last_key,

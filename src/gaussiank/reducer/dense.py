@@ -1,18 +1,20 @@
-"""Gradients that go out whole: the mean of all entries, with what the residual still holds; and what a mean becomes."""
+"""Gradients that go out whole: the mean of all entries, with what the residual still holds."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from gaussiank.comm import Done, Executor, ring_bytes, then
-from gaussiank.feedback import ErrorFeedback
+from gaussiank.comm import Done, ring_bytes, then
 from gaussiank.layout import Layout
-from gaussiank.metrics import Metrics, Observer
 from gaussiank.ops import all_finite
+
+if TYPE_CHECKING:
+    from .reducer import GradientReducer
 
 LayoutOf = Callable[[], Layout]
 
@@ -25,51 +27,26 @@ class DensePath:
     step does little more than DDP's own all-reduce hook.
 
     Args:
-        executor: carries the messages.
-        feedback: the residuals.
-        observer: told of every vector on its way, or None.
-        dtype: what gradients are rounded to on their way, None for their own.
-        raise_nonfinite: raise when a mean is not finite.
-        world_size: number of workers.
+        reducer: whose executor, residuals and observer it uses.
 
     Attributes:
         expected: numels of the last step's gradients, while each that comes is the same and goes the same way; empty
             where nothing can be repeated.
+        sent: numels of this step's gradients, as long as nothing was kept, rounded, judged or watched.
     """
 
-    def __init__(
-        self,
-        executor: Executor,
-        feedback: ErrorFeedback,
-        observer: Observer | None,
-        *,
-        dtype: torch.dtype | None,
-        raise_nonfinite: bool,
-        world_size: int,
-    ) -> None:
-        self._executor, self._feedback, self._observer = executor, feedback, observer
-        self._dtype, self._raise_nonfinite, self._world_size = dtype, raise_nonfinite, world_size
-        self._untouched = not (observer or raise_nonfinite or dtype)  # nobody watches, judges or rounds a mean
-        self._measured = Metrics()
+    def __init__(self, reducer: GradientReducer) -> None:
+        self._reducer = reducer
+        self._dtype = reducer.compressor.dense_dtype
+        self._untouched = not (reducer.observer or reducer.raise_nonfinite or self._dtype)
         self.expected: list[int] = []
-        self._sent: list[int] = []  # numels of this step, as long as nothing was kept
-
-    def begin(self, measured: Metrics, *, same: bool) -> None:
-        """Begin a step; ``same``: nothing stands against repeating the last one."""
-        self._measured, self._sent = measured, []
-        if not same:
-            self.expected = []
-
-    def seal(self, exchanges: int) -> None:
-        """End a step that has started so many exchanges in all."""
-        if len(self._sent) == exchanges:
-            self.expected = self._sent
+        self.sent: list[int] = []
 
     def stop(self) -> None:
         """Repeat no longer: something else happens in the step under way."""
         if self.expected:
             self.expected = []
-            self._feedback.settle()  # left out at the begin of the step
+            self._reducer.feedback.settle()  # left out at the begin of the step
 
     def repeats(self, part: int, grad: Tensor) -> bool:
         """Tell whether the gradient with a number goes as in the last step; once one does not, none does."""
@@ -80,8 +57,9 @@ class DensePath:
 
     def repeat(self, label: Callable[[], str], grad: Tensor) -> Done:
         """Start the mean of a gradient that ``repeats``, in place."""
-        measured, numel, size = self._measured, grad.numel(), ring_bytes(grad, self._world_size)
-        done = self._executor.average(label, grad, lambda left: measured.note_received(left, size))
+        measured, numel = self._reducer.measured, grad.numel()
+        size = ring_bytes(grad, self._reducer.world_size)
+        done = self._reducer.executor.average(label, grad, lambda left: measured.note_received(left, size))
         measured.note_taken(0.0, numel=numel, k=numel, kept=numel, dense_bytes=size)
         return done
 
@@ -94,33 +72,33 @@ class DensePath:
             grad: ``[numel]`` local gradient; becomes the mean in place.
             held: places of parameters without gradient, whose residual stays.
         """
-        measured, observer = self._measured, self._observer
+        reducer, measured, observer = self._reducer, self._reducer.measured, self._reducer.observer
         if observer:
             observer.taking(layout_of(), [grad])
         started = time.perf_counter()
-        judged = not self._feedback.empty and self._feedback.take_all(layout_of(), grad, held=held)
+        judged = not reducer.feedback.empty and reducer.feedback.take_all(layout_of(), grad, held=held)
         took_s = time.perf_counter() - started
         if observer:
             observer.taken(layout_of(), grad.numel(), None)
-        dense_bytes = ring_bytes(grad, self._world_size)
+        dense_bytes = ring_bytes(grad, reducer.world_size)
         sent_bytes = dense_bytes * (self._dtype or grad.dtype).itemsize // grad.itemsize
 
         def arrived(left: float) -> None:
             measured.note_received(left, sent_bytes)
-            if judged or self._raise_nonfinite:
+            if judged or reducer.raise_nonfinite:
                 finite = all_finite(grad)
-                if judged and measured is self._measured:  # else it is late, after an error
-                    self._feedback.judge(finite)
-                if self._raise_nonfinite:
+                if judged and measured is reducer.measured:  # else it is late, after an error
+                    reducer.feedback.judge(finite)
+                if reducer.raise_nonfinite:
                     require_finite(finite, layout_of(), [grad], measured.step)
             if observer:
                 observer.arrived(layout_of(), [grad])
 
-        done = self._executor.average(label, grad, arrived, self._dtype)
+        done = reducer.executor.average(label, grad, arrived, self._dtype)
         numel = grad.numel()
         measured.note_taken(took_s, numel=numel, k=numel, kept=numel, dense_bytes=dense_bytes)
         if self._untouched and not judged:
-            self._sent.append(numel)
+            self.sent.append(numel)
         return done
 
     def reduce_parts(
@@ -141,33 +119,6 @@ class DensePath:
             return parts[0]
 
         return then(done, hand_out)
-
-
-def write_back(mean: Tensor, grads: Sequence[Tensor], finite: Tensor) -> Tensor:
-    """Copy the mean into the gradients, unless it is the one gradient itself; leave in ``mean`` what was rounded off.
-
-    Args:
-        mean: float ``[numel]``; becomes the rounding error.
-        grads: flat gradients, end to end as long as ``mean``; overwritten.
-        finite: 0-d bool tensor, whether the mean is.
-
-    Returns:
-        ``finite``, and whether no narrower dtype overflowed.
-
-    Example:
-        >>> mean, grad = torch.tensor([1.0, 1.001]), torch.zeros(2, dtype=torch.bfloat16)
-        >>> write_back(mean, [grad], torch.tensor(True)), grad.tolist(), mean.tolist()[0]
-        (tensor(True), [1.0, 1.0], 0.0)
-    """
-    if len(grads) == 1 and grads[0].data_ptr() == mean.data_ptr():
-        return finite
-    start = 0
-    for grad in grads:
-        part = mean[start : start + grad.numel()]
-        grad.copy_(part)
-        part.sub_(grad)
-        start += grad.numel()
-    return finite & torch.isfinite(mean).all()
 
 
 def require_finite(finite: Tensor, layout: Layout, grads: Sequence[Tensor], step: int) -> None:

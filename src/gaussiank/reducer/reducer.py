@@ -23,37 +23,13 @@ from gaussiank.metrics import Metrics, Observer
 from gaussiank.ops import RESIDUAL_DTYPES
 from gaussiank.schedule import require_density
 
-from .dense import DensePath, require_finite, write_back
+from .dense import DensePath, require_finite
 from .precondition import Preconditioner
 from .selection import Asked, Selector
 from .settings import Settings
 
 FORMAT = 1
 _DENSE_STEPS = 200  # in a row, by the choice of ``auto``, until the user is told
-
-
-class InFlight:
-    """Hold what exchanges on an accelerator still use, until the next step begins.
-
-    Their callbacks compute on streams of their own, after messages that are merely enqueued when the hook returns. What
-    the hook's stream has allocated goes back to that stream when Python drops it, and the rest of backward would
-    overwrite it. On a CPU an exchange has ended when its callback has.
-    """
-
-    def __init__(self) -> None:
-        self._held: list[tuple[Done, object]] = []
-
-    def hold(self, done: Done, used: object, *, on: torch.device) -> None:
-        """Hold an object, and all that it refers to, until the stream that begins the next step is behind ``done``."""
-        if on.type != "cpu":
-            self._held.append((done, used))
-
-    def release(self) -> None:
-        """Let the current stream wait for what is held, and drop it."""
-        held, self._held = self._held, []
-        for done, _ in held:
-            with contextlib.suppress(RuntimeError):  # whoever waited for the mean was told of the error
-                done.wait()
 
 
 @dataclass(eq=False)
@@ -157,6 +133,33 @@ class BucketStep:
         return self.grads[0]
 
 
+def write_back(mean: Tensor, grads: Sequence[Tensor], finite: Tensor) -> Tensor:
+    """Copy the mean into the gradients, unless it is the one gradient itself; leave in ``mean`` what was rounded off.
+
+    Args:
+        mean: float ``[numel]``; becomes the rounding error.
+        grads: flat gradients, end to end as long as ``mean``; overwritten.
+        finite: 0-d bool tensor, whether the mean is.
+
+    Returns:
+        ``finite``, and whether no narrower dtype overflowed.
+
+    Example:
+        >>> mean, grad = torch.tensor([1.0, 1.001]), torch.zeros(2, dtype=torch.bfloat16)
+        >>> write_back(mean, [grad], torch.tensor(True)), grad.tolist(), mean.tolist()[0]
+        (tensor(True), [1.0, 1.0], 0.0)
+    """
+    if len(grads) == 1 and grads[0].data_ptr() == mean.data_ptr():
+        return finite
+    start = 0
+    for grad in grads:
+        part = mean[start : start + grad.numel()]
+        grad.copy_(part)
+        part.sub_(grad)
+        start += grad.numel()
+    return finite & torch.isfinite(mean).all()
+
+
 class GradientReducer:
     """Carry the gradients of one model from local to mean, step after step, on this worker.
 
@@ -189,15 +192,15 @@ class GradientReducer:
         self.keeps_rest = self.compressor.keeps_rest
         self._schedule, self._clip = settings.schedule, settings.clip
         self.raise_nonfinite = settings.on_nonfinite == "raise"
-        self._executor = executor_of(group, timeout_s)
+        self.executor = executor_of(group, timeout_s)
         self._rank, self.world_size = dist.get_rank(group), dist.get_world_size(group)
         self.observer = observer
         self.selector = Selector(self.compressor, per_layer=settings.scope == "layer", rank=self._rank)
-        self._plan = CollectivePlan(settings.collective, self._executor, group, timeout_s, self.wire)
+        self._plan = CollectivePlan(settings.collective, self.executor, group, timeout_s, self.wire)
         self.routes: dict[str, Tensor] = {}  # what the collective wants to know at the next step, by layout
         self._parts = 0  # exchanges begun in this step
         self._phased = False  # whether a message of this step depends on another
-        self._in_flight = InFlight()
+        self._in_flight: list[tuple[Done, object]] = []  # on accelerators, until the next step begins
         self._use = use
         self._rows = None if settings.precondition is None else Preconditioner(settings.precondition, parameters)
         self._moments: Done | None = None  # of the last step, on their way
@@ -209,14 +212,7 @@ class GradientReducer:
             decay=settings.decay,
             follower=self._rows,
         )
-        self._dense = DensePath(
-            self._executor,
-            self.feedback,
-            self.observer,
-            dtype=self.compressor.dense_dtype,
-            raise_nonfinite=self.raise_nonfinite,
-            world_size=self.world_size,
-        )
+        self._dense = DensePath(self)
         self.step = self.exchanges = 0
         self._joined = False  # whether the exchanges under way belong to no backward of this worker
         self._counted = False  # whether step counts a last backward that can be taken back
@@ -255,15 +251,32 @@ class GradientReducer:
             if scale != self._scale:
                 self.feedback.rescale(scale / self._scale)
                 self._scale = scale
-            self._executor.flush()  # what a backward that raised may have left
+            self.executor.flush()  # what a backward that raised may have left
             same = not self._plan.revise(self.step) and same
-        self._in_flight.release()
+        if self._in_flight:
+            self._let_go()
         self._phased = False
         if self._rows is not None:
             self._rows.begin()
-        self._dense.begin(self.measured, same=same)
+        self._dense.expected, self._dense.sent = (self._dense.expected if same else []), []
         if self.observer:
             self.observer.begin(self.step, self.measured.density)
+
+    def _hold(self, done: Done, used: object) -> None:
+        """Hold what an exchange on an accelerator still uses, until the next step begins.
+
+        Its callbacks compute on streams of their own, after messages that are merely enqueued when the hook returns.
+        What the hook's stream has allocated goes back to that stream when Python drops it, and the rest of backward
+        would overwrite it. On a CPU an exchange has ended when its callback has.
+        """
+        self._in_flight.append((done, used))
+
+    def _let_go(self) -> None:
+        """Let the current stream wait for what exchanges of the last step still use, and drop it."""
+        held, self._in_flight = self._in_flight, []
+        for done, _ in held:
+            with contextlib.suppress(RuntimeError):  # whoever waited for the mean was told of the error
+                done.wait()
 
     def _measure(self) -> None:
         self.measured = Metrics(step=self.step, density=self.density)
@@ -300,21 +313,24 @@ class GradientReducer:
     def _send_moments(self) -> None:
         step = None if self._rows is None else self._rows.exchange(f"second moments of step {self.measured.step}")
         if step is not None:
-            self._moments = self._executor.submit(
+            self._moments = self.executor.submit(
                 step.label, step.send, step.receive, multi_phase=self._phased, device=step.device
             )
-            self._in_flight.hold(self._moments, step, on=step.device)
+            if step.device.type != "cpu":
+                self._hold(self._moments, step)
             self.measured.sent_bytes += step.sent_bytes(self.world_size)
 
     def seal(self) -> None:
         """Say that every gradient of the step is under way."""
         if not self._dense.expected:
-            self._send_moments()
-            self._executor.flush()
+            if self._rows is not None:
+                self._send_moments()
+            self.executor.flush()
             self.feedback.seal()
             if self._plan.tuner is not None:
                 self._plan.seal()
-            self._dense.seal(self._parts)
+            if len(self._dense.sent) == self._parts:
+                self._dense.expected = self._dense.sent
         self.step += 1
         self.exchanges += 1
         self._counted = not self._joined
@@ -387,10 +403,11 @@ class GradientReducer:
         self._parts += 1
         self._phased |= collective.multi_phase
         step.take(asked, held, started)
-        done = self._executor.submit(
+        done = self.executor.submit(
             step.label, step.send, step.receive, multi_phase=collective.multi_phase, device=grad.device
         )
-        self._in_flight.hold(done, step, on=grad.device)
+        if not grad.is_cpu:
+            self._hold(done, step)
         return done
 
     def wait(self, done: Done) -> Tensor:
@@ -399,12 +416,12 @@ class GradientReducer:
         Raises:
             RuntimeError: a worker is gone.
         """
-        self._executor.flush()  # an exchange of several messages would wait for the next one to begin
+        self.executor.flush()  # an exchange of several messages would wait for the next one to begin
         return done.wait()
 
     def pass_through(self, grad: Tensor) -> torch.futures.Future[Any]:
         """Start the mean of a ``torch.sparse`` gradient, an embedding's, as DDP itself would."""
-        work = dist.all_reduce(grad.div_(self.world_size), group=self._executor.group, async_op=True)
+        work = dist.all_reduce(grad.div_(self.world_size), group=self.executor.group, async_op=True)
         assert work is not None  # async_op
         return then(work.get_future(), lambda done: done.value()[0])
 
