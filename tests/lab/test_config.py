@@ -36,6 +36,10 @@ from gaussiank_lab.train.config import TrainConfig
             {"optimizer": "adamw", "momentum_correction": True},
             r"optimizer must be sgd with momentum_correction, got adamw\.",
         ),
+        (
+            {"precondition": True, "momentum_correction": True},
+            r"momentum_correction must be off with precondition, got both on\.",
+        ),
         ({"methods": ()}, r"methods must name at least one, got none\."),
         ({"methods": ("topk", "topk")}, r"methods must differ, got topk, topk\. Name each once\."),
         ({"methods": ("topkk",)}, r"compressor must be one of dense, topk, .* got 'topkk'\."),

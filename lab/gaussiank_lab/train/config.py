@@ -17,6 +17,7 @@ from gaussiank_lab.outputs import write_whole
 if TYPE_CHECKING:  # the command line reads the settings' help from here, and must not wait for torch
     from gaussiank.compressors import Compressor
     from gaussiank.momentum import MomentumCorrection
+    from gaussiank.reducer import AdamRows
     from gaussiank_lab.data import Data
     from gaussiank_lab.models import ModelSpec
 
@@ -69,6 +70,8 @@ class TrainConfig:
         warmup: start of the density: ``none``, ``dense``, or the ladders ``dgc`` and ``published``.
         warmup_steps: length of the density's warm-up in steps; by default one epoch a stage.
         momentum_correction: accumulate velocity instead of gradients (DGC), in methods with error feedback.
+        precondition: divide gradients by the root mean squares of their rows (``AdamRows``) before the selection, and
+            step with SGD without momentum, in methods with error feedback.
         clip_norm: norm to which the momentum correction clips a worker's gradient.
         scope: where k is counted: ``bucket``, ``layer`` or ``model``.
         max_bytes: most bytes of a message from one worker to another.
@@ -109,6 +112,7 @@ class TrainConfig:
     warmup: WarmupName = "none"
     warmup_steps: int | None = None
     momentum_correction: bool = False
+    precondition: bool = False
     clip_norm: float | None = None
     scope: ScopeName = "bucket"
     max_bytes: int | None = None
@@ -193,6 +197,8 @@ class TrainConfig:
             raise ValueError(
                 f"optimizer must be sgd with momentum_correction, got {self.optimizer}. Leave one of them out."
             )
+        if self.precondition and self.momentum_correction:
+            raise ValueError("momentum_correction must be off with precondition, got both on. Leave one of them out.")
         if self.clip_norm is not None and not self.momentum_correction:
             raise ValueError(
                 f"clip_norm must come with momentum_correction, got {self.clip_norm} alone. Add --momentum-correction."
@@ -261,6 +267,12 @@ class TrainConfig:
         if not self.momentum_correction or compressor.sends_all or not compressor.keeps_rest:
             return None
         return MomentumCorrection(self.momentum, clip_norm=self.clip_norm)
+
+    def preconditioner(self, compressor: Compressor) -> AdamRows | None:
+        """Return what a compressor's gradients are divided by, or None where the optimizer steps as it is set."""
+        from gaussiank.reducer import AdamRows
+
+        return AdamRows() if self.precondition and compressor.keeps_rest and not compressor.sends_all else None
 
     def as_record(self) -> dict[str, Any]:
         """Return the settings as JSON values."""

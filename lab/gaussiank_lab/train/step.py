@@ -318,13 +318,14 @@ class Stepper:
         compressor = parse_compressor(method)
         self._sends_all = compressor.sends_all
         self._taken = self._sent_dense = 0
-        correction = config.correction(compressor)
+        correction, rows = config.correction(compressor), config.preconditioner(compressor)
         self._compression: Compression = compress(
             self._exchange,
             config.schedule(epoch_steps),
             compressor=compressor,
             scope=config.scope,
             momentum=correction,
+            precondition=rows,
             max_bytes=None if compressor.sends_all else config.max_bytes,
             scaler=self.precision.scaler,
             collective=config.collective,
@@ -334,13 +335,15 @@ class Stepper:
         )
         if dist.get_rank() > 0:
             warnings.filterwarnings("ignore", category=AdamWarning)  # rank 0 says it for all
-        self._optimizer = self._make_optimizer(momentum=0.0 if correction else config.momentum)
+        self._optimizer = self._make_optimizer(
+            "sgd" if rows else config.optimizer, 0.0 if correction or rows else config.momentum
+        )
         self.average = None if config.ema is None else WeightAverage(self.model, config.ema)
         self.skipped = 0
 
-    def _make_optimizer(self, momentum: float) -> torch.optim.Optimizer:
+    def _make_optimizer(self, name: str, momentum: float) -> torch.optim.Optimizer:
         config, parameters = self._config, self.model.parameters()
-        if config.optimizer == "adamw":
+        if name == "adamw":
             return torch.optim.AdamW(parameters, config.lr, betas=(momentum, 0.999), weight_decay=config.weight_decay)
         return torch.optim.SGD(parameters, config.lr, momentum=momentum, weight_decay=config.weight_decay)
 

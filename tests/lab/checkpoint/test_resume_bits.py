@@ -106,10 +106,10 @@ def straight_and_resumed(
         {"method": "dense", "optimizer": "adamw", "lr": 0.001},
         {"method": "gaussiank", "momentum_correction": True, "warmup": "dgc", "warmup_steps": 4, "clip_norm": 1.0},
         {"method": "randomk", "accumulate": 2, "clip_mean": 0.1, "lr_schedule": "cosine"},
-        {"precision": "bf16", "ema": 0.9, "clip_grad": 0.5, "accumulate": 2, "augment": True},
+        {"precondition": True, "precision": "bf16", "ema": 0.9, "clip_grad": 0.5, "accumulate": 2, "augment": True},
         {"precision": "fp16", "ema": 0.9, "scope": "layer", "warmup": "dense", "warmup_steps": 3},
     ],
-    ids=["topk", "dense-adamw", "gaussiank-correction", "randomk-accumulate", "bf16-ema-clip", "fp16-ema-layer"],
+    ids=["topk", "dense-adamw", "gaussiank-correction", "randomk-accumulate", "rows-bf16-ema-clip", "fp16-ema-layer"],
 )
 def test_every_setting_resumes_bit_for_bit(tmp_path: Path, settings: dict[str, Any], after: int) -> None:
     config = config_of(eval_steps=3, **settings)
