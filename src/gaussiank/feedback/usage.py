@@ -203,6 +203,7 @@ class OptimizerUse:
         mean.seen.add(name)
         parameter = self._parameters[name]()
         grad = None if parameter is None else parameter.grad
+        grad = getattr(grad, "_local_tensor", grad)  # of a DTensor: to look at all of it would send messages
         if grad is None or not (grad.is_sparse or bool(grad.any())):
             mean.gone.add(name)
 

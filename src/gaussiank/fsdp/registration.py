@@ -58,7 +58,16 @@ class FSDPDoor:
     def register(
         self, settings: Settings, scaler: torch.amp.GradScaler | None, observer: Observer | None
     ) -> Compression:
-        """Compress it: make replicas alike, as DDP does, and set the hooks."""
+        """Compress it: make replicas alike, as DDP does, and set the hooks.
+
+        Raises:
+            ValueError: momentum correction is to clip, by norms that no worker knows.
+        """
+        if settings.momentum is not None and settings.momentum.clip_norm is not None and self._mesh.size(1) > 1:
+            raise ValueError(
+                f"clip_norm of momentum must be None for a sharded model, got {settings.momentum.clip_norm}. Write "
+                "compress(..., clip_norm=...), which sums the norm over shards."
+            )
         compression = FSDPCompression(self._model, self._shards, self._mesh, settings, scaler=scaler, observer=observer)
         make_alike(self._shards, self.group)
         self._compression = weakref.ref(compression)

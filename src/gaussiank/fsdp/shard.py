@@ -7,7 +7,7 @@ padded with zeros to the length of rank 0's. A parameter without gradient is lef
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,10 +181,11 @@ class ModuleShard:
         """Add a mean to the gradients of its parameters, as torch does with the vector after the hook."""
         if (unit := self.unit) != 1:
             mean = mean.div_(unit)
-        for one, (_, place) in zip(plan.parameters, plan.layout.slices(), strict=True):
+        for one, piece in plan.pieces(mean):
             grad = one.parameter.grad
             assert isinstance(grad, DTensor)  # torch has added the vector's zeros
-            grad._local_tensor.add_(mean[place].view(grad._local_tensor.shape).to(grad.device))
+            local = grad._local_tensor
+            local.add_(piece.view(local.shape).to(local.device, local.dtype))
 
 
 class Plan:
@@ -198,9 +199,9 @@ class Plan:
     """
 
     def __init__(self, parameters: Sequence[ShardedParameter]) -> None:
-        self.parameters = [one for one in parameters if one.numel]
-        self.layout = Layout(tuple(one.name for one in self.parameters), tuple(one.numel for one in self.parameters))
-        self._numel = sum(one.padded for one in parameters)
+        self.parameters = list(parameters)
+        held = [one for one in parameters if one.numel]
+        self.layout = Layout(tuple(one.name for one in held), tuple(one.numel for one in held))
         self._places: list[slice] = []  # of the gradients, those that touch in one
         start = 0
         for one in parameters:
@@ -211,10 +212,17 @@ class Plan:
             start += one.padded
 
     def gradient(self, vector: Tensor) -> Tensor:
-        """Return the gradient in a vector, without padding: the vector itself, a view or a copy."""
+        """Return the gradient in a vector, without padding: a view, or a copy where padding lies between."""
         if len(self._places) == 1:
             return vector[self._places[0]]
         return torch.cat([vector[place] for place in self._places]) if self._places else vector[:0]
+
+    def pieces(self, gradient: Tensor) -> Iterator[tuple[ShardedParameter, Tensor]]:
+        """Yield each parameter with its part of a gradient, which is empty where other ranks have all of it."""
+        start = 0
+        for one in self.parameters:
+            yield one, gradient[start : start + one.numel]
+            start += one.numel
 
     def write_back(self, gradient: Tensor, vector: Tensor) -> None:
         """Copy a gradient to where ``gradient`` has taken it from, unless it is a view of that."""

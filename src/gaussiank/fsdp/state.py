@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.distributed.device_mesh import DeviceMesh
@@ -18,6 +20,7 @@ from gaussiank.layout import Layout
 from gaussiank.metrics import Observer
 from gaussiank.reducer import GradientReducer, Settings
 
+from .clipping import ShardedClip
 from .shard import ModuleShard, Plan
 
 
@@ -60,10 +63,11 @@ class FSDPCompression(Compression):
             mesh=f"{mesh.size(0)} replicas of {mesh.size(1)} shards",
             modules=[(shard.path, [one.name for one in shard.parameters]) for shard in shards],
         )
-        self._replicas = mesh.get_group("replicate")
+        self._replicas, self._shards_group = mesh.get_group("replicate"), mesh.get_group("shard")
+        self._clip = settings.clip and ShardedClip(settings.clip, self._shards_group)
         self._reducer = GradientReducer(
             {name: tuple(one.local.shape) for name, one in parameters.items()},
-            settings,
+            replace(settings, clip=None),  # a shard's norm says little
             group=self._replicas,
             observer=observer,
             use=OptimizerUse({name: one.parameter for name, one in parameters.items()}),
@@ -72,12 +76,12 @@ class FSDPCompression(Compression):
             held = {name: one.numel for name, one in parameters.items()}
             observer.attach(self.config, held, self._reducer.feedback, self._replicas)
         self._whole_model = settings.scope == "model"
-        self._scaler = scaler
+        self._scaler, self._scale = scaler, 1.0
         self._shards = list(shards)
         self._hooks = [Hook(self, shard) for shard in shards]
         assert isinstance(model, FSDPModule)
         self._state = model._get_fsdp_state()
-        self._backward = -1  # torch's number of the one under way
+        self._backward, self._unit = -1, 1.0  # torch's number of the one under way; see ModuleShard.unit
         self._waiting: list[_Waiting] = []
         for hook in self._hooks:
             hook.shard.module.set_all_reduce_hook(hook)
@@ -92,17 +96,21 @@ class FSDPCompression(Compression):
             return
         shard.take_up(vector)
         if shard.sums:
-            vector.mul_(self._reducer.world_size)
-        self._begin(shard.unit)
-        if not plan.layout.names:  # other ranks have all of it
-            return
+            vector.mul_(self._replicas.size())
+        self._begin(shard)
         gradient = plan.gradient(vector)
         if self._whole_model and not self._reducer.dense:
             self._waiting.append(_Waiting(shard, plan, gradient.clone()))
             vector.zero_()
             return
-        self._reducer.wait(self._start(plan.layout, gradient))
+        if self._clip:
+            self._clip.apply([(plan, gradient)], self._scale)
+        self._require_finite(partial(self._exchange, plan.layout, gradient), vector.device)
         plan.write_back(gradient, vector)
+
+    def _exchange(self, layout: Layout, gradient: Tensor) -> None:
+        if layout.names:  # else other ranks have all of it
+            self._reducer.wait(self._start(layout, gradient))
 
     def _start(self, layout: Layout, gradient: Tensor) -> Done:
         if (done := self._reducer.repeat(lambda: layout, gradient)) is not None:
@@ -111,17 +119,28 @@ class FSDPCompression(Compression):
             return self._reducer.reduce_dense(lambda: layout, gradient)
         return self._reducer.reduce_sparse(layout, [gradient])
 
-    def _begin(self, unit: float) -> None:
+    def _begin(self, shard: ModuleShard) -> None:
         """Begin a step with the first vector of a backward.
 
         Which vector is the last depends on the model: the root's may come before others'. So the end of the step is
         told by the end of the backward, after torch's own end of it, in which it reduces what is left.
+
+        Raises:
+            RuntimeError: modules hand over gradients in several units.
         """
+        unit = shard.unit
         if (backward := torch._C._current_graph_task_id()) == self._backward:
+            if unit != self._unit:
+                raise RuntimeError(
+                    f"all FSDP modules must divide alike, got {shard.path or 'root'!r} whose vector torch divides by "
+                    f"{unit:g} after the hook, and {self._unit:g} before it. Give all one reduce_dtype, and call "
+                    "set_force_sum_reduction_for_comms and set_gradient_divide_factor on every FSDP module or on none."
+                )
             return
         self._require_hooks()
-        self._backward, self._waiting = backward, []
-        self._reducer.begin(scale=unit * (self._scaler.get_scale() if self._scaler else 1.0))
+        self._backward, self._unit, self._waiting = backward, unit, []
+        self._scale = unit * (self._scaler.get_scale() if self._scaler else 1.0)
+        self._reducer.begin(scale=self._scale)
         Variable._execution_engine.queue_callback(self._end)
 
     @torch.no_grad()
@@ -133,13 +152,49 @@ class FSDPCompression(Compression):
                 "backward that raised, call model.reset_iter_state() first."
             )
         if self._waiting:
-            waiting, self._waiting = self._waiting, []
-            names = tuple(name for one in waiting for name in one.plan.layout.names)
-            numels = tuple(numel for one in waiting for numel in one.plan.layout.numels)
-            self._reducer.wait(self._reducer.reduce_sparse(Layout(names, numels), [one.gradient for one in waiting]))
-            for one in waiting:
-                one.shard.add_to_grads(one.plan, one.gradient)
+            self._reduce_waiting()
         self._reducer.seal()
+
+    def _reduce_waiting(self) -> None:
+        """Exchange the whole model at once, and add each module's part to its gradients."""
+        waiting, self._waiting = self._waiting, []
+        if self._clip:
+            self._clip.apply([(one.plan, one.gradient) for one in waiting], self._scale)
+        names = tuple(name for one in waiting for name in one.plan.layout.names)
+        layout = Layout(names, tuple(numel for one in waiting for numel in one.plan.layout.numels))
+        gradients = [one.gradient for one in waiting if one.plan.layout.names]
+
+        def exchange() -> None:
+            if gradients:
+                self._reducer.wait(self._reducer.reduce_sparse(layout, gradients))
+
+        self._require_finite(exchange, waiting[0].gradient.device)
+        for one in waiting:
+            one.shard.add_to_grads(one.plan, one.gradient)
+
+    def _require_finite(self, exchange: Callable[[], None], device: torch.device) -> None:
+        """Exchange; with ``on_nonfinite="raise"``, what raises on the replicas of one shard raises on those of all.
+
+        Raises:
+            RuntimeError: a mean is not finite, here or in another shard, or a worker is gone.
+        """
+        if not self._reducer.raise_nonfinite:
+            exchange()
+            return
+        error = None
+        try:
+            exchange()
+        except RuntimeError as here:
+            error = here
+        failed = torch.tensor(error is not None, dtype=torch.int32, device=device)
+        dist.all_reduce(failed, dist.ReduceOp.MAX, group=self._shards_group)
+        if error is not None:
+            raise error
+        if bool(failed):
+            raise RuntimeError(
+                f"gradients must be finite, got infinity or NaN in another shard in step {self.metrics.step}. No "
+                "residual was changed; that shard's workers name the parameter."
+            )
 
     def exchanging(self) -> bool:
         """Tell whether the next backward exchanges gradients."""
