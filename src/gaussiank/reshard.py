@@ -71,7 +71,7 @@ def reshard(states: Sequence[State], rank: int, world_size: int) -> dict[str, An
     """
     if not states:
         raise ValueError("states must hold what the sources saved, got none. See gaussiank.reshard.sources.")
-    states = [_at_agreed(state) for state in states]
+    states = [at_agreed(state) for state in states]
     first = states[0]
     saved_world_size = first["world_size"]
     wanted = sources(rank, world_size, saved_world_size)
@@ -91,7 +91,7 @@ def reshard(states: Sequence[State], rank: int, world_size: int) -> dict[str, An
     return {**first, "rank": rank, "world_size": world_size, **moved_state}
 
 
-def _at_agreed(state: State) -> State:
+def at_agreed(state: State) -> State:
     """Return a state of ``LocalSteps`` with its local weights at the agreed ones, their difference in its residual."""
     if "agreed" not in state:
         return state

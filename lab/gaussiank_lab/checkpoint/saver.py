@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gaussiank.reshard import reshard, sources
+from gaussiank.reshard import at_agreed, reshard, sources
 from gaussiank_lab.checkpoint.format import FORMS, CheckpointFolder, FormName, Manifest, Part, Place, State
 from gaussiank_lab.checkpoint.resume import Resume
 
@@ -101,7 +101,9 @@ def load_worker(resume: Resume) -> WorkerState:
     if saved == world_size:
         return WorkerState(shared, states[0], random, None)
     compression = reshard(states, rank, world_size)
-    counted = states if rank < saved else []  # with more workers than before, several share one saved state
+    counted = (
+        [at_agreed(state) for state in states] if rank < saved else []
+    )  # with more workers than before, several share one saved state
     return WorkerState(shared, compression, random, _mass_change(counted, saved, compression, world_size))
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 from gaussiank.schedule import Constant, DenseStart, Schedule, Warmup, require_density
 from gaussiank_lab.limits import require_numbers
 from gaussiank_lab.outputs import write_whole
+from gaussiank_lab.train.local import local_method
 
 if TYPE_CHECKING:  # the command line reads the settings' help from here, and must not wait for torch
     from gaussiank.compressors import Compressor
@@ -49,7 +50,9 @@ class TrainConfig:
         data_dir: folder of your own data sets.
         context: tokens that a language model sees at once.
         augment: shift and mirror training images at random.
-        methods: compressors to compare, separated by commas; settings follow a colon: ``randomk:feedback=false``.
+        methods: compressors to compare, separated by commas; settings follow a colon: ``randomk:feedback=false``;
+            ``local`` and ``diloco`` exchange what optimizers did, seldom: ``local:density=0.0625``,
+            ``diloco:values=8bit``.
         density: share of the entries to send, in (0, 1].
         workers: local processes to start (4); under torchrun, torchrun's number is used.
         batch_size: examples per worker and step.
@@ -73,6 +76,7 @@ class TrainConfig:
         precondition: divide gradients by the root mean squares of their rows (``AdamRows``) before the selection, and
             step with SGD without momentum, in methods with error feedback.
         clip_norm: norm to which the momentum correction clips a worker's gradient.
+        sync_every: steps between two exchanges of the methods local and diloco (30).
         scope: where k is counted: ``bucket``, ``layer`` or ``model``.
         max_bytes: most bytes of a message from one worker to another.
         collective: how workers agree on the mean: allgather, split, leader, tree, hierarchical, auto or dense; fields
@@ -114,6 +118,7 @@ class TrainConfig:
     momentum_correction: bool = False
     precondition: bool = False
     clip_norm: float | None = None
+    sync_every: int | None = None
     scope: ScopeName = "bucket"
     max_bytes: int | None = None
     collective: str = "allgather"
@@ -139,7 +144,8 @@ class TrainConfig:
         if len(set(self.methods)) < len(self.methods):
             raise ValueError(f"methods must differ, got {', '.join(self.methods)}. Name each once.")
         for method in self.methods:
-            self._require_feedback(method)
+            self._require_method(method)
+        self._check_local()
         require_density(self.density)
         require_scope(self.scope)
         choices = {
@@ -156,12 +162,27 @@ class TrainConfig:
             raise ValueError(f"device must be cpu or cuda, got {self.device!r}. Choose one of them.")
         self._check_numbers()
 
-    def _require_feedback(self, method: str) -> None:
+    def _check_local(self) -> None:
+        seldom = [method for method in self.methods if local_method(method)]
+        if self.sync_every is not None and not seldom:
+            raise ValueError(
+                f"methods must have local or diloco with sync_every, got {', '.join(self.methods)}. "
+                "Give --methods dense,local, for example."
+            )
+        for argument in ("ema", "max_bytes", "clip_norm"):
+            if seldom and (value := getattr(self, argument)) is not None:
+                raise ValueError(
+                    f"{argument} must be left out with {seldom[0]}, got {value}. Compare it in another run."
+                )
+
+    def _require_method(self, method: str) -> None:
         from gaussiank.autotune import parse_policy
         from gaussiank.collectives import require_feedback
         from gaussiank.compressors import parse_compressor
 
-        collective, compressor = parse_policy(self.collective), parse_compressor(method)
+        local = local_method(method)
+        collective = parse_policy(self.collective)
+        compressor = parse_compressor(local.settings()["compressor"] if local else method)
         try:
             require_feedback(collective, compressor)
         except ValueError as error:
@@ -173,7 +194,15 @@ class TrainConfig:
             value = getattr(self, argument)
             if value is not None and abs(value) > largest:
                 raise ValueError(f"{argument} must be at most {largest:,}, got {value:,}. Lower it.")
-        least = {"workers": 1, "batch_size": 1, "epochs": 1, "steps": 1, "warmup_steps": 1, "context": 1}
+        least = {
+            "workers": 1,
+            "batch_size": 1,
+            "epochs": 1,
+            "steps": 1,
+            "warmup_steps": 1,
+            "context": 1,
+            "sync_every": 1,
+        }
         for argument, smallest in {**least, "accumulate": 1, "eval_steps": 1, "lr_warmup_steps": 0}.items():
             value = getattr(self, argument)
             if value is not None and value < smallest:

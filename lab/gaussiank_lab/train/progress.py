@@ -86,7 +86,7 @@ class LiveProgress:
         last = self._last
         if last is not None:
             now = (
-                f"loss {last['loss']:.3f}{self._judged} kept/k {last['kept'] / last['k']:.2f} "
+                f"loss {last['loss']:.3f}{self._judged} kept/k {last['kept'] / max(1, last['k']):.2f} "
                 f"sent {bytes_text(last['sent_bytes'])}"
             )
             self._progress.update(self._task, completed=last["step"], now=now)

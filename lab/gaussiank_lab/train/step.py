@@ -7,6 +7,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -14,12 +15,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gaussiank import AdamWarning, Compression, compress
+from gaussiank import AdamWarning, Compression, LocalSteps, compress
 from gaussiank.autotune import Auto
+from gaussiank.comm import ring_bytes
 from gaussiank.compressors import parse_compressor
 from gaussiank.metrics import Metrics, Observer
 from gaussiank_lab.data import Batch, Data
 from gaussiank_lab.train.config import PrecisionName, TrainConfig
+from gaussiank_lab.train.local import SYNC_EVERY, DiLoCo, Local, local_method, local_steps
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -232,7 +235,7 @@ class Measurements:
         columns = dict(zip(("k", *COLUMNS), zip(*self._averaged, strict=True), strict=True))
         sent, dense = statistics.fmean(columns["sent_bytes"]), statistics.fmean(columns["dense_bytes"])
         return {
-            "kept_over_k": sum(columns["kept"]) / sum(columns["k"]),
+            "kept_over_k": sum(columns["kept"]) / max(1, sum(columns["k"])),
             "sent_bytes": sent,
             "dense_bytes": dense,
             "compression": dense / sent if sent else 1.0,
@@ -312,14 +315,38 @@ class Stepper:
         torch.manual_seed(config.seed)
         self.model: nn.Module = config.spec.build(data.outputs).to(self._device)
         torch.manual_seed((config.seed << 16) + 1 + dist.get_rank())  # every worker drops out its own activations
+        self.precision = Precision(config.precision, self._device)
+        self._taken = self._sent_dense = 0
+        self.skipped = 0
+        self._exchange: DistributedDataParallel | None = None
+        self._local: LocalSteps | None = None
+        self._compression: Compression | None = None
+        if (seldom := local_method(method)) is not None:
+            self._exchange_seldom(seldom)
+        else:
+            self._exchange_often(method, epoch_steps, recorder)
+        self.average = None if config.ema is None else WeightAverage(self.model, config.ema)
+
+    def _exchange_seldom(self, method: Local | DiLoCo) -> None:
+        config = self._config
+        self._clips, self._sends_all = config.clip_grad is not None, False
+        self._optimizer = self._make_optimizer(config.optimizer, config.momentum)
+        every = config.sync_every or SYNC_EVERY
+        self._local = local_steps(
+            method, self.model, self._optimizer,
+            sync_every=every, collective=config.collective, timeout_s=config.timeout_s,
+        )  # fmt: skip
+        self._dense_bytes = sum(ring_bytes(one.detach(), dist.get_world_size()) for one in self.model.parameters())
+        self._metrics = Metrics()
+
+    def _exchange_often(self, method: str, epoch_steps: int, recorder: Observer | None) -> None:
+        config = self._config
         self._clips = config.clip_grad is not None
         self._exchange = DistributedDataParallel(GradientCarrier(self.model) if self._clips else self.model)
-        self.precision = Precision(config.precision, self._device)
         compressor = parse_compressor(method)
         self._sends_all = compressor.sends_all
-        self._taken = self._sent_dense = 0
         correction, rows = config.correction(compressor), config.preconditioner(compressor)
-        self._compression: Compression = compress(
+        self._compression = compress(
             self._exchange,
             config.schedule(epoch_steps),
             compressor=compressor,
@@ -338,8 +365,6 @@ class Stepper:
         self._optimizer = self._make_optimizer(
             "sgd" if rows else config.optimizer, 0.0 if correction or rows else config.momentum
         )
-        self.average = None if config.ema is None else WeightAverage(self.model, config.ema)
-        self.skipped = 0
 
     def _make_optimizer(self, name: str, momentum: float) -> torch.optim.Optimizer:
         config, parameters = self._config, self.model.parameters()
@@ -350,22 +375,23 @@ class Stepper:
     @property
     def metrics(self) -> Metrics:
         """What the last step sent."""
-        return self._compression.metrics
+        return self._metrics if self._compression is None else self._compression.metrics
 
     @property
     def finding(self) -> str:
         """What ``auto`` found out about the link; empty with other collectives."""
-        collective = self._compression.collective
+        collective = None if self._compression is None else self._compression.collective
         if not isinstance(collective, Auto) or self._sends_all:
             return ""
         return f"{collective.finding}; {self._sent_dense} of {self._taken} steps were dense"
 
-    def take(self, lr: float, batches: Sequence[Batch]) -> StepTimes:
+    def take(self, lr: float, batches: Sequence[Batch], *, last: bool = False) -> StepTimes:
         """Take a step on the mean loss of some batches.
 
         Args:
             lr: learning rate of this step.
             batches: as many as are accumulated.
+            last: no step follows.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = lr
@@ -379,31 +405,55 @@ class Stepper:
             self.skipped += 1
         elif self.average is not None:
             self.average.update()
+        if self._local is not None:
+            back = self._now()
+            self._step_locally(self._local, last=last)
         ended = self._now()
         self._taken += 1
         self._sent_dense += self.metrics.kept == self.metrics.numel
-        return StepTimes(loss.item(), ended - started, back - self.metrics.launched_at)
+        communicate_s = ended - back if self._local else back - self.metrics.launched_at
+        return StepTimes(loss.item(), ended - started, communicate_s)
+
+    def _step_locally(self, local: LocalSteps, *, last: bool) -> None:
+        """Count a step, and measure what it sent, beside what DDP would have; the last one exchanges in any case."""
+        before, ended = local.sent_bytes, local.step()
+        if last:
+            local.finish()
+        exchanged = local.metrics if ended or last else Metrics(density=0.0)
+        self._metrics = replace(
+            exchanged,
+            step=local.steps - 1,
+            select_s=0.0,  # it is part of what the step waited for
+            sent_bytes=local.sent_bytes - before,
+            dense_bytes=self._dense_bytes,
+        )
+
+    def judged(self) -> contextlib.AbstractContextManager[None]:
+        """Let the model have the weights that are judged: the same on every worker."""
+        return contextlib.nullcontext() if self._local is None else self._local.at_agreed()
 
     def _backward(self, batches: Sequence[Batch]) -> Tensor:
         """Leave the exchanged gradient in the parameters; returns this worker's loss."""
         self._optimizer.zero_grad()
         total: Tensor | None = None
         for number, batch in enumerate(batches, 1):
-            alone = number < len(batches) and not self._clips  # its gradient waits for those of the others
-            with self._exchange.no_sync() if alone else contextlib.nullcontext():
+            # its gradient waits for those of the others
+            alone = self._exchange is not None and number < len(batches) and not self._clips
+            with self._exchange.no_sync() if self._exchange and alone else contextlib.nullcontext():
                 loss = self._loss(batch) / len(batches)
                 self.precision.scaled(loss).backward()
             total = loss.detach() if total is None else total + loss.detach()
         if self._config.clip_grad is not None:
             clip_local(self.model, self._config.clip_grad * self.precision.scale)
-            self._exchange().backward()
+            if self._exchange is not None:
+                self._exchange().backward()
         assert total is not None  # a step has a batch
         return total
 
     def _loss(self, batch: Batch) -> Tensor:
         batch = batch.to(self._device)
         inputs = self._data.train.prepare(batch.inputs)
-        output = self.precision.run(self.model if self._clips else self._exchange, inputs)
+        output = self.precision.run(self.model if self._clips else self._exchange or self.model, inputs)
         return self._data.task.loss(output, batch.targets)
 
     def _now(self) -> float:
@@ -415,6 +465,9 @@ class Stepper:
 
     def own_state(self) -> dict[str, Any]:
         """Return what belongs to this worker alone."""
+        if self._local is not None:
+            return self._local.state_dict(inner=True)
+        assert self._compression is not None  # one of them
         return self._compression.state_dict()
 
     def shared_state(self) -> dict[str, Any]:
@@ -438,7 +491,8 @@ class Stepper:
             shared: the same on every worker.
             batches: for the backward that is thrown away.
         """
-        self._backward(batches)
+        if self._compression is not None:
+            self._backward(batches)
         self._optimizer.zero_grad()
         self.model.load_state_dict(shared["model"])
         self._optimizer.load_state_dict(shared["optimizer"])
@@ -447,4 +501,7 @@ class Stepper:
         if self.average:
             self.average.load_state_dict(shared["average"])
         self.skipped = shared["skipped"]
-        self._compression.load_state_dict(own)
+        if self._local is not None:
+            self._local.load_state_dict(own)
+        elif self._compression is not None:
+            self._compression.load_state_dict(own)

@@ -108,7 +108,7 @@ class Training:
         """Take a step, and do whatever is due after it: measure, evaluate, save."""
         config, step = self._config, self._step
         lr = learning_rate(config.lr, config.lr_schedule, step, self.steps, config.lr_warmup_steps)
-        loss, step_s, communicate_s = self._stepper.take(lr, batches)
+        loss, step_s, communicate_s = self._stepper.take(lr, batches, last=step == self.steps)
         metrics = self._stepper.metrics
         sent = (metrics.kept, metrics.sent_bytes, metrics.dense_bytes)
         compute_s = step_s - communicate_s - metrics.select_s
@@ -137,7 +137,8 @@ class Training:
         """Judge the model by the test set, its averaged weights too, and report the result."""
         batch_size, device = self._config.spec.eval_batch, torch.device(self._config.device)
         precision, average = self._stepper.precision, self._stepper.average
-        values = evaluate(self.model, self._data, batch_size, device, precision)
+        with self._stepper.judged():
+            values = evaluate(self.model, self._data, batch_size, device, precision)
         if average is not None:
             with average.in_place():
                 judged = evaluate(self.model, self._data, batch_size, device, precision)

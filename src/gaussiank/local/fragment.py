@@ -20,6 +20,8 @@ from gaussiank.reducer import GradientReducer, Settings
 from .notes import digest
 from .vector import by_name, flat_of, vectors_of
 
+_COUNTED = ("step", "density", "numel", "k", "kept", "sent_bytes", "dense_bytes")  # of a round, for one that resumes
+
 
 @dataclass
 class Flight:
@@ -187,6 +189,7 @@ class Fragment:
                 "began": flight.began,
                 "means": by_name(self.vectors, flight.means),
                 "before": by_name(self.vectors, flight.before),
+                "measured": {name: getattr(self.metrics, name) for name in _COUNTED},
             },
         }
 
@@ -218,6 +221,7 @@ class Fragment:
             means = [flat_of(vector, flight["means"]) for vector in self.vectors]
             before = [flat_of(vector, flight["before"]) for vector in self.vectors] if flight["before"] else []
             self.flight = Flight(flight["began"], means, [], before, None)
+            self.reducer.measured = Metrics(**flight["measured"])
 
     def rewind(self) -> None:
         """Overwrite the local weights by the agreed ones, as if nothing had been learnt since."""

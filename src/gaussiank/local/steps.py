@@ -93,6 +93,7 @@ class LocalSteps:
         outer_optimizer: steps the agreed weights; for a scheduler of its learning rate.
         steps: inner steps so far.
         metrics: measurements of the last round that ended; its ``step`` counts the rounds of a fragment.
+        sent_bytes: bytes that this worker has sent in rounds that have ended.
 
     Raises:
         ValueError: an argument out of its range, a model that something else averages over the same workers, or workers
@@ -202,6 +203,7 @@ class LocalSteps:
         self._flying: deque[Fragment] = deque()
         self._told: set[int] = set()  # ranks whose outlying difference was warned of
         self.metrics = self._fragments[-1].metrics
+        self.sent_bytes = 0
 
     def agreed(self) -> dict[str, Tensor]:
         """Return copies of the weights that all workers agreed on last, by parameter: those to evaluate and keep."""
@@ -499,6 +501,7 @@ class LocalSteps:
             if self._statistics is not None and fragment is self._fragments[-1]:
                 self._statistics.land()
             self.metrics, ended = fragment.metrics, True
+            self.sent_bytes += self.metrics.sent_bytes
         return ended
 
     @torch.no_grad()

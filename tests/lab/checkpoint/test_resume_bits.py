@@ -108,8 +108,17 @@ def straight_and_resumed(
         {"method": "randomk", "accumulate": 2, "clip_mean": 0.1, "lr_schedule": "cosine"},
         {"precondition": True, "precision": "bf16", "ema": 0.9, "clip_grad": 0.5, "accumulate": 2, "augment": True},
         {"precision": "fp16", "ema": 0.9, "scope": "layer", "warmup": "dense", "warmup_steps": 3},
+        {"method": "local:fragments=2:sync_delay=1", "sync_every": 3, "optimizer": "adamw", "precision": "fp16"},
     ],
-    ids=["topk", "dense-adamw", "gaussiank-correction", "randomk-accumulate", "rows-bf16-ema-clip", "fp16-ema-layer"],
+    ids=[
+        "topk",
+        "dense-adamw",
+        "gaussiank-correction",
+        "randomk-accumulate",
+        "rows-bf16-ema-clip",
+        "fp16-ema-layer",
+        "local",
+    ],
 )
 def test_every_setting_resumes_bit_for_bit(tmp_path: Path, settings: dict[str, Any], after: int) -> None:
     config = config_of(eval_steps=3, **settings)
