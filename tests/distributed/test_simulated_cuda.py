@@ -51,7 +51,7 @@ WAITS = {
     "chunktopk": "selection.py:take chunktopk.py:select",
     # no bound on the count: payloads say how long they are
     "sidco": "selection.py:take sidco.py:_exponential sidco.py:select all_gather.py:_largest all_gather.py:_padded"
-    " wire.py:decode payload.py:counts payload.py:framed_sizes",
+    " wire.py:decode payload.py:counts native.py:framed_sizes",
 }
 """Which functions wait for the device in the hook, by compressor."""
 

@@ -4,7 +4,8 @@
 """
 
 from .indices import INDEX_CODES, SharedDraw
-from .payload import counts, framed, framed_sizes
+from .native import framed, framed_sizes
+from .payload import counts
 from .raw import HEADER_BYTES, encode, entries_within, payload_bytes
 from .values import VALUE_CODES, Rounding
 from .wire import Wire, chosen_wire, decode, default_wire

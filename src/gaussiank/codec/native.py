@@ -5,13 +5,20 @@ from __future__ import annotations
 from ctypes import c_int64, c_void_p
 from enum import IntEnum
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from gaussiank.ops.dispatch import kernels
 from gaussiank.ops.native import address, library
 from gaussiank.sparse import SparseGradient
+
+if TYPE_CHECKING:
+    from .payload import Codes
+
+HEADER_BYTES = 20
+"""In front of the sections of a payload."""
 
 SLACK = 8
 """Bytes behind the result that encoders may write to; ``SLACK`` in ``csrc/codec.h``."""
@@ -145,31 +152,43 @@ FOREIGN = -100
 """``read_payload`` has found something that it does not know; ``FOREIGN`` in ``csrc/codec_payload.c``."""
 
 
+class Packed(NamedTuple):
+    """A payload, and what its values lost.
+
+    Attributes:
+        row: the payload; if it fits into the frame that was asked for, filled up to it, and then its size in 8 bytes.
+        size: bytes of the payload alone.
+        error: ``[kept]`` what was rounded off each value, None when the value code loses nothing.
+    """
+
+    row: Tensor
+    size: int
+    error: Tensor | None
+
+
 def write_payload(
-    numbers: tuple[int, int], sparse: SparseGradient, slots: int, sizes: tuple[int, int, int], *, rounding: bool
-) -> tuple[Tensor, int, Tensor]:
-    """Write float32 entries to a whole payload, in one call.
+    codes: Codes, sparse: SparseGradient, slots: int, frame: int = 0, *, rounding: bool = False
+) -> Packed | None:
+    """Write float32 entries to a whole payload, in one call; None where the reference has to do it.
 
     Args:
-        numbers: of the index code and the value code.
+        codes: of indices and values.
         sparse: entries; with values that are rounded, unless ``rounding``.
-        slots: entries to have room for.
-        sizes: most bytes of the payload; the exact size of its index section, 0 when the indices decide it; and the
-            frame to put it in, or 0.
-        rounding: round first.
-
-    Returns:
-        The payload, in its frame if it fits; its size; and scratch or, after rounding with a code that loses something,
-        what was rounded off each value.
+        slots: entries to have room for, if the index code can.
+        frame: length to fill up a payload to that is not longer; its size follows then.
+        rounding: round to the nearest levels first.
     """
+    if not codes.native or sparse.values.dtype != torch.float32 or kernels(sparse.indices) is None:
+        return None
     indices, values = sparse.indices.contiguous(), sparse.values.contiguous()
-    most, index_bytes, frame = sizes
+    slots = slots if codes.on_device else sparse.kept
+    most, index_bytes = codes.sizes(slots, sparse.numel)
     room = max(most, frame) + SLACK
     payload = torch.empty(room, dtype=torch.uint8, device="cpu")
     spare = torch.empty_like(values)
     write = _function("write", *_WRITE)
     size = write(
-        *numbers,
+        *codes.numbers,
         rounding,
         address(indices, torch.int32),
         address(values, torch.float32, indices.numel()),
@@ -184,25 +203,45 @@ def write_payload(
     )
     if size < 0:
         raise error(size)
-    return payload[: frame + FRAME_BYTES if size <= frame else size], size, spare
+    row = payload[: frame + FRAME_BYTES if size <= frame else size]
+    return Packed(row, size, None if codes.values.exact else spare)
 
 
-def read_payload(payload: Tensor, numbers: tuple[int, int], numel: int, room: int) -> SparseGradient | None:
+def framed(payload: Tensor, frame: int) -> Tensor:
+    """Fill a payload up to a frame that it fits into, and append its size in 8 bytes.
+
+    Example:
+        >>> framed(torch.tensor([7, 8], dtype=torch.uint8), 3).tolist()
+        [7, 8, 0, 2, 0, 0, 0, 0, 0, 0, 0]
+    """
+    size = torch.tensor([payload.numel()], device="cpu").view(torch.uint8).to(payload.device, non_blocking=True)
+    return torch.cat([payload, payload.new_zeros(frame - payload.numel()), size])
+
+
+def framed_sizes(rows: Tensor) -> list[int]:
+    """Read the sizes behind frames, rows of uint8 ``[rows, frame + 8]``; one synchronisation on an accelerator."""
+    sizes: list[int] = rows[:, -FRAME_BYTES:].flatten().clone().view(torch.int64).tolist()
+    return sizes
+
+
+def read_payload(payload: Tensor, codes: Codes, numel: int) -> SparseGradient | None:
     """Read an untrusted payload in one call; None when the reference has to say what is wrong with it, or to read it.
 
     Args:
         payload: uint8 ``[bytes]``, contiguous.
-        numbers: of the index code and the value code that it must have.
+        codes: that it must have.
         numel: length that it must name.
-        room: most entries that so many bytes can hold.
     """
+    if not codes.native or kernels(payload) is None:
+        return None
+    room = min(numel, 8 * max(0, payload.numel() - HEADER_BYTES) // codes.values.least_bits)  # no more can be in it
     indices = torch.empty(room, dtype=torch.int32, device="cpu")
     values = torch.empty(room, dtype=torch.float32, device="cpu")
     read = _function("read", *_READ)
     count = read(
         address(payload, torch.uint8),
         payload.numel(),
-        *numbers,
+        *codes.numbers,
         numel,
         address(indices, torch.int32, room),
         address(values, torch.float32, room),

@@ -7,23 +7,20 @@ import zlib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gaussiank.ops.dispatch import kernels
 from gaussiank.sparse import MAX_NUMEL, SparseGradient
 
 from . import native
 from .indices import INDEX_CODES, RETIRED_CODES, DeviceCode, IndexCode, Seed, SharedDraw
-from .native import Fault, error
+from .native import HEADER_BYTES, Fault, error
 from .values import VALUE_CODES, ValueCode
 
 VERSION = 2
-HEADER_BYTES = 20
 MAX_INDEX_BYTES = 2**32 - 1
 _MAGIC = b"KG"
 _FIELDS = struct.Struct("<B2sBIII")  # version, magic, codes, numel, count, index bytes; the checksum follows
@@ -45,6 +42,11 @@ class Codes:
         return f"{self.index.name}+{self.values.name}"
 
     @cached_property
+    def on_device(self) -> bool:
+        """Whether the section of indices may have room for more than it holds, as accelerators need it."""
+        return isinstance(self.index, DeviceCode)
+
+    @cached_property
     def numbers(self) -> tuple[int, int]:
         """Both codes' numbers."""
         return self.index.number, self.values.number
@@ -59,7 +61,7 @@ class Codes:
     def sizes(self, slots: int, numel: int) -> tuple[int, int]:
         """Return the most bytes of a payload of so many slots, and the size of its indices, 0 where they decide it."""
         most = HEADER_BYTES + self.index.max_bytes(max(slots, 1), numel) + self.values.bytes_for(slots)
-        return most, self.index.max_bytes(slots, numel) if isinstance(self.index, DeviceCode) else 0
+        return most, self.index.max_bytes(slots, numel) if self.on_device else 0
 
     def with_draw(self, shared: SharedDraw | None) -> Codes:
         """Return the codes with the draw that the index code ``seed`` needs."""
@@ -96,7 +98,7 @@ def write(sparse: SparseGradient, codes: Codes, slots: int) -> Tensor:
     Raises:
         ValueError: indices out of order, or values that are not rounded.
     """
-    if (packed := write_natively(sparse, codes, slots)) is not None:
+    if (packed := native.write_payload(codes, sparse, slots)) is not None:
         return packed.row
     slots = slots if isinstance(codes.index, DeviceCode) else sparse.kept
     on_cpu = sparse.indices.device.type == "cpu"
@@ -112,49 +114,6 @@ def write(sparse: SparseGradient, codes: Codes, slots: int) -> Tensor:
         checksum = zlib.crc32(_view(values), zlib.crc32(_view(indices), zlib.crc32(head)))
     whole = torch.frombuffer(bytearray(head + struct.pack("<I", checksum)), dtype=torch.uint8)
     return torch.cat([whole.to(indices.device, non_blocking=True), indices, values])
-
-
-class Packed(NamedTuple):
-    """A payload, and what its values lost.
-
-    Attributes:
-        row: the payload; if it fits into the frame that was asked for, filled up to it, and then its size in 8 bytes.
-        size: bytes of the payload alone.
-        error: ``[kept]`` what was rounded off each value, None when the value code loses nothing.
-    """
-
-    row: Tensor
-    size: int
-    error: Tensor | None
-
-
-def write_natively(
-    sparse: SparseGradient, codes: Codes, slots: int, frame: int = 0, *, rounding: bool = False
-) -> Packed | None:
-    """Write as ``write`` does, after ``rounding`` values to the nearest levels, in one call; None if C cannot do it."""
-    if not codes.native or sparse.values.dtype != torch.float32 or kernels(sparse.indices) is None:
-        return None
-    slots = slots if isinstance(codes.index, DeviceCode) else sparse.kept
-    sizes = (*codes.sizes(slots, sparse.numel), frame)
-    row, size, error = native.write_payload(codes.numbers, sparse, slots, sizes, rounding=rounding)
-    return Packed(row, size, None if codes.values.exact else error)
-
-
-def framed(payload: Tensor, frame: int) -> Tensor:
-    """Fill a payload up to a frame that it fits into, and append its size in 8 bytes.
-
-    Example:
-        >>> framed(torch.tensor([7, 8], dtype=torch.uint8), 3).tolist()
-        [7, 8, 0, 2, 0, 0, 0, 0, 0, 0, 0]
-    """
-    size = torch.tensor([payload.numel()], device="cpu").view(torch.uint8).to(payload.device, non_blocking=True)
-    return torch.cat([payload, payload.new_zeros(frame - payload.numel()), size])
-
-
-def framed_sizes(rows: Tensor) -> list[int]:
-    """Read the sizes behind frames, rows of uint8 ``[rows, frame + 8]``; one synchronisation on an accelerator."""
-    sizes: list[int] = rows[:, -native.FRAME_BYTES :].flatten().clone().view(torch.int64).tolist()
-    return sizes
 
 
 def require_same_bits(back: Tensor, values: Tensor) -> None:

@@ -10,12 +10,12 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from gaussiank.ops.dispatch import kernels
 from gaussiank.sparse import SparseGradient
 
 from . import native, raw
 from .indices import INDEX_CODES, DeviceCode, SharedDraw
-from .payload import HEADER_BYTES, Codes, Packed, framed, is_ours, read, read_unchecked, write, write_natively
+from .native import HEADER_BYTES, Packed, framed
+from .payload import Codes, is_ours, read, read_unchecked, write
 from .values import VALUE_CODES, Rounding
 
 WIDE = "fp64"
@@ -168,7 +168,7 @@ class Wire:
         codes = self._codes(sparse.values.dtype)
         if self.rounding == "nearest" and (capacity is None or sparse.kept <= capacity):
             slots = sparse.kept if capacity is None else min(capacity, sparse.numel)
-            packed = write_natively(sparse, codes, slots, frame, rounding=True)
+            packed = native.write_payload(codes, sparse, slots, frame, rounding=True)
             if packed is not None:
                 return packed if capacity is None else packed._replace(row=self._with_room(packed.row, slots, sparse))
         values = sparse.values if self.exact else self.round(sparse.values, generator)
@@ -209,10 +209,8 @@ class Wire:
             if numel is None:
                 raise ValueError("numel must be given for a payload on an accelerator, got None. Pass the length.")
             return with_dtype(read_unchecked(payload, codes, min(capacity, numel), numel), dtype)
-        body, found = payload.cpu().contiguous(), None
-        if numel is not None and codes.native and kernels(body) is not None:  # all in one call
-            room = min(numel, 8 * max(0, body.numel() - HEADER_BYTES) // codes.values.least_bits)
-            found = native.read_payload(body, codes.numbers, numel, room)
+        body = payload.cpu().contiguous()
+        found = None if numel is None else native.read_payload(body, codes, numel)
         sparse = read(body, numel, self._accepted(dtype), shared) if found is None else found
         sparse = sparse if sparse.values.dtype == dtype else with_dtype(sparse, dtype)
         if payload.device.type == "cpu":

@@ -96,7 +96,8 @@ class DDPCompression(Compression):
         if self._reducer.dense:
             held = self._without_gradient([bucket], [grad])
             return self._reducer.reduce_dense(lambda: self._layout([bucket]), grad, held)
-        return self._reducer.reduce_sparse(self._layout([bucket]), [grad], self._without_gradient([bucket], [grad]))
+        held = self._without_gradient([bucket], [grad]) if self._unused_possible else []
+        return self._reducer.reduce_sparse(self._layout([bucket]), [grad], held)
 
     def _reduce_waiting(self) -> None:
         """Exchange the whole model at once, and hand each bucket its own part when it has arrived."""
