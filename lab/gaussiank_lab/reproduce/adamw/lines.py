@@ -32,8 +32,8 @@ def sparse(density: float, **changes: Any) -> Setting:
 
 
 def rows(density: float, **changes: Any) -> Setting:
-    """Preconditioned by row, then Top_k."""
-    return sparse(density, **{"precondition": "row", "beta2": 0.95, **changes})
+    """Preconditioned by row, then Top_k of each parameter."""
+    return sparse(density, **{"precondition": "row", "beta2": 0.95, "scope": "layer", **changes})
 
 
 def local(sync_every: int, density: float, **changes: Any) -> Setting:
@@ -55,42 +55,49 @@ def layered(density: float, **changes: Any) -> Setting:
 
 def screening() -> Iterator[Setting]:
     """Yield what is tried on the small model; what loses there is not tried on a larger one."""
-    best = {"rows": rows(LOW), "layer": layered(LOW), "local": local(10, 1 / 16)}
     yield from grid(dense())
-    yield from grid(rows(LOW), RATES[:3])
+    yield from grid(rows(LOW), (0.006, 0.003, 0.012))
     yield from grid(layered(LOW), RATES[:3])
     yield from grid(local(10, 1 / 16), RATES[:3])
-    yield from grid(rows(LOW, scope="layer"), RATES[:2])
-    yield from grid(rows(LOW, clip="none"), RATES[:1])
-    for line, rate in ((dense(), 0.006), (best["rows"], 0.003), (best["layer"], 0.006), (dense(), 0.003)):
-        yield from grid(line, (rate,), (1,))
+    yield from grid(sparse(LOW), RATES[:3])
+    yield from grid(rows(LOW, scope="bucket"), RATES[:3])
+    yield from grid(rows(LOW, scope="bucket", clip="none"), RATES[:1])
     yield from grid(layered(LOW, warm=True), RATES[1:2])
-    yield from grid(rows(1 / 64), RATES[:2])
     yield from grid(layered(1 / 64), (0.006, 0.003))
+    yield from grid(rows(1 / 64, scope="bucket"), RATES[:2])
     yield from grid(dense(beta1=0.0), (0.006, 0.003))
     yield from grid(layered(LOW, beta1=0.9), RATES[:2])
+    for line, rate in ((dense(), 0.006), (dense(), 0.003), (layered(LOW), 0.006), (rows(LOW), 0.006)):
+        yield from grid(line, (rate,), (1,))
+    yield from grid(rows(LOW, scope="bucket"), (0.003,), (1,))
     yield from local_defaults((0.006,))
-    yield from preconditioners((0.003,))
-    yield from momentum((0.003,), (0.006,))
+    yield from grid(rows(1 / 64), (0.006,))
+    yield from grid(rows(LOWER), (0.006,))
+    yield from grid(layered(LOWER), (0.006,))
+    yield from preconditioners((0.006,))
     yield from large_batch()
-    for line, rate in ((best["local"], 0.006), (best["rows"], 0.003), (best["layer"], 0.006), (dense(), 0.006)):
-        yield from grid(line, (rate,), (1, 2))
-    yield from grid(rows(LOWER), RATES[:2])
-    yield from grid(layered(LOWER), RATES[:2])
+    yield from momentum((0.006,), (0.006,))
+    yield from finals("medium", 8)
+    yield from grid(local(10, 1 / 16), (0.006,), (1,))
     yield from grid(layered(LOW, clip="none"), RATES[1:2])
+    yield from grid(rows(LOW, clip="none"), RATES[1:2])
+    yield from grid(rows(LOWER), (0.003,))
+    yield from grid(layered(LOWER), (0.003, 0.012))
+    yield from peers()
     yield from grid(sparse(LOW, compressor="chunktopk"), RATES[:2])
     yield from grid(sparse(LOW, clip="none"), RATES[:2])
-    yield from peers()
     yield from grid(layered(LOW, beta2=0.95), RATES[:2])
     yield from grid(layered(LOW, beta2=0.9998), RATES[:2])
     yield from grid(layered(0.0037, wire="rice+4bit"), RATES[:2])
     yield from grid(layered(0.0026, wire="rice+bf16-rice"), RATES[:2])
-    for line in best.values():
+    yield from finals("large", 4)
+    kept = (rows(LOW), rows(1 / 64), rows(LOWER), layered(LOW), layered(1 / 64), local(10, 1 / 16), dense())
+    for line in kept:
         yield from grid(line)
     yield from local_defaults(RATES)
     yield from preconditioners(RATES)
     yield from momentum(RATES, RATES)
-    for line in (*best.values(), dense()):
+    for line in kept:
         yield from grid(line, (0.003, 0.006), (0, 1, 2))
 
 
@@ -100,6 +107,8 @@ def local_defaults(rates: Iterable[float]) -> Iterator[Setting]:
         diloco(10),
         local(10, 1 / 16, compressor="topk"),
         local(10, 1 / 16, decay=1.0),
+        local(10, 1 / 16, decay=1.0, lookahead=1.0),
+        local(10, 1 / 16, decay=1.0, lookahead=0.5),
         local(30, 3 / 16),
         local(5, 1 / 32),
         local(10, 1 / 16, outer_lr=0.7, outer_momentum=0.9),
@@ -154,18 +163,22 @@ def peers() -> Iterator[Setting]:
     yield from grid(Setting("bf16", 0.006, clip="mean"), RATES[1:2])
 
 
-def finals() -> Iterator[Setting]:
-    """Yield what is kept, on larger models: 854,272 parameters, then 5,084,800."""
-    for model, batch in (("medium", 8), ("large", 4)):
-        larger = {"model": model, "batch": batch}
-        for line, rates in (
-            (dense(**larger), (0.002, 0.004)),
-            (rows(LOW, **larger), (0.002, 0.004)),
-            (layered(LOW, **larger), (0.002, 0.004)),
-            (local(10, 1 / 16, **larger), (0.004, 0.008)),
-            (rows(1 / 64, **larger), (0.002, 0.004)),
-        ):
-            yield from grid(line, rates)
+def finals(model: str, batch: int) -> Iterator[Setting]:
+    """Yield what is kept, on a larger model."""
+    larger = {"model": model, "batch": batch}
+    for line, rate in (
+        (rows(LOW, **larger), 0.004),
+        (dense(**larger), 0.002),
+        (layered(LOW, **larger), 0.004),
+        (local(10, 1 / 16, **larger), 0.004),
+        (rows(1 / 64, **larger), 0.004),
+        (layered(1 / 64, **larger), 0.004),
+    ):
+        yield from grid(line, (rate,))
+    yield from grid(dense(**larger), (0.004, 0.008))
+    yield from grid(rows(LOW, **larger), (0.002, 0.008))
+    yield from grid(layered(LOW, **larger), (0.002, 0.008))
+    yield from grid(local(10, 1 / 16, **larger), (0.008, 0.002))
 
 
 STUDIES: dict[str, Callable[[Setting], bool]] = {
@@ -178,5 +191,5 @@ STUDIES: dict[str, Callable[[Setting], bool]] = {
 def settings_of(studies: Iterable[str]) -> list[Setting]:
     """Return the runs of some studies, what decides most first."""
     wanted = [STUDIES[name] for name in studies]
-    every = {one.key: one for one in (*screening(), *finals())}  # what is yielded twice is tried once
+    every = {one.key: one for one in screening()}  # what is yielded twice is tried once
     return [one for one in every.values() if any(belongs(one) for belongs in wanted)]

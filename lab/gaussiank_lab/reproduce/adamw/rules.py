@@ -410,6 +410,7 @@ class LocalRun(Run):
         super().__init__(setting)
         self.workers = self._make_workers(own=True)
         self._agreed = self.workers.weights[:1].clone()
+        self._started = self.workers.weights.clone()  # where each worker's round began
         self._adam = Adam(self.workers.weights, setting)
         self._outer_parameter = torch.nn.Parameter(self._agreed)
         momentum = setting.outer_momentum
@@ -440,7 +441,7 @@ class LocalRun(Run):
 
     @torch.no_grad()
     def _agree(self) -> None:
-        difference = self._agreed - self.workers.weights
+        difference = self._started - self.workers.weights
         if self._exchange is None:
             mean = self._rounded(difference).mean(0)
         else:
@@ -451,6 +452,10 @@ class LocalRun(Run):
         self._outer_parameter.grad = mean[None]
         self._outer.step()
         self.workers.weights.copy_(self._agreed.expand_as(self.workers.weights))
+        if self._exchange is not None and self.setting.lookahead:
+            for own, feedback in zip(self.workers.weights, self._exchange.feedbacks, strict=True):
+                own.sub_(feedback.residuals(self.workers.layout), alpha=self.setting.lookahead)
+        self._started.copy_(self.workers.weights)
 
     def _rounded(self, vectors: Tensor) -> Tensor:
         """Return whole differences as the wire carries their values, without feedback; indices cost nothing."""

@@ -57,7 +57,7 @@ class Setting:
         correction: momentum of the local gradient before selection.
         masking: whether it is forgotten where an entry is sent.
         nesterov: whether it looks a step ahead.
-        lookahead: share of the residual that each worker applies to its own weights before its gradient.
+        lookahead: share of the residual that each worker applies to its own weights before its gradient, or its round.
         frozen: share of the steps, dense, after which Adam's second moment stays (1-bit Adam), or 0.
         rank: of ``powersgd``.
         sync_every: inner steps from one exchange to the next.
