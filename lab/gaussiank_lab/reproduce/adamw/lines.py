@@ -109,6 +109,7 @@ def local_defaults(rates: Iterable[float]) -> Iterator[Setting]:
         local(10, 1 / 16, decay=1.0),
         local(10, 1 / 16, decay=1.0, lookahead=1.0),
         local(10, 1 / 16, decay=1.0, lookahead=0.5),
+        local(1, LOW, decay=1.0),
         local(30, 3 / 16),
         local(5, 1 / 32),
         local(10, 1 / 16, outer_lr=0.7, outer_momentum=0.9),

@@ -118,7 +118,6 @@ def _sparse(row: Row) -> bool:
 
 
 FAMILIES: dict[str, Callable[[Row], bool]] = {
-    "dense AdamW": lambda row: row["method"] in ("dense", "bf16"),
     "Top_k, beta1 0.9": lambda row: _sparse(row) and not row["precondition"] and row["beta1"] == 0.9,
     "Top_k, beta1 0": lambda row: _sparse(row) and not row["precondition"] and row["beta1"] == 0,
     "Top_k, preconditioned": lambda row: _sparse(row) and bool(row["precondition"]),
