@@ -70,14 +70,21 @@ def screening() -> Iterator[Setting]:
     for line, rate in ((dense(), 0.006), (dense(), 0.003), (layered(LOW), 0.006), (rows(LOW), 0.006)):
         yield from grid(line, (rate,), (1,))
     yield from grid(rows(LOW, scope="bucket"), (0.003,), (1,))
-    yield from local_defaults((0.006,))
-    yield from grid(rows(1 / 64), (0.006,))
+    yield from grid(local(10, 1 / 16, decay=1.0, lookahead=1.0), (0.006,))
+    yield from grid(local(1, LOW, decay=1.0), (0.006,))
     yield from grid(rows(LOWER), (0.006,))
-    yield from grid(layered(LOWER), (0.006,))
-    yield from preconditioners((0.006,))
-    yield from large_batch()
-    yield from momentum((0.006,), (0.006,))
+    yield from grid(rows(LOW, precondition="entry", beta2=0.99), (0.006,))
+    yield from grid(rows(LOW, precondition="block"), (0.006,))
+    yield from grid(rows(LOW, correction=0.9, masking=True), (0.006,))
+    yield from grid(rows(LOW, batch=16), (0.006,))
+    yield from grid(dense(batch=16), (0.006,))
     yield from finals("medium", 8)
+    yield from grid(rows(1 / 64), (0.006,))
+    yield from grid(layered(LOWER), (0.006,))
+    yield from large_batch()
+    yield from local_defaults((0.006,))
+    yield from preconditioners((0.006,))
+    yield from momentum((0.006,), (0.006,))
     yield from grid(local(10, 1 / 16), (0.006,), (1,))
     yield from grid(layered(LOW, clip="none"), RATES[1:2])
     yield from grid(rows(LOW, clip="none"), RATES[1:2])
@@ -169,14 +176,14 @@ def finals(model: str, batch: int) -> Iterator[Setting]:
     larger = {"model": model, "batch": batch}
     for line, rate in (
         (rows(LOW, **larger), 0.004),
-        (dense(**larger), 0.002),
+        (dense(**larger), 0.004),
         (layered(LOW, **larger), 0.004),
         (local(10, 1 / 16, **larger), 0.004),
         (rows(1 / 64, **larger), 0.004),
         (layered(1 / 64, **larger), 0.004),
     ):
         yield from grid(line, (rate,))
-    yield from grid(dense(**larger), (0.004, 0.008))
+    yield from grid(dense(**larger), (0.002, 0.008))
     yield from grid(rows(LOW, **larger), (0.002, 0.008))
     yield from grid(layered(LOW, **larger), (0.002, 0.008))
     yield from grid(local(10, 1 / 16, **larger), (0.008, 0.002))
