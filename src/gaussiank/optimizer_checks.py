@@ -45,10 +45,11 @@ _SCALER = (
     "unit. Give it to gaussiank.compress(..., scaler=scaler)."
 )
 _ADAM = (
-    "betas of {name} start above 0: momentum delays entries that error feedback has delayed already, and training may "
-    "end well behind dense training. Clip before the exchange with compress(clip_norm=...), set betas=(0.0, 0.999), "
-    "and tune the learning rate again; figures in docs/training.md, 'Adam'. Filter gaussiank.AdamWarning to be told "
-    "no more."
+    "betas of {name} start above 0: momentum delays entries that error feedback has delayed already. A transformer of "
+    "195,360 parameters ended 2,000 steps at density 0.0045 0.31 nats a byte above dense training, with betas=(0.0, "
+    "0.999) 0.08, and at density 1/64 level with it. Clip before the exchange with compress(clip_norm=...), set "
+    'betas=(0.0, 0.999) and scope="layer", and tune the learning rate again; docs/adamw.md. Filter '
+    "gaussiank.AdamWarning to be told no more."
 )
 _UNCALLED = (
     "compression is not at work: {name} takes its second step in a row on gradients that were not exchanged by it. "
