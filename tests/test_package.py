@@ -53,7 +53,7 @@ def test_package_alone_loads_no_torch() -> None:
     assert [name for name in loaded if name.startswith(("torch", "numpy", "gaussiank.", "gaussiank_lab"))] == []
 
 
-@pytest.mark.parametrize("room", ["schedule", "layout", "metrics"])
+@pytest.mark.parametrize("room", ["schedule", "layout", "metrics", "cost"])
 def test_rooms_without_tensors_load_no_torch(room: str) -> None:
     assert "torch" not in loaded_by(f"import gaussiank.{room}")
 

@@ -19,7 +19,7 @@ import gaussiank
 from gaussiank.autotune.link_probe import measure
 from gaussiank.collectives import COLLECTIVES, Collective, Hierarchical, Outcome, parse_collective
 from gaussiank.comm import Communicator, await_all, group_timeout_s, require_agreement
-from gaussiank.comm.communicator import STRAIGHT_BYTES
+from gaussiank.cost import STRAIGHT_BYTES
 from gaussiank.sparse import SparseGradient
 
 NUMEL = 97

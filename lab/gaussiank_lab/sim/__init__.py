@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from gaussiank.cost import ring_bytes
+
 from .collectives import COLLECTIVES, Cost, Load
 from .curve import Curve
 from .fit import fit_cluster, fit_link, operation_s
@@ -9,7 +11,7 @@ from .link import Link
 from .local_steps import LocalSteps, local_steps
 from .machine import Bucket, Device, Workload
 from .method import RAW, Journey, Method
-from .operations import all_gather_s, all_reduce_s, all_to_all_s, broadcast_s, ring_bytes
+from .operations import all_gather_s, all_reduce_s, all_to_all_s, broadcast_s
 from .overlap import Overlap
 from .prediction import Prediction, predict, summarise
 from .spread import Spread

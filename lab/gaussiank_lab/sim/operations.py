@@ -73,16 +73,6 @@ def gather_level_s(cluster: Cluster, level: Level, row_bytes: float) -> float:
     return peers * link.send_s(level.inside * row_bytes)
 
 
-def ring_bytes(workers: int, vector_bytes: float) -> float:
-    """Return what each worker sends to all-reduce a vector; no algorithm sends less.
-
-    Example:
-        >>> ring_bytes(16, 4 * 61.1e6) * 8 / 10e9  # AlexNet, 10 Gb/s: seconds
-        0.3666
-    """
-    return 2 * (workers - 1) / workers * vector_bytes
-
-
 def _rounds(members: int) -> int:
     return math.ceil(math.log2(members))
 

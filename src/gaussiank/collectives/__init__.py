@@ -6,6 +6,7 @@ import importlib
 import warnings
 from typing import Any, cast
 
+from gaussiank.cost import Traffic
 from gaussiank.spec import parse_spec
 
 from .all_gather import AllGather
@@ -14,7 +15,6 @@ from .base import (
     Exchange,
     ExchangeContext,
     Outcome,
-    Traffic,
     entries_within,
     fitting_wire,
     require_feedback,

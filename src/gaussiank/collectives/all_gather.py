@@ -9,15 +9,14 @@ from typing import ClassVar
 import torch
 import torch.distributed as dist
 
-from gaussiank import codec, ops
+from gaussiank import codec, cost, ops
 from gaussiank.codec import Wire
-from gaussiank.comm import Communicator, gather_steps
+from gaussiank.comm import Communicator
+from gaussiank.cost import TRAILER_BYTES, Cost, Load
 from gaussiank.sparse import SparseGradient
 
-from .base import Collective, ExchangeContext, Outcome, Program, Traffic
+from .base import Collective, ExchangeContext, Outcome, Program
 from .packing import (
-    EXACT,
-    TRAILER_BYTES,
     Quantized,
     at_drawn,
     frame_for,
@@ -68,11 +67,9 @@ class AllGather(Collective):
         """Only when a payload outgrows the room that its predecessor suggested."""
         return not bounded and not self.ask
 
-    def traffic(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Traffic:
+    def cost(self, load: Load, world_size: int) -> Cost:
         """Everyone's k entries go to everyone else, in rows of about what they take."""
-        row = wire.usual_bytes(k, numel) + (TRAILER_BYTES if wire.varies else 0)
-        hops, straight = gather_steps(world_size, row)
-        return Traffic(hops, (world_size - 1) * row, world_size * k, straight)
+        return cost.all_gather(load, world_size)
 
     def message_bytes(self, k: int, numel: int, world_size: int, wire: Wire, dtype: torch.dtype = torch.float32) -> int:
         """A payload, and its size where that varies."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gaussiank.codec import VALUE_CODES, SharedDraw, Wire
+from gaussiank.codec import VALUE_CODES, SharedDraw, Wire, sections
 from gaussiank.comm import Communicator, Work
 from gaussiank.compressors import Compressor
+from gaussiank.cost import TRAILER_BYTES, Cost, Load, Traffic
 from gaussiank.sparse import MAX_NUMEL, SparseGradient
 
 from .packing import EXACT
@@ -137,20 +139,51 @@ class Exchange:
         return outcome
 
 
-class Traffic(NamedTuple):
-    """What one exchange costs.
+@dataclass(frozen=True)
+class WireLoad:
+    """Rows of the real codec, for ``gaussiank.cost``: float32 entries that lie anywhere.
 
-    Attributes:
-        messages: messages between two workers that have to follow each other.
-        sent_bytes: bytes that each worker sends, on average over workers.
-        touched: sparse entries that each worker decodes and adds up.
-        straight: messages from each worker to all others at once, that have to follow each other and those.
+    Args:
+        numel: length of the vector.
+        k: entries that each worker selects.
+        wire: how they travel.
     """
 
-    messages: int
-    sent_bytes: float
-    touched: float
-    straight: int = 0
+    numel: int
+    k: int
+    wire: Wire = EXACT
+
+    def whole(self, entries: float) -> int:
+        """Round up."""
+        return math.ceil(entries)
+
+    def union(self, workers: float) -> float:
+        """At its worst: no entry of one worker coincides with another's."""
+        return workers * self.k
+
+    def selection_bytes(self) -> int:
+        """What it usually takes, and its size where that varies."""
+        return self.wire.usual_bytes(self.k, self.numel) + (TRAILER_BYTES if self.wire.varies else 0)
+
+    def region_bytes(self, entries: float, regions: float) -> int:
+        """What they usually take."""
+        return self.wire.usual_bytes(math.ceil(entries), math.ceil(self.numel / regions))
+
+    def row_bytes(self, entries: float, runs: float = 1) -> int:
+        """At most, wherever they lie in the vector: indices of a run begin at 0 as well."""
+        return self.wire.max_bytes(math.ceil(entries), self.numel)
+
+    def indices_bytes(self) -> int:
+        """None are told where all workers have drawn the same."""
+        return 0 if self.wire.index == "seed" else sections.indices_bytes(self.wire, self.k, self.numel)
+
+    def values_bytes(self, entries: float) -> int:
+        """A section of values."""
+        return sections.values_bytes(self.wire, math.ceil(entries))
+
+    def exact_bytes(self, entries: float) -> int:
+        """A row with values in 32 bits."""
+        return replace(self.wire, values="fp32", rounding="nearest").max_bytes(math.ceil(entries), self.numel)
 
 
 class Collective(ABC):
@@ -178,11 +211,19 @@ class Collective(ABC):
         return self
 
     @abstractmethod
+    def cost(self, load: Load, world_size: int) -> Cost:
+        """Return what one exchange costs, by the formula that ``gaussiank.cost`` has for it."""
+
+    def levels(self, world_size: int) -> tuple[int, ...]:
+        """Return the members of each level that its cost tells apart, the innermost first."""
+        return ()
+
     def traffic(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Traffic:
         """Return the messages and bytes of one exchange when each worker sends ``k`` float32 entries of ``[numel]``.
 
         Bytes are those of entries that lie anywhere; where they cluster, ``allgather`` sends fewer.
         """
+        return self.cost(WireLoad(numel, k, wire), world_size).traffic(world_size, self.levels(world_size))
 
     @abstractmethod
     def message_bytes(self, k: int, numel: int, world_size: int, wire: Wire, dtype: torch.dtype = torch.float32) -> int:

@@ -7,12 +7,12 @@ from typing import ClassVar
 
 import torch
 
-from gaussiank import ops
+from gaussiank import cost, ops
 from gaussiank.codec import Wire
+from gaussiank.cost import Cost, Load
 from gaussiank.sparse import SparseGradient
 
-from .base import Collective, ExchangeContext, Outcome, Program, Traffic
-from .packing import EXACT
+from .base import Collective, ExchangeContext, Outcome, Program
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class DenseAllReduce(Collective):
         """Everything enters."""
         return False
 
-    def traffic(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Traffic:
-        """A ring: each part of the vector travels twice around, a P-th of it at a time."""
-        return Traffic(2 * (world_size - 1), 2 * (world_size - 1) / world_size * 4 * numel, 0)
+    def cost(self, load: Load, world_size: int) -> Cost:
+        """Float32 values, in a ring."""
+        return cost.dense(4 * load.numel)
 
     def message_bytes(self, k: int, numel: int, world_size: int, wire: Wire, dtype: torch.dtype = torch.float32) -> int:
         """What a worker sends to the next one of a ring."""

@@ -10,14 +10,15 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
+from gaussiank import cost
 from gaussiank.codec import Wire
-from gaussiank.comm import Groups, gather_steps, groups_of
+from gaussiank.comm import Groups, groups_of
+from gaussiank.cost import Cost, Load
 from gaussiank.environment import number_from
 from gaussiank.sparse import SparseGradient
 
-from .base import Collective, ExchangeContext, Outcome, Program, Traffic
+from .base import Collective, ExchangeContext, Outcome, Program
 from .packing import (
-    EXACT,
     Quantized,
     agree_on_capacity,
     largest_mask,
@@ -103,18 +104,15 @@ class Hierarchical(Collective):
         groups = groups_of(group, "hierarchical", ranks, timeout_s)
         return replace(self, ranks_per_node=len(ranks[0]), ranks=ranks, groups=groups)
 
-    def traffic(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Traffic:
-        """The three steps; the third holds all nodes' shares."""
+    def cost(self, load: Load, world_size: int) -> Cost:
+        """Two levels: inside a node and between nodes."""
+        levels = self.levels(world_size)
+        return cost.hierarchical(load, levels, trim=self.trim, dense_inside=self.inside == "dense")
+
+    def levels(self, world_size: int) -> tuple[int, ...]:
+        """A node's workers, and the nodes."""
         node = self.ranks_per_node or world_size
-        nodes = world_size // node
-        room, share = self._rooms(k, node)
-        first = row_bytes(k, numel, wire) if self.inside == "sparse" else 2 * 4 * numel / node
-        last, between = row_bytes(nodes * share, numel, wire), row_bytes(share, numel, wire)
-        sent_bytes = (node - 1) * (first + last) + (nodes - 1) * between
-        steps = [gather_steps(node, first) if self.inside == "sparse" else (node - 1, 0)]
-        steps += [gather_steps(nodes, between), gather_steps(node, last)]
-        hops, straight = map(sum, zip(*steps, strict=True))
-        return Traffic(hops, sent_bytes, node * k + nodes * (share + room), straight)
+        return node, world_size // node
 
     def message_bytes(self, k: int, numel: int, world_size: int, wire: Wire, dtype: torch.dtype = torch.float32) -> int:
         """The largest of the three steps."""

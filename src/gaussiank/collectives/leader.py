@@ -9,12 +9,13 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from gaussiank import ops
+from gaussiank import cost, ops
 from gaussiank.codec import Wire, sections
-from gaussiank.comm import Work, gather_steps
+from gaussiank.comm import Work
+from gaussiank.cost import FLAG_BYTES, Cost, Load
 from gaussiank.sparse import SparseGradient
 
-from .base import Collective, ExchangeContext, Outcome, Program, Traffic
+from .base import Collective, ExchangeContext, Outcome, Program
 from .packing import (
     EXACT,
     agree_on_capacity,
@@ -29,8 +30,6 @@ from .packing import (
     summed_mean,
     unpack,
 )
-
-_FLAG_BYTES = 1
 
 
 class Sums(NamedTuple):
@@ -47,14 +46,9 @@ class Sums(NamedTuple):
     flagged: bool
 
 
-def sums_bytes(k: int, world_size: int, wire: Wire, dtype: torch.dtype = torch.float32) -> int:
-    """Return what each worker sends for the sums of ``k`` values: 2 (P - 1) / P of them, as a ring would."""
-    return 2 * (world_size - 1) * share_bytes(k, world_size, wire, dtype)
-
-
 def share_bytes(k: int, world_size: int, wire: Wire, dtype: torch.dtype = torch.float32) -> int:
     """Return the length of a message with a share of ``k`` values."""
-    return sections.values_bytes(wire, _width(k, world_size), dtype) + _FLAG_BYTES
+    return sections.values_bytes(wire, cost.share_of(k, world_size), dtype) + FLAG_BYTES
 
 
 def sums(sparse: SparseGradient, context: ExchangeContext, *, flag: bool) -> Generator[Work[Any], Any, Sums]:
@@ -69,36 +63,31 @@ def sums(sparse: SparseGradient, context: ExchangeContext, *, flag: bool) -> Gen
         flag: a bit that all workers get to see if any raises it.
     """
     comm, wire, dtype = context.comm, context.wire, sparse.values.dtype
-    width = _width(sparse.kept, comm.world_size)
+    width = cost.share_of(sparse.kept, comm.world_size)
     places = [slice(rank * width, (rank + 1) * width) for rank in range(comm.world_size)]
     shares = [SparseGradient(sparse.indices[place], sparse.values[place], sparse.numel) for place in places]
     device = sparse.values.device
     quantized = [quantize(share, wire, context.generator(device, rank)) for rank, share in enumerate(shares)]
-    flags = sparse.values.new_full((_FLAG_BYTES,), flag, dtype=torch.uint8)
+    flags = sparse.values.new_full((FLAG_BYTES,), flag, dtype=torch.uint8)
     rows = [torch.cat([sections.write_values(wire, one.sparse.values, width), flags]) for one in quantized]
     received = yield comm.all_to_all(torch.stack(rows))
     own = shares[comm.rank]
     total = torch.zeros_like(own.values)
     for row in received:  # in rank order
-        total += sections.read_values(wire, row[:-_FLAG_BYTES], own.kept, width, dtype)
+        total += sections.read_values(wire, row[:-FLAG_BYTES], own.kept, width, dtype)
     own_sums = SparseGradient(own.indices, total, sparse.numel)
     owned = quantize(own_sums, wire, context.generator(device, comm.world_size))
     payload = sections.write_values(wire, owned.sparse.values, width)
-    gathered = yield comm.all_gather(torch.cat([payload, received[:, -_FLAG_BYTES:].amax(0)]))
+    gathered = yield comm.all_gather(torch.cat([payload, received[:, -FLAG_BYTES:].amax(0)]))
     parts = [
-        sections.read_values(wire, row[:-_FLAG_BYTES], share.kept, width, dtype)
+        sections.read_values(wire, row[:-FLAG_BYTES], share.kept, width, dtype)
         for row, share in zip(gathered, shares, strict=True)
     ]
     errors: tuple[SparseGradient, ...] = owned.errors()
     if not wire.exact:
         error = torch.cat([one.error for one in quantized if one.error is not None])
         errors = SparseGradient(sparse.indices, error, sparse.numel), *errors
-    return Sums(torch.cat(parts), errors, bool(gathered[:, -_FLAG_BYTES:].any()))
-
-
-def _width(k: int, world_size: int) -> int:
-    """Return the values of a share: all have room for as many."""
-    return max(1, -(-k // world_size))
+    return Sums(torch.cat(parts), errors, bool(gathered[:, -FLAG_BYTES:].any()))
 
 
 @dataclass(frozen=True)
@@ -123,15 +112,9 @@ class Leader(Collective):
         """Whatever a worker selected that the leader did not."""
         return True
 
-    def traffic(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Traffic:
+    def cost(self, load: Load, world_size: int) -> Cost:
         """A broadcast down a binomial tree, then the sums; bytes are the mean over a worker's turns."""
-        peers = world_size - 1
-        sent_bytes: float = sums_bytes(k, world_size, wire)
-        hops, straight = gather_steps(world_size, sent_bytes / max(1, 2 * peers))
-        if wire.index != "seed":
-            hops += peers.bit_length()
-            sent_bytes += sections.indices_bytes(wire, k, numel) * peers / world_size
-        return Traffic(hops, sent_bytes, 2 * k, straight + bool(peers))
+        return cost.leader(load, world_size)
 
     def message_bytes(self, k: int, numel: int, world_size: int, wire: Wire, dtype: torch.dtype = torch.float32) -> int:
         """A selection with infinities or NaN; indices and values alone take less."""

@@ -13,13 +13,13 @@ from torch import Tensor
 from gaussiank import codec, ops
 from gaussiank.codec import SharedDraw, Wire
 from gaussiank.comm import Communicator, Work
+from gaussiank.cost import TRAILER_BYTES
 from gaussiank.sparse import SparseGradient
 
 _TRAILER = torch.int64
 _SPREAD_BYTES = 4  # on top of the spread, so that small frames have some too
 _NARROWER = 0.98  # of the room's share, so that a second cut is rarely needed
-TRAILER_BYTES = _TRAILER.itemsize
-"""Size of a number behind the entries of a row."""
+assert _TRAILER.itemsize == TRAILER_BYTES
 
 EXACT = Wire("raw", "fp32")
 """The wire that loses nothing and needs no decoder."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,15 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gaussiank import ops
+from gaussiank import cost, ops
 from gaussiank.codec import Wire
-from gaussiank.comm import gather_steps
+from gaussiank.cost import TRAILER_BYTES, Cost, Load
 from gaussiank.sparse import SparseGradient
 
-from .base import Collective, ExchangeContext, Outcome, Program, Traffic
+from .base import Collective, ExchangeContext, Outcome, Program
 from .packing import (
-    EXACT,
-    TRAILER_BYTES,
     Quantized,
     agree_on,
     agree_on_capacity,
@@ -155,20 +152,11 @@ class Split(Collective):
         """Only the lossless form returns nothing."""
         return self.trim
 
-    def traffic(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Traffic:
-        """The lossless form is taken at its worst: no entry of one worker coincides with another's."""
-        peers, width = world_size - 1, -(-numel // world_size)
+    def cost(self, load: Load, world_size: int) -> Cost:
+        """The lossless form is taken with the sums of the union."""
         if self.trim:
-            room = self._room(k, world_size)
-            row = wire.usual_bytes(room, width) + TRAILER_BYTES
-            hops, straight = gather_steps(world_size, row)
-            return Traffic(hops, 2 * peers * row, 2 * world_size * room, straight + bool(peers))
-        sizes = peers * 8 + 2 * peers * 8 / world_size
-        empty, first = row_bytes(0, width, wire), row_bytes(-(-k // world_size), width, wire, with_trailer=True)
-        second = row_bytes(min(k, width), width, wire, with_trailer=True)
-        hops, straight = gather_steps(world_size, second)
-        sent_bytes = sizes + peers * (max(empty, first) + second)
-        return Traffic(2 * peers + hops, sent_bytes, k + world_size * k, straight + 2 * bool(peers))
+            return cost.split(load, world_size, self.slack)
+        return cost.split_untrimmed(load, world_size)
 
     def message_bytes(self, k: int, numel: int, world_size: int, wire: Wire, dtype: torch.dtype = torch.float32) -> int:
         """The lossless form sends an owner's sums, which may be all entries of all workers."""
@@ -241,7 +229,7 @@ class Split(Collective):
         )
 
     def _room(self, capacity: int, world_size: int) -> int:
-        return min(capacity, math.ceil(self.slack * capacity / max(1, world_size - 1)))
+        return int(cost.region_room(capacity, world_size, self.slack))
 
     def _borders(self, hint: Tensor | None, numel: int, world_size: int) -> list[int]:
         if self.rebalance and hint is not None and hint.numel() > world_size and int(hint[world_size]) == numel:

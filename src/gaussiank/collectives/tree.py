@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from gaussiank import cost
 from gaussiank.codec import Wire
+from gaussiank.cost import Cost, Load, swap_rounds
 from gaussiank.sparse import SparseGradient
 
-from .base import Collective, ExchangeContext, Outcome, Program, Traffic
+from .base import Collective, ExchangeContext, Outcome, Program
 from .packing import (
-    EXACT,
     agree_on_capacity,
     largest_mask,
     member_mask,
@@ -51,17 +52,13 @@ class Tree(Collective):
         """Whatever a merge drops."""
         return True
 
-    def traffic(self, numel: int, k: int, world_size: int, wire: Wire = EXACT) -> Traffic:
+    def cost(self, load: Load, world_size: int) -> Cost:
         """One row a round, and two more messages and rows for each worker beyond a power of two, and its host."""
-        rounds, beyond = _rounds(world_size)
-        rows = (rounds * (1 << rounds) + beyond) / world_size
-        answer = row_bytes(k, numel, _exactly(wire)) + k
-        sent_bytes = rows * row_bytes(k, numel, wire) + beyond * answer / world_size
-        return Traffic(rounds + 2 * bool(beyond), sent_bytes, 2 * k * (rounds + bool(beyond)))
+        return cost.tree(load, world_size)
 
     def message_bytes(self, k: int, numel: int, world_size: int, wire: Wire, dtype: torch.dtype = torch.float32) -> int:
         """A row; without a power of two, what a worker beyond it gets at the end, which is exact."""
-        answer = row_bytes(k, numel, _exactly(wire), dtype) + k if _rounds(world_size)[1] else 0
+        answer = row_bytes(k, numel, _exactly(wire), dtype) + k if swap_rounds(world_size)[1] else 0
         return max(answer, row_bytes(k, numel, wire, dtype))
 
     def program(self, sparse: SparseGradient, context: ExchangeContext) -> Program:
@@ -77,7 +74,7 @@ class Tree(Collective):
         comm, capacity = context.comm, context.capacity
         if capacity is None:
             capacity = yield from agree_on_capacity(comm, sparse)
-        rounds, beyond = _rounds(comm.world_size)
+        rounds, beyond = swap_rounds(comm.world_size)
         if comm.world_size == 1:
             yield comm.noop()
         if comm.rank >= 1 << rounds:
@@ -191,9 +188,3 @@ def _as_guest(sparse: SparseGradient, context: ExchangeContext, capacity: int, r
 def _exactly(wire: Wire) -> Wire:
     """Return the wire with values as they are."""
     return replace(wire, values="fp32", rounding="nearest")
-
-
-def _rounds(world_size: int) -> tuple[int, int]:
-    """Return log2 of the largest power of two, and how many workers are beyond it."""
-    rounds = world_size.bit_length() - 1
-    return rounds, world_size - (1 << rounds)

@@ -1,6 +1,6 @@
 """Messages between the workers of a group: groups, counted messages, their order, and who is missing; no gradients."""
 
-from .communicator import AnyFuture, Communicator, Work, gather_steps, ring_bytes, then
+from .communicator import AnyFuture, Communicator, Work, ring_bytes, then
 from .consistency import await_all, group_timeout_s, require_agreement, together
 from .executor import Done, Executor, Promise, executor_of
 from .groups import Groups, groups_of
@@ -15,7 +15,6 @@ __all__ = [
     "Work",
     "await_all",
     "executor_of",
-    "gather_steps",
     "group_timeout_s",
     "groups_of",
     "require_agreement",

@@ -19,6 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import AllreduceOptions  # torch.distributed shows it at run time only
 
+from gaussiank.cost import STRAIGHT_BYTES
+
 Result = TypeVar("Result")
 AnyFuture = torch.futures.Future[Any]
 
@@ -197,23 +199,6 @@ def reduction(op: Any) -> AllreduceOptions:
 
 
 _ALIGNED_BYTES = 128
-
-STRAIGHT_BYTES = 1 << 20
-"""All rows of an all-gather together, at most, that go straight. Longer ones fill their links in a ring as well, and
-where several workers share a link, a ring crosses it less often."""
-
-
-def gather_steps(world_size: int, row_bytes: float) -> tuple[int, int]:
-    """Return how many messages of an all-gather follow each other in a ring, and how many go straight to all.
-
-    Example:
-        >>> gather_steps(8, 1000), gather_steps(8, 1e6), gather_steps(1, 1000)
-        ((0, 1), (7, 0), (0, 0))
-    """
-    if world_size == 1:
-        return 0, 0
-    return (0, 1) if world_size * row_bytes <= STRAIGHT_BYTES else (world_size - 1, 0)
-
 
 # all_gather_into_tensor has had this name since torch 2.13, which deprecates the old one
 _all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
