@@ -662,3 +662,37 @@ def test_its_state_goes_through_torchs_distributed_checkpoint(two_workers: Any, 
     alone = checkpoint.load_shards(tmp_path, 0, 1)
     assert alone["flights"]
     assert torch.equal(alone["agreed"]["0.bias"], alone["local"]["0.bias"])
+
+
+def joined(rank: int, world_size: int, delay: int) -> tuple[Tensor, Tensor, str]:
+    """Ranks 0 and 1 train, then rank 2 joins them; returns what each has yet to give before and after."""
+    pair = dist.new_group([0, 1])
+    state, before = None, torch.zeros(1)
+    settings = {"density": 0.1, "fragments": 2, "sync_delay": delay}
+    if rank < 2:
+        model, inner, local = setting(**settings, group=pair)
+        for step in range(10):
+            train(model, inner, rank, step)
+            local.step()
+        state, before = local.state_dict(inner=True), mass(model, local)
+    model, inner, local = setting(**settings)
+    local.load_state_dict(state)
+    after = mass(model, local)
+    assert torch.equal(agreed_of(local), weights(model))
+    if rank == 2:
+        assert not residual_of(local).any()
+    for step in range(10, 22):
+        train(model, inner, rank, step)
+        local.step()
+    agreed = gathered(agreed_of(local))
+    assert all(torch.equal(row, agreed[0]) for row in agreed)
+    return before, after, message(lambda: local.load_state_dict(None if rank else state))
+
+
+def test_a_new_worker_begins_with_an_empty_residual(three_workers: Any) -> None:
+    for delay in (0, 2):
+        answers = three_workers.run(joined, delay)
+        before = (answers[0][0] + answers[1][0]) / 2
+        after = sum(answer[1] for answer in answers) / 3
+        torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-8)
+        assert all("states must be those of all workers that were saved, got 1 of 2" in said for _, _, said in answers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -150,6 +151,9 @@ class Fragment:
 
     def drop(self) -> None:
         """Forget the round under way: agreed weights and residuals are as before it."""
+        for done in self.flight.under_way if self.flight else ():
+            with contextlib.suppress(RuntimeError):  # what ends later would count for the next round
+                done.wait()
         self.reducer.discard()
         self.flight = None
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gaussiank.reshard import at_agreed
+
 from .fragment import Fragment
 
 FORMAT = 1
@@ -51,6 +53,28 @@ def parted(state: Mapping[str, Any], fragments: Sequence[Fragment]) -> list[dict
         _part(state, fragment, state["rounds"][number] if same else last, state["flights"].get(number))
         for number, fragment in enumerate(fragments)
     ]
+
+
+def among_more(state: Mapping[str, Any], rank: int, world_size: int) -> dict[str, Any]:
+    """Return a worker's state where others have joined that bring nothing: scaled, so that the mass stays the same.
+
+    Args:
+        state: of this worker among those that saved. Not modified.
+        rank: its rank now.
+        world_size: number of workers now.
+    """
+    state = at_agreed(state)
+    factor = world_size / state["world_size"]
+    feedback = state["feedback"]
+    scaled = {**feedback, "residual": {name: kept * factor for name, kept in feedback["residual"].items()}}
+    return {**state, "rank": rank, "world_size": world_size, "feedback": scaled, "hints": {}, "routes": {}}
+
+
+def without_own(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a worker's state a new one takes over: all but residual, local weights, and inner optimizers."""
+    feedback = {**state["feedback"], "residual": {}}
+    shared = {key: value for key, value in state.items() if key not in ("local", "optimizers", "buffers")}
+    return {**shared, "feedback": feedback}
 
 
 def _part(state: Mapping[str, Any], fragment: Fragment, rounds: Mapping[str, Any], flight: Any) -> dict[str, Any]:

@@ -42,7 +42,7 @@ from .acceptance import (
 from .buffers import RunningStatistics
 from .fragment import Fragment
 from .notes import Note, OnOutlier, digest, median_of, outliers, require_outlier_rule, require_together
-from .state import FORMAT, gathered, parted
+from .state import FORMAT, among_more, gathered, parted, without_own
 from .vector import local_part, split
 
 _WIRE = "rice+2bit"
@@ -309,24 +309,48 @@ class LocalSteps:
             state["buffers"] = {name: buffer.clone() for name, buffer in self._module.named_buffers()}
         return state
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Go on where ``state_dict`` was taken, local weights included; nothing changes where it does not fit on one.
 
-        Call it on every worker. A state of another number of workers: see ``gaussiank.reshard``.
+        Call it on every worker. A worker that joins the others passes None: it takes their agreed weights, outer
+        optimizer and step, and an empty residual; all begin again at the agreed weights, and nothing is lost. For a
+        state of fewer or more workers where all have one, see ``gaussiank.reshard``.
 
         Raises:
             ValueError: another format, rank, number of workers or model, other agreed weights than on other workers, or
                 other fragments while rounds are under way; the same on all workers.
             RuntimeError: a worker does not call it.
         """
+        what = "local.load_state_dict"
+        saved = together(lambda: None if state is None else int(state["world_size"]), self._group, what=what)
+        if None in saved:
+            state = self._joined(state, saved)
 
         def fitting() -> tuple[int, int]:
+            assert state is not None  # each has one now
             self._require_fitting(state)
             return int(state["step"]), digest([state["agreed"][name] for name in self._weights])
 
-        found = together(fitting, self._group, what="local.load_state_dict")
+        found = together(fitting, self._group, what=what)
         checkpoint.require_one(found, "step, and hash of the agreed weights,")
+        assert state is not None  # each has one now
         self._load(state)
+
+    def _joined(self, state: Mapping[str, Any] | None, saved: Sequence[int | None]) -> dict[str, Any]:
+        """Return this worker's state where some are new."""
+        old = [rank for rank, workers in enumerate(saved) if workers is not None]
+        if not old or any(saved[rank] != len(old) for rank in old):
+            most = max((saved[rank] or 0 for rank in old), default=0)
+            raise ValueError(
+                f"states must be those of all workers that were saved, got {len(old)} of {most}: what others keep "
+                "would be lost. Save to a folder, and load that."
+            )
+        rank, world_size = dist.get_rank(self._group), dist.get_world_size(self._group)
+        own = None if state is None else among_more(state, rank, world_size)
+        shared = [without_own(own) if own is not None and rank == old[0] else None]
+        source = dist.get_process_group_ranks(self._group)[old[0]]
+        dist.broadcast_object_list(shared, source, group=self._group)
+        return own or {**(shared[0] or {}), "rank": rank, "local": (shared[0] or {})["agreed"]}
 
     def save(self, folder: str | Path) -> None:
         """Write everything that this worker needs to go on, to the bit: its state, inner optimizers and buffers.
