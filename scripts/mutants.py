@@ -134,7 +134,7 @@ FAULTS = [
     ),
     Fault(
         "feedback: missing commit",
-        "part.commit() if used else part.forget()",
+        "part.commit() if commit else part.forget()",
         "part.forget()",
         "feedback/test_error_feedback.py",
     ),
@@ -219,7 +219,7 @@ FAULTS = [
     ),
     Fault(
         "reducer: rounding to a narrow gradient is lost",
-        "if any(one.dtype != dtype for one in self._grads):",
+        "if any(one.dtype != dtype for one in self.grads):",
         "if False:",
         "distributed/test_hook.py -k other_dtypes",
     ),
@@ -250,8 +250,8 @@ FAULTS = [
     ),
     Fault(
         "leader: what it did not choose is dropped",
-        "return Outcome(finite, rest_of(sparse, chosen), total.errors)",
-        "return Outcome(finite, None, total.errors)",
+        "yield Outcome(finite, rest_of(sparse, chosen), total.errors)",
+        "yield Outcome(finite, None, total.errors)",
         "distributed/test_collectives.py",
     ),
     Fault(
