@@ -89,8 +89,8 @@ def take(numel: int, density: float, repeats: int, clock: str = "wall") -> Itera
     grad, residual = _vectors(numel)
     out = ops.residual_buffer(numel)
     k = max(1, round(density * numel))
-    hint = ops.topk(residual + grad, k).hint
-    number = kernels()
+    hint, number = ops.topk(residual + grad, k).hint, kernels()
+    assert hint is not None
     threshold = float(hint)
 
     def known_threshold(into: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:

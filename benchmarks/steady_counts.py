@@ -14,7 +14,7 @@ import statistics
 
 import torch
 
-from gaussiank.compressors import Turn, parse_compressor
+from gaussiank.compressors import SelectContext, parse_compressor
 
 METHODS = (
     "topk,trimmedtopk,mstopk,chunktopk,dgc,gaussiank,gaussiank:mode=published,gaussiank:mode=paper,"
@@ -27,7 +27,7 @@ def kept_over_k(method: str, numel: int, density: float, steps: int, seed: int) 
     k, residual, hint, found = max(1, round(density * numel)), torch.zeros(numel), None, []
     for step in range(steps):
         residual += torch.randn(numel, generator=random)
-        indices, hint = compressor.select(residual, k, Turn(step, hint=hint))
+        indices, hint = compressor.select(residual, k, SelectContext(step, hint=hint))
         residual[indices] = 0
         found.append(indices.numel() / k)
     return found[steps // 2 :]

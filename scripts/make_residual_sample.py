@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import gaussiank
 from gaussiank import ops
-from gaussiank.compressors import Selection, Taken, TopK, Turn, finish_take
+from gaussiank.compressors import SelectContext, Selection, Taken, TopK, finish_take
 from gaussiank_lab.data import Batches
 from gaussiank_lab.train.config import TrainConfig
 
@@ -36,12 +36,12 @@ class WatchedTopK(TopK):
 
     seen: list[Tensor] = field(default_factory=list, compare=False)
 
-    def select(self, accumulated: Tensor, k: int, turn: Turn | None = None) -> Selection:
+    def select(self, accumulated: Tensor, k: int, turn: SelectContext | None = None) -> Selection:
         """Choose the k largest, and remember the vector."""
         self.seen[:] = [accumulated.clone()]
         return super().select(accumulated, k, turn)
 
-    def take(self, grad: Tensor, residual: Tensor, out: Tensor, k: int, turn: Turn | None = None) -> Taken:
+    def take(self, grad: Tensor, residual: Tensor, out: Tensor, k: int, turn: SelectContext | None = None) -> Taken:
         """Add first, so that there is a vector to copy."""
         ops.accumulate(residual, grad, out=out)
         return finish_take(self, out, k, turn, finite=True)

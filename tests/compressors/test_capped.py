@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.each import each
 
-from gaussiank.compressors import Capped, Compressor, Dense, GaussianK, RandomK, TopK, Turn
+from gaussiank.compressors import Capped, Compressor, Dense, GaussianK, RandomK, SelectContext, TopK
 from gaussiank.ops import select_topk
 
 
@@ -17,9 +17,9 @@ def test_cut_keeps_the_largest_of_what_inner_chose(
     draw: Callable[..., torch.Tensor], digits: int, inner: Compressor, limit: int
 ) -> None:
     vector = draw("laplace", 5000).round(decimals=digits)
-    whole = inner.select(vector, 150, Turn(step=4)).indices
+    whole = inner.select(vector, 150, SelectContext(step=4)).indices
     assert whole.numel() > limit
-    cut = Capped(inner, limit).select(vector, 150, Turn(step=4)).indices
+    cut = Capped(inner, limit).select(vector, 150, SelectContext(step=4)).indices
     assert cut.dtype == torch.int32
     assert cut.tolist() == whole[select_topk(vector[whole], limit)].tolist()
 
@@ -36,7 +36,7 @@ def test_hint_of_inner_goes_in_and_out(draw: Callable[..., torch.Tensor]) -> Non
     capped = Capped(GaussianK(), 3).select(vector, 500)
     assert bare.hint is not None
     assert capped.hint == bare.hint
-    again = Capped(GaussianK(), 3).select(vector, 500, Turn(hint=bare.hint * 1.01))
+    again = Capped(GaussianK(), 3).select(vector, 500, SelectContext(hint=bare.hint * 1.01))
     assert again.hint == bare.hint * 1.01  # in band at once: the hint itself comes back
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tests.each import each
 
-from gaussiank.compressors import ChunkTopK, Turn
+from gaussiank.compressors import ChunkTopK, SelectContext
 from gaussiank.ops import select_topk
 
 Draw = Callable[..., torch.Tensor]
@@ -25,7 +25,7 @@ def test_each_chunk_sends_its_own_topk(draw: Draw, law: str, chunk: int) -> None
     vector = draw(law, 600)
     for k in (1, 3, 46, 599, 600):
         for step in (0, 1, 17):
-            indices = ChunkTopK(chunk).select(vector, k, Turn(step=step)).indices
+            indices = ChunkTopK(chunk).select(vector, k, SelectContext(step=step)).indices
             counts = shares(600, chunk, k, indices)
             assert len(indices) == sum(counts) == k
             fair = [k * len(part) / 600 for part in vector.split(chunk)]
@@ -41,7 +41,7 @@ def test_each_chunk_sends_its_own_topk(draw: Draw, law: str, chunk: int) -> None
 def test_a_share_below_one_entry_comes_round(draw: Draw) -> None:
     vector, visits = draw("normal", 1000), torch.zeros(100)
     for step in range(100):
-        indices = ChunkTopK(10).select(vector, 3, Turn(step=step)).indices
+        indices = ChunkTopK(10).select(vector, 3, SelectContext(step=step)).indices
         visits[indices.long() // 10] += 1
     assert visits.tolist() == [3.0] * 100
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.each import each
 
-from gaussiank.compressors import DGC, Turn
+from gaussiank.compressors import DGC, SelectContext
 from gaussiank.ops import select_topk
 
 LAWS = ["normal", "laplace", "t3", "uniform", "cauchy", "lognormal", "shifted", "sparse", "integers", "constant"]
@@ -33,7 +33,7 @@ def slow(vector: torch.Tensor, k: int, sample: float, step: int) -> list[int]:
 def test_follows_its_rule(draw: Callable[..., torch.Tensor], law: str, k: int, sample: float) -> None:
     vector = draw(law, 10_000)
     for step in (0, 1, 63):
-        selection = DGC(sample).select(vector, k, Turn(step=step))
+        selection = DGC(sample).select(vector, k, SelectContext(step=step))
         assert selection.indices.tolist() == slow(vector, k, sample, step)
         assert len(selection.indices) <= k
         assert selection.hint is None

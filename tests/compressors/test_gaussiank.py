@@ -12,7 +12,7 @@ import torch
 from tests.each import each
 
 from gaussiank import ops
-from gaussiank.compressors import GaussianK, Turn
+from gaussiank.compressors import GaussianK, SelectContext
 from gaussiank.ops import select_topk
 
 LAWS = ["normal", "laplace", "logistic", "t3", "uniform", "triangular", "cauchy", "lognormal", "shifted"]
@@ -57,7 +57,9 @@ def test_traces_on_grids(
     assert [count for _, count in trace] == [count for _, count in expected[key]]
     assert [threshold for threshold, _ in trace] == pytest.approx([t for t, _ in expected[key]], rel=1e-9)
     assert in_band(trace[-1][1], expected["k"]) == expected[key.replace("trace", "in_band")]
-    sent, hint = compressor.select(vector, expected["k"], Turn(step=9, hint=torch.tensor(0.1)))  # no use for a hint
+    sent, hint = compressor.select(
+        vector, expected["k"], SelectContext(step=9, hint=torch.tensor(0.1))
+    )  # no use for a hint
     assert sent.tolist() == np.flatnonzero(np.abs(vector.numpy()) > trace[-1][0]).tolist()
     assert hint is None
 
@@ -123,7 +125,7 @@ def test_count_is_in_band_cold_and_warm(
     for step in range(4):
         vector = draw(law, 100_000, seed=step)
         tests_made.clear()
-        sent, hint = GaussianK().select(vector, k, Turn(step=step, hint=hint))
+        sent, hint = GaussianK().select(vector, k, SelectContext(step=step, hint=hint))
         assert hint is not None
         assert in_band(len(sent), k)
         assert len(sent) <= GaussianK().capacity(k, 100_000)  # type: ignore[operator]
@@ -146,13 +148,13 @@ def test_a_wrong_hint_is_found_out(draw: Draw, law: str, factor: float) -> None:
     vector = draw(law, 50_000)
     _, hint = GaussianK().select(vector, 500)
     assert hint is not None
-    assert in_band(len(GaussianK().select(vector, 500, Turn(hint=hint * factor)).indices), 500)
+    assert in_band(len(GaussianK().select(vector, 500, SelectContext(hint=hint * factor)).indices), 500)
 
 
 @each("hint", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_hint_that_is_no_threshold_does_no_harm(draw: Draw, hint: float) -> None:
     vector = draw("laplace", 50_000)
-    assert in_band(len(GaussianK().select(vector, 500, Turn(hint=torch.tensor(hint))).indices), 500)
+    assert in_band(len(GaussianK().select(vector, 500, SelectContext(hint=torch.tensor(hint))).indices), 500)
 
 
 @each("law", LAWS)
@@ -160,7 +162,7 @@ def test_a_good_hint_needs_one_test(draw: Draw, tests_made: list[tuple[float, in
     vector = draw(law, 50_000)
     cold = GaussianK().select(vector, 500)
     tests_made.clear()
-    warm = GaussianK().select(vector, 500, Turn(hint=cold.hint))
+    warm = GaussianK().select(vector, 500, SelectContext(hint=cold.hint))
     assert len(tests_made) == 1
     assert torch.equal(warm.indices, cold.indices)
     assert warm.hint == cold.hint
@@ -171,7 +173,7 @@ def test_a_hint_is_taken_as_it_is(draw: Draw) -> None:
     ordered = vector.abs().sort(descending=True).values
     for place in (340, 660):  # near either end of the band
         threshold = ordered[place].double()
-        sent, hint = GaussianK().select(vector, 500, Turn(hint=threshold))
+        sent, hint = GaussianK().select(vector, 500, SelectContext(hint=threshold))
         assert (len(sent), hint) == (place, threshold)
 
 
@@ -179,7 +181,7 @@ def test_a_hint_is_taken_as_it_is(draw: Draw) -> None:
 @each("law", [*LAWS, "integers", "constant"])
 def test_small_k_is_exact(draw: Draw, tests_made: list[tuple[float, int]], law: str, k: int) -> None:
     vector = draw(law, 10_000)
-    sent, hint = GaussianK().select(vector, k, Turn(hint=torch.tensor(0.5)))
+    sent, hint = GaussianK().select(vector, k, SelectContext(hint=torch.tensor(0.5)))
     assert sent.tolist() == select_topk(vector, k).tolist()
     assert hint is None
     assert tests_made == []

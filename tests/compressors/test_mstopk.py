@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.each import each
 
-from gaussiank.compressors import MSTopK, Turn
+from gaussiank.compressors import MSTopK, SelectContext
 from gaussiank.ops import select_topk
 
 Draw = Callable[..., torch.Tensor]
@@ -48,7 +48,7 @@ def test_keeps_the_sure_ones_and_a_run_from_between(draw: Draw, law: str, sampli
         assert (len(sure), len(sure) + len(between)) == (k1, k2)
         starts = set()
         for step in range(4):
-            chosen = MSTopK(samplings).select(vector, k, Turn(step=step)).indices.long()
+            chosen = MSTopK(samplings).select(vector, k, SelectContext(step=step)).indices.long()
             assert len(chosen) == k
             assert set(sure.tolist()) <= set(chosen.tolist())
             filled = chosen[magnitude[chosen] < upper]
@@ -70,7 +70,7 @@ def test_enough_samplings_find_topk(draw: Draw, law: str) -> None:
 @each("value", [0.0, -0.0, 1.0, -3.0, 1e-45, 3e38])
 def test_constant_vector_sends_k(value: float) -> None:
     for step in range(3):
-        assert len(MSTopK().select(torch.full((1000,), value), 10, Turn(step=step)).indices) == 10
+        assert len(MSTopK().select(torch.full((1000,), value), 10, SelectContext(step=step)).indices) == 10
 
 
 def test_sum_beyond_float32_does_not_matter(draw: Draw) -> None:

@@ -9,13 +9,13 @@ import pytest
 import torch
 from tests.each import each
 
-from gaussiank.compressors import RandomK, Turn
+from gaussiank.compressors import RandomK, SelectContext
 
 SMALL_K, LARGE_K = (100, 5), (40, 10)  # redrawn repeats below numel / 8, a permutation above
 
 
 def drawn(compressor: RandomK, numel: int, k: int, **turn: int) -> list[int]:
-    indices: list[int] = compressor.select(torch.ones(numel), k, Turn(**turn)).indices.tolist()  # type: ignore[arg-type]
+    indices: list[int] = compressor.select(torch.ones(numel), k, SelectContext(**turn)).indices.tolist()  # type: ignore[arg-type]
     return indices
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.each import each
 
-from gaussiank.compressors import SIDCo, Turn
+from gaussiank.compressors import SelectContext, SIDCo
 from gaussiank.compressors.sidco import _gamma_quantile
 
 Draw = Callable[..., torch.Tensor]
@@ -23,7 +23,7 @@ def run(compressor: SIDCo, vector: torch.Tensor, k: int, turns: int) -> list[tup
     """Select again and again, handing the hint on; returns (stages at the next turn, kept / k)."""
     hint, seen = None, []
     for step in range(turns):
-        indices, hint = compressor.select(vector, k, Turn(step=step, hint=hint))
+        indices, hint = compressor.select(vector, k, SelectContext(step=step, hint=hint))
         assert hint is not None
         seen.append((int(hint[0]), indices.numel() / k))
     return seen
@@ -114,10 +114,10 @@ def test_controller_adds_a_stage_after_five_lean_turns(draw: Draw) -> None:
 def test_controller_removes_a_stage_after_five_rich_turns(draw: Draw) -> None:
     vector, hint = draw("uniform", 100_000), torch.tensor([5.0, 0.0, 0.0], dtype=torch.float64)
     for turns in range(1, 5):
-        indices, hint = SIDCo().select(vector, 1000, Turn(hint=hint))  # type: ignore[assignment]
+        indices, hint = SIDCo().select(vector, 1000, SelectContext(hint=hint))  # type: ignore[assignment]
         assert hint.tolist() == pytest.approx([5, turns, turns * indices.numel() / 1000])
         assert indices.numel() > 1200
-    assert SIDCo().select(vector, 1000, Turn(hint=hint)).hint.tolist() == [4, 0, 0]  # type: ignore[union-attr]
+    assert SIDCo().select(vector, 1000, SelectContext(hint=hint)).hint.tolist() == [4, 0, 0]  # type: ignore[union-attr]
 
 
 def test_controller_stays_at_one_stage_where_that_is_too_rich(draw: Draw) -> None:
@@ -129,7 +129,7 @@ def test_controller_stays_at_one_stage_where_that_is_too_rich(draw: Draw) -> Non
 def test_controller_stays_within_log2_of_the_compression() -> None:
     seen = run(SIDCo(), torch.ones(1000), 100, 40)  # sends nothing, so it always wants one stage more
     assert seen[-1] == (4, 0.0)
-    lean = Turn(hint=torch.tensor([9.0, 0.0, 0.0], dtype=torch.float64))
+    lean = SelectContext(hint=torch.tensor([9.0, 0.0, 0.0], dtype=torch.float64))
     vector = torch.linspace(0, 1, 1000)
     several, one = SIDCo().select(vector, 500, lean).indices, SIDCo(stages=1).select(vector, 500).indices
     assert torch.equal(several, one)  # a density of a half has room for one stage

@@ -6,6 +6,7 @@ import re
 import pytest
 from tests.each import each
 
+from gaussiank import compressors
 from gaussiank.compressors import (
     COMPRESSORS,
     DGC,
@@ -26,6 +27,11 @@ def test_table_names_each_class_by_its_file() -> None:
         assert row.__name__.lower() == name
         assert row.__module__ == f"gaussiank.compressors.{name}"
     assert compressor_names() == tuple(COMPRESSORS)
+
+
+def test_an_older_name_of_the_context_is_told_of() -> None:
+    with pytest.warns(DeprecationWarning, match=r"^compressors.Turn is called SelectContext\. Use that name\."):
+        assert compressors.Turn is compressors.SelectContext
 
 
 @each("name", COMPRESSORS)

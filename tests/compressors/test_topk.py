@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from tests.each import each
 
-from gaussiank.compressors import TopK, Turn
+from gaussiank.compressors import SelectContext, TopK
 
 
 @each("law", ["normal", "cauchy", "sparse", "integers", "constant"])
@@ -14,7 +14,7 @@ from gaussiank.compressors import TopK, Turn
 def test_chooses_the_largest_and_of_equals_the_first(draw: Callable[..., torch.Tensor], law: str, k: int) -> None:
     vector = draw(law, 2000)
     expected = np.sort(np.argsort(-vector.abs().numpy(), kind="stable")[:k])
-    selection = TopK().select(vector, k, Turn(step=5, rank=2, hint=torch.tensor(1e9)))
+    selection = TopK().select(vector, k, SelectContext(step=5, rank=2, hint=torch.tensor(1e9)))
     assert selection.indices.tolist() == expected.tolist()
     assert float(selection.hint) == float(vector.abs()[selection.indices].min())  # type: ignore[arg-type]
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tests.each import each
 
-from gaussiank.compressors import COMPRESSORS, Capped, Compressor, Turn, parse_compressor
+from gaussiank.compressors import COMPRESSORS, Capped, Compressor, SelectContext, parse_compressor
 from gaussiank.feedback import ErrorFeedback
 from gaussiank.layout import Layout
 from gaussiank.ops import select_topk
@@ -64,7 +64,7 @@ def counts(numel: int) -> list[int]:
     return sorted({1, min(2, numel), math.ceil(numel / 14), numel})  # of 700: 50, which GaussianK searches for
 
 
-def require_lawful(compressor: Compressor, vector: torch.Tensor, k: int, turn: Turn) -> torch.Tensor:
+def require_lawful(compressor: Compressor, vector: torch.Tensor, k: int, turn: SelectContext) -> torch.Tensor:
     """Check what holds for every selection, and return it."""
     before, bound = vector.clone(), compressor.capacity(k, vector.numel())
     indices, hint = compressor.select(vector, k, turn)
@@ -98,7 +98,7 @@ def test_selection_is_lawful(draw: Draw, row: str, law: str) -> None:
     for dtype in (torch.float32, torch.float64):
         vector = draw(law, 3000).to(dtype)
         for k in (1, 3, 40, 300, 3000):
-            indices = require_lawful(compressor, vector, k, Turn(step=3, rank=1, part=7))
+            indices = require_lawful(compressor, vector, k, SelectContext(step=3, rank=1, part=7))
             require_contraction(vector, indices, 1.0)
 
 
@@ -107,7 +107,7 @@ def test_selection_is_lawful(draw: Draw, row: str, law: str) -> None:
 def test_selection_of_awkward_vectors_is_lawful(row: str, name: str) -> None:
     vector = VECTORS[name]
     for k in counts(vector.numel()):
-        indices = require_lawful((ROWS | CAPPED)[row], vector, k, Turn())
+        indices = require_lawful((ROWS | CAPPED)[row], vector, k, SelectContext())
         require_contraction(vector, indices, 1.0)
 
 
@@ -125,7 +125,7 @@ def test_exact_rows_leave_no_more_than_their_share(draw: Draw, row: str) -> None
 @each("row", ROWS)
 def test_first_turn_is_the_default(draw: Draw, row: str) -> None:
     vector = draw("laplace", 3000)
-    without, given = ROWS[row].select(vector, 60), ROWS[row].select(vector, 60, Turn())
+    without, given = ROWS[row].select(vector, 60), ROWS[row].select(vector, 60, SelectContext())
     assert torch.equal(without.indices, given.indices)
 
 
@@ -142,7 +142,7 @@ def test_rows_that_promise_k_send_at_most_k_and_not_nothing(draw: Draw, row: str
 def test_rows_of_a_fixed_count_send_exactly_k(draw: Draw, row: str) -> None:
     for vector in [*(draw(law, 3000) for law in LAWS), *VECTORS.values()]:
         for k in counts(vector.numel()):
-            assert ROWS[row].select(vector, k, Turn(step=5)).indices.numel() == k
+            assert ROWS[row].select(vector, k, SelectContext(step=5)).indices.numel() == k
 
 
 @each("spec", ROWS)
@@ -202,7 +202,9 @@ def same_hint(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
     return one is other is None or (one is not None and other is not None and torch.equal(one, other))
 
 
-def require_same_take(compressor: Compressor, grad: torch.Tensor, residual: torch.Tensor, k: int, turn: Turn) -> bool:
+def require_same_take(
+    compressor: Compressor, grad: torch.Tensor, residual: torch.Tensor, k: int, turn: SelectContext
+) -> bool:
     """Compare ``take`` with adding, selecting and removing, in place and not; tells whether it was fused."""
     total = residual + grad
     finite = compressor.nonfinite_first or bool(torch.isfinite(total).all())
@@ -254,7 +256,7 @@ def test_take_is_add_select_remove(draw: Draw, row: str, law: str, dtype: torch.
         for step in range(4):
             grad = draw(law, 3000, seed=step).clamp_(-3e4, 3e4).to(dtype)
             residual = draw(law, 3000, seed=10 + step).to(wide)
-            turn = Turn(step=step, rank=1, part=7, hint=hint)
+            turn = SelectContext(step=step, rank=1, part=7, hint=hint)
             fused += require_same_take(compressor, grad, residual, k, turn)
             hint = compressor.select((residual + grad) * 1.1**step, k, turn).hint
     assert fused or "mode" in row
@@ -266,7 +268,7 @@ def test_take_of_awkward_vectors_is_add_select_remove(row: str, name: str) -> No
     residual = VECTORS[name]
     for k in counts(residual.numel()):
         for hint in (None, *map(torch.tensor, (0.0, 1e-45, 1.0, 1e30, math.inf, math.nan, -1.0))):
-            turn = Turn(step=2, hint=hint)
+            turn = SelectContext(step=2, hint=hint)
             require_same_take(FUSED[row], torch.zeros_like(residual), residual, k, turn)
             require_same_take(FUSED[row], -residual, residual, k, turn)
 
@@ -278,12 +280,12 @@ def test_take_sends_infinity_and_nan(draw: Draw, row: str, bad: float) -> None:
         grad, residual = draw("normal", 1000), draw("normal", 1000, seed=3)
         grad[list(places)] = bad
         for hint in (None, torch.tensor(2.0)):
-            require_same_take(FUSED[row], grad, residual, 40, Turn(hint=hint))
+            require_same_take(FUSED[row], grad, residual, 40, SelectContext(hint=hint))
 
 
 @each("row", [row for row in FUSED if "published" not in row and "paper" not in row])
 def test_take_refuses_what_select_refuses(row: str) -> None:
-    turn = Turn(hint=torch.tensor(1.0))
+    turn = SelectContext(hint=torch.tensor(1.0))
     vector = torch.ones(100)
     for k in (0, 101):
         with pytest.raises(ValueError, match=rf"^k must be in \[1, numel = 100\], got {k}\."):
@@ -298,7 +300,7 @@ def test_hint_of_another_compressor_is_no_hint(draw: Draw, row: str) -> None:
     hints = [None, torch.tensor([3.0, 1.0, 0.5], dtype=torch.float64)]
     if "sidco" in row:
         hints = [None, torch.tensor(2.0)]
-    without, other = (ROWS[row].select(vector, 60, Turn(hint=hint)) for hint in hints)
+    without, other = (ROWS[row].select(vector, 60, SelectContext(hint=hint)) for hint in hints)
     assert torch.equal(without.indices, other.indices)
 
 

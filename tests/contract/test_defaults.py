@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gaussiank import ops
 from gaussiank.codec import INDEX_CODES, VALUE_CODES, Wire
-from gaussiank.compressors import Turn
+from gaussiank.compressors import SelectContext
 from gaussiank.ops.native import address
 from gaussiank.sparse import SparseGradient
 
@@ -37,7 +37,7 @@ def results(grad: Tensor, residual: Tensor) -> Iterator[tuple[str, list[Tensor]]
     for spec, compressor in ROWS.items():
         left, hint = residual.clone(), None
         for step in range(2):
-            turn = Turn(step=step, hint=hint)
+            turn = SelectContext(step=step, hint=hint)
             fused = compressor.take(grad, left, left, K, turn)
             if fused is None:
                 left += grad

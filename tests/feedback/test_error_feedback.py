@@ -12,7 +12,7 @@ import pytest
 import torch
 from tests.each import each
 
-from gaussiank.compressors import COMPRESSORS, Capped, Compressor, TopK, Turn, parse_compressor
+from gaussiank.compressors import COMPRESSORS, Capped, Compressor, SelectContext, TopK, parse_compressor
 from gaussiank.feedback import ErrorFeedback
 from gaussiank.layout import Layout
 from gaussiank.momentum import MomentumCorrection
@@ -116,10 +116,10 @@ def test_residual_and_sent_are_what_came_in_to_the_bit(rng: torch.Generator, spe
     for step in range(12):
         grad = (torch.randn(2000, generator=rng) * 10.0 ** (step % 5 - 2)).to(dtype)
         own = grad.clone()
-        turn = Turn(step=step, hint=hint)
+        turn = SelectContext(step=step, hint=hint)
         chosen: list[torch.Tensor] = []
 
-        def select(u: torch.Tensor, turn: Turn = turn, chosen: list[torch.Tensor] = chosen) -> SparseGradient:
+        def select(u: torch.Tensor, turn: SelectContext = turn, chosen: list[torch.Tensor] = chosen) -> SparseGradient:
             selection = compressor.select(u, 100, turn)
             chosen.append(selection.indices)
             return SparseGradient.pick(u, selection.indices)

@@ -11,7 +11,17 @@ import pytest
 import torch
 from tests.each import each
 
-from gaussiank.compressors import COMPRESSORS, Capped, Compressor, Dense, GaussianK, RandomK, Selection, TopK, Turn
+from gaussiank.compressors import (
+    COMPRESSORS,
+    Capped,
+    Compressor,
+    Dense,
+    GaussianK,
+    RandomK,
+    SelectContext,
+    Selection,
+    TopK,
+)
 from gaussiank.layout import Layout
 from gaussiank.ops import select_topk
 from gaussiank.reducer import Selector, require_scope
@@ -24,9 +34,9 @@ SEGMENTS = {"weight": slice(0, 600), "bias": slice(600, 605), "head": slice(605,
 class Recorder(Compressor):
     """Chooses the first k, and notes what it was called with."""
 
-    calls: list[tuple[torch.Tensor, int, Turn]] = field(default_factory=list)
+    calls: list[tuple[torch.Tensor, int, SelectContext]] = field(default_factory=list)
 
-    def select(self, accumulated: torch.Tensor, k: int, turn: Turn | None = None) -> Selection:
+    def select(self, accumulated: torch.Tensor, k: int, turn: SelectContext | None = None) -> Selection:
         assert turn is not None
         self.calls.append((accumulated.clone(), k, turn))
         hint = torch.tensor(float(k)) if turn.hint is None else turn.hint + 1
@@ -193,4 +203,4 @@ def test_a_shared_draw_is_what_every_worker_selects(per_layer: bool) -> None:
             assert torch.equal(selector.select(layout, vector, 0.1, step).indices, shared.draw(100, 10))
     assert Selector(RandomK(), per_layer=per_layer, rank=0).shared(layout, 0.1, 0, 7, vector.device) is None
     with pytest.raises(RuntimeError, match=r"^compressor must draw the same indices on every worker, got TopK\(\)\."):
-        TopK().drawn(100, 10, Turn(), vector.device)
+        TopK().drawn(100, 10, SelectContext(), vector.device)

@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from gaussiank import ops
-from gaussiank.compressors import COMPRESSORS, Compressor, SIDCo, Turn
+from gaussiank.compressors import COMPRESSORS, Compressor, SelectContext, SIDCo
 
 
 class Switch:
@@ -329,11 +329,11 @@ class Ours(Operator):
         part = accumulated[:SETTLE_ENTRIES]
         k = max(1, round(density * part.numel()))
         for step in range(SETTLE_TURNS if isinstance(self.compressor, SIDCo) else 1):
-            self.hint = self.compressor.select(part, k, Turn(step, hint=self.hint)).hint
+            self.hint = self.compressor.select(part, k, SelectContext(step, hint=self.hint)).hint
 
     def take(self, grad: Tensor, residual: Tensor, k: int) -> Taken:
         """Add, choose with the compressor, remove: in one op where it has one, as training does."""
-        turn = Turn(self.step, hint=None if self.state == "cold" else self.hint)
+        turn = SelectContext(self.step, hint=None if self.state == "cold" else self.hint)
         self.step += 1
         taken = self.compressor.take(grad, residual, residual, k, turn)
         if taken is not None:

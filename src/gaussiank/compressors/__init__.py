@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
+from gaussiank.ops import Taken
 from gaussiank.spec import parse_spec
 
 from .capped import Capped
 from .chunktopk import ChunkTopK
-from .compressor import Compressor, Selection, Taken, Turn, finish_take
+from .compressor import Compressor, SelectContext, Selection, finish_take
 from .dense import Dense
 from .dgc import DGC
 from .gaussiank import GaussianK
@@ -40,15 +44,22 @@ __all__ = [
     "MSTopK",
     "RandomK",
     "SIDCo",
+    "SelectContext",
     "Selection",
     "Taken",
     "TopK",
     "TrimmedTopK",
-    "Turn",
     "compressor_names",
     "finish_take",
     "parse_compressor",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "Turn":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn("compressors.Turn is called SelectContext. Use that name.", DeprecationWarning, stacklevel=2)
+    return SelectContext
 
 
 def compressor_names() -> tuple[str, ...]:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from gaussiank import ops
+from gaussiank.ops import Taken
 
-from .compressor import Compressor, Selection, Taken, Turn, put_back
+from .compressor import Compressor, SelectContext, Selection, put_back
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,16 @@ class Capped(Compressor):
         inner = self.inner.capacity(k, numel)
         return min(self.limit, numel if inner is None else inner)
 
-    def select(self, accumulated: Tensor, k: int, turn: Turn | None = None) -> Selection:
+    def select(self, accumulated: Tensor, k: int, turn: SelectContext | None = None) -> Selection:
         """Choose with the inner compressor, then cut."""
         indices, hint = self.inner.select(accumulated, k, turn)
         if indices.numel() > self.limit:
             indices = indices[ops.select_topk(accumulated[indices], self.limit)]
         return Selection(indices, hint)
 
-    def take(self, grad: Tensor, residual: Tensor, out: Tensor, k: int, turn: Turn | None = None) -> Taken | None:
+    def take(
+        self, grad: Tensor, residual: Tensor, out: Tensor, k: int, turn: SelectContext | None = None
+    ) -> Taken | None:
         """Take with the inner compressor, and put back what is cut."""
         taken = self.inner.take(grad, residual, out, k, turn)
         if taken is None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gaussiank import ops
 
-from .compressor import Compressor, Selection, Turn
+from .compressor import Compressor, SelectContext, Selection
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ChunkTopK(Compressor):
         if self.chunk < 1:
             raise ValueError(f"chunk must be at least 1 entry, got {self.chunk}. SparseLoCo uses 4096.")
 
-    def select(self, accumulated: Tensor, k: int, turn: Turn | None = None) -> Selection:
+    def select(self, accumulated: Tensor, k: int, turn: SelectContext | None = None) -> Selection:
         """Choose each chunk's share of the k."""
         ops.require_vector(accumulated, "accumulated")
         numel = accumulated.numel()

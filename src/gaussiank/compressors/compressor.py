@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gaussiank import ops
+from gaussiank.ops import Taken
 
 
 class Selection(NamedTuple):
@@ -24,22 +25,8 @@ class Selection(NamedTuple):
     hint: Tensor | None = None
 
 
-class Taken(NamedTuple):
-    """What a compressor chose and removed.
-
-    Attributes:
-        indices: int32 ``[kept]`` ascending indices, without repeats.
-        values: ``[kept]`` what stood there.
-        hint: small tensor to pass back at the next step, or None.
-    """
-
-    indices: Tensor
-    values: Tensor
-    hint: Tensor | None = None
-
-
 @dataclass(frozen=True, slots=True, eq=False)
-class Turn:
+class SelectContext:
     """All that a selection may depend on besides the vector; passed in, so that compressors hold no state.
 
     Args:
@@ -89,7 +76,7 @@ class Compressor(ABC):
         """Whether every worker chooses the same indices of whatever is finite: then ``drawn`` says which."""
         return False
 
-    def drawn(self, numel: int, k: int, turn: Turn, device: torch.device) -> Tensor:
+    def drawn(self, numel: int, k: int, turn: SelectContext, device: torch.device) -> Tensor:
         """Return the int32 indices that ``select`` chooses of any vector of ``numel``, the same on every worker.
 
         Raises:
@@ -98,7 +85,7 @@ class Compressor(ABC):
         raise RuntimeError(f"compressor must draw the same indices on every worker, got {self}. Send indices instead.")
 
     @abstractmethod
-    def select(self, accumulated: Tensor, k: int, turn: Turn | None = None) -> Selection:
+    def select(self, accumulated: Tensor, k: int, turn: SelectContext | None = None) -> Selection:
         """Choose about ``k`` entries.
 
         Args:
@@ -113,7 +100,9 @@ class Compressor(ABC):
             ValueError: ``accumulated`` is no flat vector, or ``k`` is out of range.
         """
 
-    def take(self, grad: Tensor, residual: Tensor, out: Tensor, k: int, turn: Turn | None = None) -> Taken | None:
+    def take(
+        self, grad: Tensor, residual: Tensor, out: Tensor, k: int, turn: SelectContext | None = None
+    ) -> Taken | None:
         """Add, choose and remove in one pass over memory, if there is a fused form for this turn.
 
         What is chosen is what ``select`` chooses of ``residual + grad``, and
@@ -140,7 +129,7 @@ class Compressor(ABC):
         return k
 
 
-def finish_take(compressor: Compressor, out: Tensor, k: int, turn: Turn | None, *, finite: bool) -> Taken:
+def finish_take(compressor: Compressor, out: Tensor, k: int, turn: SelectContext | None, *, finite: bool) -> Taken:
     """Choose from a sum that lies in ``out``, and remove it there: the way of ``take`` when its one pass did not do.
 
     Args:

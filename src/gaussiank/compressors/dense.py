@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gaussiank import ops
 
-from .compressor import Compressor, Selection, Turn
+from .compressor import Compressor, SelectContext, Selection
 
 _NARROW = {"same": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -45,7 +45,7 @@ class Dense(Compressor):
         """As ``values`` says."""
         return _NARROW[self.values]
 
-    def select(self, accumulated: Tensor, k: int, turn: Turn | None = None) -> Selection:
+    def select(self, accumulated: Tensor, k: int, turn: SelectContext | None = None) -> Selection:
         """Choose all entries."""
         ops.require_vector(accumulated, "accumulated")
         return Selection(torch.arange(accumulated.numel(), dtype=torch.int32, device=accumulated.device))

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from gaussiank import ops
+from gaussiank.ops import Taken
 
-from .compressor import Compressor, Selection, Taken, Turn, finish_take, put_back
+from .compressor import Compressor, SelectContext, Selection, finish_take, put_back
 
 _ROOM = 4  # times k; above it the sample misled, and exact Top_k of the whole sum is the quicker way
 _LEAST_SAMPLED = 64
@@ -50,7 +51,7 @@ class DGC(Compressor):
         if not 0 < self.sample <= 1:
             raise ValueError(f"sample must be in (0, 1], got {self.sample}. DGC samples 0.01.")
 
-    def select(self, accumulated: Tensor, k: int, turn: Turn | None = None) -> Selection:
+    def select(self, accumulated: Tensor, k: int, turn: SelectContext | None = None) -> Selection:
         """Choose at most k entries above the sampled threshold."""
         ops.require_vector(accumulated, "accumulated")
         ops.require_k(k, accumulated.numel())
@@ -66,7 +67,9 @@ class DGC(Compressor):
             indices = indices[ops.select_topk(accumulated[indices], k)]
         return Selection(indices.int())
 
-    def take(self, grad: Tensor, residual: Tensor, out: Tensor, k: int, turn: Turn | None = None) -> Taken | None:
+    def take(
+        self, grad: Tensor, residual: Tensor, out: Tensor, k: int, turn: SelectContext | None = None
+    ) -> Taken | None:
         """Sample the sum, then add, choose and remove in one pass, unless the sample was misleading."""
         numel = grad.numel()
         ops.require_accumulation(grad, residual, out)
@@ -87,7 +90,7 @@ class DGC(Compressor):
             indices, values = put_back(out, indices, values, keep)
         return Taken(indices, values)
 
-    def _sampled(self, numel: int, turn: Turn | None) -> slice:
+    def _sampled(self, numel: int, turn: SelectContext | None) -> slice:
         """Return the places that are sampled at this step."""
         stride = max(1, round(1 / self.sample)) if numel * self.sample >= _LEAST_SAMPLED else 1
         return slice((turn.step if turn else 0) % stride, None, stride)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from gaussiank import ops
+from gaussiank.ops import Taken
 
-from .compressor import Compressor, Selection, Taken, Turn, finish_take, put_back
+from .compressor import Compressor, SelectContext, Selection, finish_take, put_back
 
 Mode = Literal["bracketed", "published", "paper"]
 Trace = list[tuple[float, int]]
@@ -66,7 +67,7 @@ class GaussianK(Compressor):
         """Return the top of the band, 4k/3, for ``bracketed``; the other modes have no bound."""
         return min(numel, max(k, 4 * k // 3)) if self.mode == "bracketed" else None
 
-    def select(self, accumulated: Tensor, k: int, turn: Turn | None = None) -> Selection:
+    def select(self, accumulated: Tensor, k: int, turn: SelectContext | None = None) -> Selection:
         """Choose the entries above the fitted threshold."""
         ops.require_vector(accumulated, "accumulated")
         ops.require_k(k, accumulated.numel())
@@ -75,7 +76,9 @@ class GaussianK(Compressor):
         threshold = self.trace(accumulated, k)[-1][0]
         return Selection(ops.select_above(accumulated, threshold))
 
-    def take(self, grad: Tensor, residual: Tensor, out: Tensor, k: int, turn: Turn | None = None) -> Taken | None:
+    def take(
+        self, grad: Tensor, residual: Tensor, out: Tensor, k: int, turn: SelectContext | None = None
+    ) -> Taken | None:
         """Collect what is above 0.85 of last step's threshold in one pass, and search among that few.
 
         ``bracketed`` with a hint alone: without one, and in the other modes, the fit needs the whole sum first.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gaussiank import ops
 
-from .compressor import Compressor, Selection, Turn
+from .compressor import Compressor, SelectContext, Selection
 
 _STRIDE = 0x9E3779B1  # a prime: the run of entries that fills up starts somewhere else at every step
 
@@ -47,7 +47,7 @@ class MSTopK(Compressor):
         if self.samplings < 1:
             raise ValueError(f"samplings must be at least 1, got {self.samplings}. The paper's authors take 30.")
 
-    def select(self, accumulated: Tensor, k: int, turn: Turn | None = None) -> Selection:
+    def select(self, accumulated: Tensor, k: int, turn: SelectContext | None = None) -> Selection:
         """Choose k entries, the largest first, as far as the samplings tell."""
         ops.require_vector(accumulated, "accumulated")
         ops.require_k(k, accumulated.numel())

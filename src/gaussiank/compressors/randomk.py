@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gaussiank import ops
 
-from .compressor import Compressor, Selection, Turn
+from .compressor import Compressor, SelectContext, Selection
 
 _DENSE_DRAW = 8  # above numel / 8 a whole permutation is cheaper than redrawing repeats
 
@@ -45,22 +45,22 @@ class RandomK(Compressor):
         """Whether ``feedback`` is on."""
         return self.feedback
 
-    def select(self, accumulated: Tensor, k: int, turn: Turn | None = None) -> Selection:
+    def select(self, accumulated: Tensor, k: int, turn: SelectContext | None = None) -> Selection:
         """Choose k at random."""
         ops.require_vector(accumulated, "accumulated")
         ops.require_k(k, accumulated.numel())
-        return Selection(self._drawn(accumulated.numel(), k, turn or Turn(), accumulated.device))
+        return Selection(self._drawn(accumulated.numel(), k, turn or SelectContext(), accumulated.device))
 
     @property
     def draws_alike(self) -> bool:
         """Whether ``shared`` is on."""
         return self.shared
 
-    def drawn(self, numel: int, k: int, turn: Turn, device: torch.device) -> Tensor:
+    def drawn(self, numel: int, k: int, turn: SelectContext, device: torch.device) -> Tensor:
         """Draw as ``select`` does."""
         return self._drawn(numel, k, turn, device) if self.shared else super().drawn(numel, k, turn, device)
 
-    def _drawn(self, numel: int, k: int, turn: Turn, device: torch.device) -> Tensor:
+    def _drawn(self, numel: int, k: int, turn: SelectContext, device: torch.device) -> Tensor:
         generator = torch.Generator()  # the CPU's: those of two GPU models differ, and shared indices are not sent
         generator.manual_seed(_mix(self.seed, turn.step, turn.part, 0 if self.shared else turn.rank + 1))
         drawn = _draw(numel, k, generator).int()

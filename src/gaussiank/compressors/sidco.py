@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gaussiank import ops
 
-from .compressor import Compressor, Selection, Turn
+from .compressor import Compressor, SelectContext, Selection
 
 Mode = Literal["exponential", "gammapareto", "pareto"]
 
@@ -72,7 +72,7 @@ class SIDCo(Compressor):
         """Return None: only the data limits the count."""
         return None
 
-    def select(self, accumulated: Tensor, k: int, turn: Turn | None = None) -> Selection:
+    def select(self, accumulated: Tensor, k: int, turn: SelectContext | None = None) -> Selection:
         """Choose the entries above the fitted threshold."""
         ops.require_vector(accumulated, "accumulated")
         numel = accumulated.numel()

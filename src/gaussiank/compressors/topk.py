@@ -8,8 +8,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from gaussiank import ops
+from gaussiank.ops import Taken
 
-from .compressor import Compressor, Selection, Taken, Turn
+from .compressor import Compressor, SelectContext, Selection
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,12 @@ class TopK(Compressor):
 
     nonfinite_first: ClassVar[bool] = True
 
-    def select(self, accumulated: Tensor, k: int, turn: Turn | None = None) -> Selection:
+    def select(self, accumulated: Tensor, k: int, turn: SelectContext | None = None) -> Selection:
         """Choose the k largest; the hint, last step's k-th magnitude, changes the time alone."""
         indices, _, hint = ops.topk(accumulated, k, turn.threshold(accumulated.device) if turn else None)
         return Selection(indices, hint)
 
-    def take(self, grad: Tensor, residual: Tensor, out: Tensor, k: int, turn: Turn | None = None) -> Taken:
+    def take(self, grad: Tensor, residual: Tensor, out: Tensor, k: int, turn: SelectContext | None = None) -> Taken:
         """Add, choose the k largest and remove them, in one pass over memory."""
         hint = turn.threshold(grad.device) if turn else None
-        return Taken(*ops.accumulate_topk(grad, residual, k, hint, out=out))
+        return ops.accumulate_topk(grad, residual, k, hint, out=out)

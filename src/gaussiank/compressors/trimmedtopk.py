@@ -8,8 +8,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from gaussiank import ops
+from gaussiank.ops import Taken
 
-from .compressor import Compressor, Selection, Taken, Turn
+from .compressor import Compressor, SelectContext, Selection
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class TrimmedTopK(Compressor):
         if not 0 < self.step < 1:
             raise ValueError(f"step must be in (0, 1), got {self.step}. RedSync uses 0.2.")
 
-    def select(self, accumulated: Tensor, k: int, turn: Turn | None = None) -> Selection:
+    def select(self, accumulated: Tensor, k: int, turn: SelectContext | None = None) -> Selection:
         """Choose the k largest by trimming first."""
         ops.require_vector(accumulated, "accumulated")
         ops.require_k(k, accumulated.numel())
@@ -58,7 +59,7 @@ class TrimmedTopK(Compressor):
                 return Selection(trimmed[ops.select_topk(accumulated[trimmed], k)].int())
         return Selection(ops.select_topk(accumulated, k))
 
-    def take(self, grad: Tensor, residual: Tensor, out: Tensor, k: int, turn: Turn | None = None) -> Taken:
+    def take(self, grad: Tensor, residual: Tensor, out: Tensor, k: int, turn: SelectContext | None = None) -> Taken:
         """Add, choose the k largest and remove them, in one pass: the result is Top_k's, and no trimming is faster."""
         indices, values, _ = ops.accumulate_topk(grad, residual, k, out=out)
         return Taken(indices, values)

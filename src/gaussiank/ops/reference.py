@@ -33,17 +33,18 @@ class Moments(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """Exactly k entries of a vector.
+    """Entries that were chosen from a vector, and removed there if that was asked for.
 
     Attributes:
-        indices: int32 ``[k]``, ascending.
-        values: ``[k]``, the entries there.
-        hint: 0-d tensor, the k-th magnitude (infinite when that entry is not finite); pass it to the next step's call.
+        indices: int32 ``[kept]`` ascending, without repeats.
+        values: ``[kept]`` what stood there.
+        hint: small tensor to pass to the next step's call, or None; of an exact selection the 0-d k-th magnitude,
+            infinite when that entry is not finite.
     """
 
     indices: Tensor
     values: Tensor
-    hint: Tensor
+    hint: Tensor | None = None
 
 
 class TakenAbove(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gaussiank import ops
 from gaussiank.codec import SharedDraw
-from gaussiank.compressors import Compressor, Taken, Turn, finish_take
+from gaussiank.compressors import Compressor, SelectContext, Taken, finish_take
 from gaussiank.layout import Layout
 from gaussiank.schedule import entries
 from gaussiank.sparse import SparseGradient
@@ -148,5 +148,5 @@ class Selector:
         """Replace the hints by saved ones."""
         self.hints = {key: hint.clone() for key, hint in hints.items()}
 
-    def _turn(self, key: str, step: int) -> Turn:
-        return Turn(step, self.rank, zlib.crc32(key.encode()), self.hints.get(key))
+    def _turn(self, key: str, step: int) -> SelectContext:
+        return SelectContext(step, self.rank, zlib.crc32(key.encode()), self.hints.get(key))

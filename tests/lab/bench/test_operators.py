@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gaussiank import ops
-from gaussiank.compressors import COMPRESSORS, Taken, TopK, Turn
+from gaussiank.compressors import COMPRESSORS, SelectContext, Taken, TopK
 from gaussiank_lab.bench.operators import PEERS, Ours, Switch, Vectors, operator_names, operators
 
 ALL = operators(operator_names(), ops.backends().available)
@@ -49,7 +49,7 @@ class WatchedTopK(TopK):
     seen: list[torch.Tensor | None] = field(default_factory=list, compare=False)
 
     def take(
-        self, grad: torch.Tensor, residual: torch.Tensor, out: torch.Tensor, k: int, turn: Turn | None = None
+        self, grad: torch.Tensor, residual: torch.Tensor, out: torch.Tensor, k: int, turn: SelectContext | None = None
     ) -> Taken:
         assert turn is not None
         self.seen.append(turn.hint)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gaussiank.compressors import Turn, parse_compressor
+from gaussiank.compressors import SelectContext, parse_compressor
 from gaussiank.schedule import entries
 from gaussiank_lab.reproduce.drawing import band_figure
 from gaussiank_lab.reproduce.recipe import Drawing, Outcome, Recipe, Scale, judge
@@ -69,7 +69,7 @@ def _seconds(name: str, u: torch.Tensor, k: int) -> float:
     if name == TORCH:
         u.abs().topk(k)
     else:
-        parse_compressor(name).select(u, k, Turn())
+        parse_compressor(name).select(u, k, SelectContext())
     if u.is_cuda:
         torch.cuda.synchronize()
     return time.perf_counter() - started
