@@ -78,6 +78,7 @@ def screening() -> Iterator[Setting]:
     yield from grid(rows(LOW, correction=0.9, masking=True), (0.006,))
     yield from grid(rows(LOW, batch=16), (0.006,))
     yield from grid(dense(batch=16), (0.006,))
+    yield from grid(rows(LOW, sums="8bit"), (0.006,))
     yield from finals("medium", 8)
     yield from grid(rows(1 / 64), (0.006,))
     yield from grid(layered(LOWER), (0.006,))

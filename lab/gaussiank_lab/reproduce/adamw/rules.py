@@ -11,6 +11,7 @@ from gaussiank.compressors import parse_compressor
 from gaussiank.feedback import ErrorFeedback
 from gaussiank.layout import Layout
 from gaussiank.momentum import LocalClip, MomentumCorrection, limit_norm
+from gaussiank.reducer.precondition import decoded, encoded
 from gaussiank.reducer.selection import Selector
 from gaussiank.schedule import Constant, Schedule, Warmup
 from gaussiank.sparse import SparseGradient
@@ -112,13 +113,14 @@ class Preconditioner:
         workers: whose views tell the parameters apart.
         beta2: how long it remembers.
         lagged: whether the step of t uses the state of t-1 and the worker's own square of t.
+        coded: whether what workers send of their squares is in the 8 bits of ``AdamRows``, else in float32.
 
     Attributes:
         sums: numbers that a worker sends at a step, beside its payloads.
     """
 
-    def __init__(self, by: By, workers: Workers, beta2: float, *, lagged: bool) -> None:
-        self._by, self._views, self._beta2, self._lagged = by, workers.views, beta2, lagged
+    def __init__(self, by: By, workers: Workers, beta2: float, *, lagged: bool, coded: bool = False) -> None:
+        self._by, self._views, self._beta2, self._lagged, self._coded = by, workers.views, beta2, lagged, coded
         zeros = workers.views(torch.zeros(1, workers.layout.numel))
         self._moments = {name: self._square(view) for name, view in zeros.items()}
         self.sums = sum(moment.numel() for moment in self._moments.values())
@@ -129,12 +131,21 @@ class Preconditioner:
         self._steps += 1
         workers, beta2 = grads.shape[0], self._beta2
         known = 1 - beta2**self._steps
-        for name, grad in self._views(grads).items():
-            square = self._square(grad).div_(workers)
+        views = self._views(grads)
+        squares = {name: self._square(grad).div_(workers) for name, grad in views.items()}
+        sent = self._rounded(squares) if self._coded else squares
+        for name, grad in views.items():
             before = self._moments[name] * beta2
-            self._moments[name] = before.add(square.mean(0, keepdim=True), alpha=1 - beta2)
-            used = before + (1 - beta2) * square if self._lagged else self._moments[name]
+            self._moments[name] = before.add(sent[name].mean(0, keepdim=True), alpha=1 - beta2)
+            used = before + (1 - beta2) * squares[name] if self._lagged else self._moments[name]
             grad.div_((used / known).sqrt_().add_(1e-8))
+
+    def _rounded(self, squares: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Round each worker's squares as they travel in its one message."""
+        flat = torch.cat([square.flatten(1) for square in squares.values()], dim=1)
+        arrived = torch.stack([decoded(encoded(own)) for own in flat])
+        parts = arrived.split([square[0].numel() for square in squares.values()], dim=1)
+        return {name: part.view_as(square) for (name, square), part in zip(squares.items(), parts, strict=True)}
 
     def _square(self, grad: Tensor) -> Tensor:
         square = grad.square()
@@ -278,7 +289,13 @@ class SparseRun(Run):
         self._shared = self.workers.weights[:1].clone() if setting.lookahead else self.workers.weights
         self._exchange = Exchange(self.workers.shapes, setting, self.workers.layout)
         self._divisor = (
-            Preconditioner(setting.precondition, self.workers, setting.beta2, lagged=setting.lagged)
+            Preconditioner(
+                setting.precondition,
+                self.workers,
+                setting.beta2,
+                lagged=setting.lagged,
+                coded=setting.sums == "8bit",
+            )
             if setting.precondition
             else None
         )
@@ -297,8 +314,9 @@ class SparseRun(Run):
 
     @property
     def sum_bits(self) -> float:
-        """One float32 for each sum and step."""
-        return 32.0 * self._divisor.sums * self.messages if self._divisor else 0.0
+        """One number for each sum and step."""
+        width = 8.0 if self.setting.sums == "8bit" else 32.0
+        return width * self._divisor.sums * self.messages if self._divisor else 0.0
 
     def step(self, step: int) -> float:
         """Take a step; with ``lookahead`` each worker's gradient is that of its own weights."""

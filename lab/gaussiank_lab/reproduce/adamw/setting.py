@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 Method = Literal["dense", "bf16", "powersgd", "sparse", "local", "demo"]
 Clip = Literal["none", "local", "mean"]
 By = Literal["", "entry", "row", "column", "block"]
+Sums = Literal["fp32", "8bit"]
 
 
 class Size(NamedTuple):
@@ -54,6 +55,7 @@ class Setting:
             row, by column or by whole matrix; then AdamW's step is plain SGD.
         lagged: whether the divisor is the state of the step before and the worker's own gradient, as in a real
             exchange, or the state of the step itself.
+        sums: how what workers measure for that state travels: ``8bit`` is the library's ``AdamRows``.
         correction: momentum of the local gradient before selection.
         masking: whether it is forgotten where an entry is sent.
         nesterov: whether it looks a step ahead.
@@ -83,6 +85,7 @@ class Setting:
     warm: bool = False
     precondition: By = ""
     lagged: bool = True
+    sums: Sums = "fp32"
     correction: float = 0.0
     masking: bool = False
     nesterov: bool = False
