@@ -131,7 +131,7 @@ def test_a_steps_tensors_end_when_their_names_do() -> None:
 def test_momentum_of_adam_beside_feedback_is_warned_of_once() -> None:
     kinds = [torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax]
     for kind in kinds:
-        sentence = f"^betas of {kind.__name__} start above 0: .* Clip before the exchange with compress"
+        sentence = f"^betas of {kind.__name__} start above 0: .* divided first, with compress"
         with pytest.warns(gaussiank.AdamWarning, match=sentence) as said:
             train(kind, steps=3)
         assert len(said) == 1

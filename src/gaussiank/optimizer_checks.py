@@ -46,10 +46,10 @@ _SCALER = (
 )
 _ADAM = (
     "betas of {name} start above 0: momentum delays entries that error feedback has delayed already. A transformer of "
-    "195,360 parameters ended 2,000 steps at density 0.0045 0.31 nats a byte above dense training, with betas=(0.0, "
-    "0.999) 0.08, and at density 1/64 level with it. Clip before the exchange with compress(clip_norm=...), set "
-    'betas=(0.0, 0.999) and scope="layer", and tune the learning rate again; docs/adamw.md. Filter '
-    "gaussiank.AdamWarning to be told no more."
+    "195,360 parameters ended 2,000 steps at density 0.0045 0.31 nats a byte above dense training; divided first, with "
+    'compress(precondition=gaussiank.AdamRows(), scope="layer", clip_norm=...) and torch.optim.SGD(lr, weight_decay), '
+    'level with it; with betas=(0.0, 0.999) and scope="layer" 0.08 above. Tune the learning rate again; docs/adamw.md. '
+    "Filter gaussiank.AdamWarning to be told no more."
 )
 _UNCALLED = (
     "compression is not at work: {name} takes its second step in a row on gradients that were not exchanged by it. "

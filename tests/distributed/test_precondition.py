@@ -76,7 +76,7 @@ def follows_the_rule(rank: int, world_size: int) -> None:
             other(10 * number + worker).backward()
             grads.append([one.grad for one in other.parameters()])
         for place, weight in enumerate(weights):
-            own = [by_rows(worker[place]) for worker in grads]
+            own = [by_rows(worker[place]) / world_size for worker in grads]
             correction = 1 - RULE.beta2 ** (number + 1)
             means = [(moments[place] * RULE.beta2 + one * (1 - RULE.beta2)) / correction for one in own]
             update = [
@@ -84,7 +84,7 @@ def follows_the_rule(rank: int, world_size: int) -> None:
                 for worker, mean in zip(grads, means, strict=True)
             ]
             weight.sub_(0.01 * (sum(update) / world_size + 0.1 * weight))
-            sent = [decoded(encoded(torch.cat([by_rows(one) for one in worker]))) for worker in grads]
+            sent = [decoded(encoded(torch.cat([by_rows(one) / world_size for one in worker]))) for worker in grads]
             sizes = [len(by_rows(one)) for one in weights]
             arrived = sum(one.split(sizes)[place] for one in sent) / world_size
             moments[place] = moments[place] * RULE.beta2 + arrived * (1 - RULE.beta2)

@@ -32,8 +32,10 @@ class AdamRows:
 
     ``u = grad / (sqrt(v) + eps)`` goes through error feedback and selection in the gradient's place, and the step after
     it is plain SGD, whose weight decay is then AdamW's. ``v`` is the running mean of squares of a row of a matrix
-    (the first dimension; of each entry of a vector), averaged over workers. What workers measure in a step travels at
-    its end, in 8 bits a row, and counts from the next one on; in its own step each worker uses its own part.
+    (the first dimension; of each entry of a vector), averaged over workers and divided by their number: the second
+    moment of the mean, where noise rules, so that learning rates are about those of dense AdamW. What workers measure
+    in a step travels at its end, in 8 bits a row, and counts from the next one on; in its own step each worker uses its
+    own part. Entries that are selected in a step have one scale then, so count k by parameter (``scope="layer"``).
 
     Args:
         beta2: in [0, 1); how much of the running mean stays in a step. A larger one remembers longer.
@@ -98,10 +100,11 @@ class Preconditioner:
     Args:
         rule: the settings.
         shapes: name -> shape of every parameter.
+        world_size: number of workers.
     """
 
-    def __init__(self, rule: AdamRows, shapes: Mapping[str, int | Sequence[int]]) -> None:
-        self._rule = rule
+    def __init__(self, rule: AdamRows, shapes: Mapping[str, int | Sequence[int]], world_size: int) -> None:
+        self._rule, self._world_size = rule, world_size
         self._shapes = {name: (shape,) if isinstance(shape, int) else tuple(shape) for name, shape in shapes.items()}
         self._rows: dict[Layout, _Rows] = {}
         self._places: dict[str, tuple[_Rows, slice]] = {}
@@ -137,7 +140,7 @@ class Preconditioner:
                 roots[place] = norms / max(1, view[0].numel()) ** 0.5
             else:
                 roots[place] = view
-        rows.own = roots.div_(scale).square_()
+        rows.own = roots.div_(scale * self._world_size**0.5).square_()
         self._measured.append((rows, rows.own))
         beta2 = self._rule.beta2
         mean = (rows.moment * beta2 + rows.own * (1 - beta2)) / (rows.weight * beta2 + (1 - beta2))

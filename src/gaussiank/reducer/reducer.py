@@ -202,7 +202,11 @@ class GradientReducer:
         self._phased = False  # whether a message of this step depends on another
         self._in_flight: list[tuple[Done, object]] = []  # on accelerators, until the next step begins
         self._use = use
-        self._rows = None if settings.precondition is None else Preconditioner(settings.precondition, parameters)
+        self._rows = (
+            None
+            if settings.precondition is None
+            else Preconditioner(settings.precondition, parameters, self.world_size)
+        )
         self._moments: Done | None = None  # of the last step, on their way
         self.feedback = ErrorFeedback(
             parameters,
