@@ -6,7 +6,7 @@ import contextlib
 import statistics
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gaussiank import AdamWarning, Compression, LocalSteps, compress
 from gaussiank.autotune import Auto
@@ -24,54 +25,30 @@ from gaussiank_lab.data import Batch, Data
 from gaussiank_lab.train.config import PrecisionName, TrainConfig
 from gaussiank_lab.train.local import SYNC_EVERY, DiLoCo, Local, local_method, local_steps
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 class Precision:
     """Run a model under autocast, and scale its loss where gradients would underflow.
 
     Args:
-        name: ``fp32``, ``bf16`` or ``fp16``; float16 alone gets a ``GradScaler``.
+        name: ``fp32``, ``bf16`` or ``fp16``.
         device: of the model.
 
     Attributes:
-        scaler: the ``GradScaler``, or None.
+        scaler: torch's ``GradScaler``; enabled for float16 alone, and else it does nothing.
     """
 
     def __init__(self, name: PrecisionName, device: torch.device) -> None:
-        self._dtype, self._device = _DTYPES[name], device
-        self.scaler = torch.amp.GradScaler(device.type) if name == "fp16" else None
+        narrow = torch.float16 if name == "fp16" else torch.bfloat16
+        self._autocast = torch.autocast(device.type, dtype=narrow, enabled=name != "fp32")
+        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
 
     def run(self, model: Any, inputs: tuple[Tensor, ...]) -> Any:
         """Return what ``model`` makes of ``inputs``, in float32, so that the loss is too."""
-        if self._dtype == torch.float32:
-            return model(*inputs)
-        with torch.autocast(self._device.type, dtype=self._dtype):
-            output = model(*inputs)
-        return _widened(output)
-
-    @property
-    def scale(self) -> float:
-        """What the loss is multiplied by."""
-        return self.scaler.get_scale() if self.scaler else 1.0
-
-    def scaled(self, loss: Tensor) -> Tensor:
-        """Multiply a loss by the scale."""
-        return self.scaler.scale(loss) if self.scaler else loss
-
-    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divide the optimizer's gradients by the scale, once a step."""
-        if self.scaler:
-            self.scaler.unscale_(optimizer)
+        with self._autocast:
+            return _widened(model(*inputs))
 
     def step(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Let the optimizer take its step unless a gradient is infinite or NaN; returns whether it did.
-
-        Without a scaler it always does.
-        """
-        if self.scaler is None:
-            optimizer.step()
-            return True
+        """Let the optimizer take its step unless a gradient is infinite or NaN; returns whether it did."""
         before = self.scaler.get_scale()
         self.scaler.step(optimizer)
         self.scaler.update()
@@ -84,62 +61,25 @@ def _widened(output: Any) -> Any:
     return tuple(_widened(part) for part in output) if isinstance(output, (tuple, list)) else output
 
 
-class WeightAverage:
-    """Keep ``average = decay average + (1 - decay) weight`` for every parameter of a model.
+def weight_average(model: nn.Module, decay: float) -> AveragedModel:
+    """Return an exponential moving average of a model's weights, which starts from them.
 
     Args:
-        model: whose weights are averaged; the average starts from them.
+        model: not modified.
         decay: in (0, 1); a larger one remembers longer.
 
     Example:
         >>> model = nn.Linear(1, 1, bias=False)
         >>> _ = nn.init.constant_(model.weight, 1.0)
-        >>> average = WeightAverage(model, decay=0.5)
+        >>> average = weight_average(model, decay=0.5)
         >>> _ = nn.init.constant_(model.weight, 3.0)
-        >>> average.update()
-        >>> with average.in_place():
-        ...     model.weight.item()
+        >>> average.update_parameters(model)
+        >>> average.module.weight.item()
         2.0
-        >>> model.weight.item()
-        3.0
     """
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self._parameters = dict(model.named_parameters())
-        self._decay = decay
-        self._averages = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Take in the weights of a step."""
-        for name, average in self._averages.items():
-            average.lerp_(self._parameters[name], 1 - self._decay)
-
-    @contextlib.contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Let the model have the average as its weights for a while."""
-        self._exchange()
-        try:
-            yield
-        finally:
-            self._exchange()
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the averages by parameter."""
-        return dict(self._averages)
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from saved averages."""
-        for name, average in self._averages.items():
-            average.copy_(state[name])
-
-    @torch.no_grad()
-    def _exchange(self) -> None:
-        for name, average in self._averages.items():
-            weight = self._parameters[name]
-            kept = weight.clone()
-            weight.copy_(average)
-            average.copy_(kept)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    average.n_averaged += 1  # or the first update would forget where it starts from
+    return average
 
 
 class _HandOver(torch.autograd.Function):
@@ -315,6 +255,7 @@ class Stepper:
         torch.manual_seed(config.seed)
         self.model: nn.Module = config.spec.build(data.outputs).to(self._device)
         torch.manual_seed((config.seed << 16) + 1 + dist.get_rank())  # every worker drops out its own activations
+        self.average = None if config.ema is None else weight_average(self.model, config.ema)
         self.precision = Precision(config.precision, self._device)
         self._taken = self._sent_dense = 0
         self.skipped = 0
@@ -325,7 +266,6 @@ class Stepper:
             self._exchange_seldom(seldom)
         else:
             self._exchange_often(method, epoch_steps, recorder)
-        self.average = None if config.ema is None else WeightAverage(self.model, config.ema)
 
     def _exchange_seldom(self, method: Local | DiLoCo) -> None:
         config = self._config
@@ -354,7 +294,7 @@ class Stepper:
             momentum=correction,
             precondition=rows,
             max_bytes=None if compressor.sends_all else config.max_bytes,
-            scaler=self.precision.scaler,
+            scaler=self.precision.scaler if self.precision.scaler.is_enabled() else None,
             collective=config.collective,
             wire=config.wire,
             timeout_s=config.timeout_s,
@@ -399,12 +339,12 @@ class Stepper:
         loss = self._backward(batches)
         back = self._now()
         if self._config.clip_mean is not None:
-            self.precision.unscale(self._optimizer)
+            self.precision.scaler.unscale_(self._optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self._config.clip_mean)
         if not self.precision.step(self._optimizer):
             self.skipped += 1
         elif self.average is not None:
-            self.average.update()
+            self.average.update_parameters(self.model)
         if self._local is not None:
             back = self._now()
             self._step_locally(self._local, last=last)
@@ -441,10 +381,10 @@ class Stepper:
             alone = self._exchange is not None and number < len(batches) and not self._clips
             with self._exchange.no_sync() if self._exchange and alone else contextlib.nullcontext():
                 loss = self._loss(batch) / len(batches)
-                self.precision.scaled(loss).backward()
+                self.precision.scaler.scale(loss).backward()
             total = loss.detach() if total is None else total + loss.detach()
         if self._config.clip_grad is not None:
-            clip_local(self.model, self._config.clip_grad * self.precision.scale)
+            clip_local(self.model, self._config.clip_grad * self.precision.scaler.get_scale())
             if self._exchange is not None:
                 self._exchange().backward()
         assert total is not None  # a step has a batch
@@ -475,10 +415,15 @@ class Stepper:
         return {
             "model": self.model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
-            "scaler": self.precision.scaler.state_dict() if self.precision.scaler else None,
-            "average": self.average.state_dict() if self.average else None,
+            "scaler": self.precision.scaler.state_dict() or None,
+            "average": self._averages() if self.average else None,
             "skipped": self.skipped,
         }
+
+    def _averages(self) -> dict[str, Tensor]:
+        """Return the averaged weights by parameter."""
+        assert self.average is not None
+        return {name: parameter.detach() for name, parameter in self.average.module.named_parameters()}
 
     def restore(self, own: Mapping[str, Any], shared: Mapping[str, Any], batches: Sequence[Batch]) -> None:
         """Go on from saved states, bit for bit; every worker calls it before its first step.
@@ -496,10 +441,11 @@ class Stepper:
         self._optimizer.zero_grad()
         self.model.load_state_dict(shared["model"])
         self._optimizer.load_state_dict(shared["optimizer"])
-        if self.precision.scaler:
+        if self.precision.scaler.is_enabled():
             self.precision.scaler.load_state_dict(shared["scaler"])
         if self.average:
-            self.average.load_state_dict(shared["average"])
+            for name, average in self._averages().items():
+                average.copy_(shared["average"][name])
         self.skipped = shared["skipped"]
         if self._local is not None:
             self._local.load_state_dict(own)

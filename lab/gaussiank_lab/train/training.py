@@ -140,15 +140,16 @@ class Training:
         with self._stepper.judged():
             values = evaluate(self.model, self._data, batch_size, device, precision)
         if average is not None:
-            with average.in_place():
-                judged = evaluate(self.model, self._data, batch_size, device, precision)
+            for mine, of_model in zip(average.module.buffers(), self.model.buffers(), strict=True):
+                mine.copy_(of_model)  # running statistics are the model's own
+            judged = evaluate(average.module, self._data, batch_size, device, precision)
             values |= {f"ema_{key}": value for key, value in judged.items()}
         epoch = (self._step + self._ahead) / self._epoch_steps
         self._report({"kind": "eval", "method": self._method, "step": self._step, "epoch": epoch, **values})
         return values
 
     def _closing(self, seconds: float) -> dict[str, Any]:
-        skipped = {"skipped": self._stepper.skipped} if self._stepper.precision.scaler else {}
+        skipped = {"skipped": self._stepper.skipped} if self._stepper.precision.scaler.is_enabled() else {}
         return {
             "kind": "method",
             "method": self._method,
