@@ -88,6 +88,10 @@ def reshard(states: Sequence[State], rank: int, world_size: int) -> dict[str, An
     same = world_size == saved_world_size
     routes = {key: hint.clone() for key, hint in first.get("routes", {}).items()} if same else {}
     moved_state = {"feedback": {**feedback, **moved}, "hints": hints, "routes": routes}
+    if "precondition" in first:  # the same on all workers; second moments are of a mean over so many
+        rows = first["precondition"]
+        moments = {name: moment * (saved_world_size / world_size) for name, moment in rows["moment"].items()}
+        moved_state["precondition"] = {**rows, "moment": moments}
     return {**first, "rank": rank, "world_size": world_size, **moved_state}
 
 
