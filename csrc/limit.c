@@ -95,6 +95,7 @@ static void sample_limits(gk_topk *run)
 
 /* ---------------------------------------------------------------------- the limit from counting all keys */
 
+/* One level: count the keys that share the prefix, by their next bits; each thread in a table of its own. */
 static void count_keys(void *data)
 {
     gk_topk *run = data;
@@ -140,6 +141,9 @@ static int32_t exact_limit(gk_topk *run)
 
 /* ---------------------------------------------------------------------- which of them */
 
+/* Set what the next pass collects above (low) and clears above (clear). Returns the exact limit where it was counted: then
+   only what is larger is collected, and the equals are found behind the pass (emit_all). A short vector is collected
+   whole. A hint lets 5 % of the magnitude down, which is room for the residual to have grown or shrunk in a step. */
 int32_t gk_next_limits(gk_topk *run, gk_stage *stage, const float *hint)
 {
     gk_job *job = &run->pass.job;

@@ -51,6 +51,7 @@ int gk_lay_out(gk_pass *pass, gk_arena *arena)
     return pass->local_value ? GK_OK : GK_SCRATCH;
 }
 
+/* The sweep leaves zeros where it found entries above `clear`; this undoes it. */
 static void put_back(const gk_pass *pass, const int32_t *index, const float *value, int64_t count)
 {
     if (pass->mode == GK_READ)
@@ -94,6 +95,8 @@ void gk_add_lanes(const gk_sums *sums, gk_totals *totals)
     *totals = all;
 }
 
+/* What each thread runs: take the next chunk, sweep it, hand over what was found, until none is left. Chunks come in any
+   order; a part says where its chunk's entries lie in the pool, so that whoever reads goes through the parts in order. */
 static void work(void *data)
 {
     gk_pass *pass = data;

@@ -80,6 +80,7 @@ GK_EXPORT int32_t gk_threshold_take(int32_t backend, const float *residual, cons
     if (gk_lay_out(pass, &arena))
         return GK_SCRATCH;
     gk_run(pass);
+    /* Then serially, chunk by chunk: copy up to the capacity, and put back in the sum what is beyond it. */
     for (int64_t c = 0; c < pass->chunks; c++) {
         const gk_part *part = pass->parts + c;
         if (part->stored)

@@ -75,6 +75,9 @@ static int64_t choose_ties(const gk_choice *choice, const gk_part *part, int32_t
     return taken;
 }
 
+/* Write the k chosen in ascending order: chunks in order, and in each the candidates in order. Above the limit all are
+   taken; equal to it, `ties` of `equal`, from the front, so that one chunk at most has some of both. Where the expected
+   limit was not the right one, what stands in target is mended at the end. */
 static void emit(gk_topk *run, int32_t limit, int64_t ties, int64_t equal)
 {
     const gk_pass *pass = &run->pass;
@@ -103,6 +106,7 @@ static void emit(gk_topk *run, int32_t limit, int64_t ties, int64_t equal)
         mend(run, run->more, wrongs);
 }
 
+/* Up to `ties` entries equal to the limit between two candidates; they were no candidates, so the vector is read. */
 static int64_t emit_ties(gk_topk *run, int32_t limit, int64_t from, int64_t to, int64_t n, int64_t *ties)
 {
     const float *vector = run->target ? run->target : run->pass.job.residual;
@@ -149,6 +153,10 @@ static void read_from_target(gk_topk *run)
     pass->mode = GK_READ;
 }
 
+/* Passes until one has collected at least k candidates within the room. Each stage has a surer limit than the one before:
+   the last step's k-th magnitude, the rank of a sample, and the exact limit from counting, after which nothing can fail.
+   The first pass adds and stores the sum, whatever becomes of its limit; what it cleared in vain is restored, and the
+   passes after it read the sum where it now stands. */
 static int32_t search(gk_topk *run, const float *hint, int64_t *report)
 {
     gk_pass *pass = &run->pass;

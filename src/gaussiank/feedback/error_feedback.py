@@ -60,6 +60,10 @@ class _Verdict:
 class ResidualBuffers:
     """Residual and velocity of one layout, each with the buffer that an uncommitted step writes.
 
+    A step reads ``residual`` and writes ``next_residual``, in one pass over memory. ``commit`` swaps the two and copies
+    nothing; ``forget`` swaps nothing, and the next step writes over what was written. A backward that goes on from an
+    open step reads ``next_residual`` and writes a third buffer, made when it is first needed.
+
     Args:
         layout: which parameters.
         residual: ``[numel]`` committed residual.
