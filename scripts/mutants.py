@@ -291,6 +291,55 @@ FAULTS = [
         "zlib.crc32(seen[: HEADER_BYTES - 4])",
         "codec/test_payload.py",
     ),
+    # ------------------------------------------------------------------ local steps
+    Fault(
+        "local steps: residuals do not decay",
+        "residual * self._decay",
+        "residual * 1.0",
+        "feedback/test_error_feedback.py",
+    ),
+    Fault(
+        "local steps: what was learnt in between is dropped",
+        "(local.to(self.dtype) - before.to(self.dtype))",
+        "0 * before.to(self.dtype)",
+        "local/test_vector.py",
+    ),
+    Fault(
+        "local steps: a resumed run forgets rounds under way",
+        "self._flying = deque(sorted(flying",
+        "self._flying = deque(sorted([]",
+        "distributed/test_local_steps.py -k resumes",
+    ),
+    Fault(
+        "local steps: other workers forget what was learnt since the last round",
+        "residual[name] + learnt if name in residual else learnt",
+        "residual[name] if name in residual else 0 * learnt",
+        "distributed/test_local_steps.py -k take_over",
+    ),
+    Fault(
+        "local steps: residuals are not scaled for one that joins",
+        "kept * factor for name, kept in",
+        "kept for name, kept in",
+        "distributed/test_local_steps.py -k new_worker",
+    ),
+    Fault(
+        "local steps: outliers are compared with the longest",
+        "finite[(len(finite) - 1) // 2]",
+        "finite[-1]",
+        "distributed/test_local_steps.py -k spoilt",
+    ),
+    Fault(
+        "local steps: a worker that is left out keeps what spoilt it",
+        'if left_out and self._on_outlier != "raise":\n            self._rewind()',
+        'if left_out and self._on_outlier != "raise":\n            pass',
+        "distributed/test_local_steps.py -k spoilt",
+    ),
+    Fault(
+        "local steps: a round that ends gives the mean twice",
+        "outer.step()",
+        "outer.step(), outer.step()",
+        "distributed/test_local_steps.py -k equals_ddp",
+    ),
 ]
 
 

@@ -175,9 +175,11 @@ def spoilt(rank: int, world_size: int, settings: dict[str, Any], factor: float) 
                 local.step()
         except RuntimeError as error:
             return str(error), [], bool(torch.isfinite(agreed_of(local)).all())
+    train(model, inner, rank, 36)
+    recovered = bool(torch.isfinite(weights(model)).all())
     local.finish()
     final = gathered(weights(model))
-    good = torch.equal(final[0], final[1]) and bool(torch.isfinite(final).all())
+    good = recovered and torch.equal(final[0], final[1]) and bool(torch.isfinite(final).all())
     return "", [str(one.message) for one in caught], good and float(final.abs().max()) < 10
 
 
