@@ -23,7 +23,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"fragments": 3, "collective": "split", "compressor": "topk"},
     {"fragments": 2, "sync_delay": 2, "wire": "rice+8bit"},
     {"fragments": 4, "sync_delay": 3, "mixing": 0.5, "collective": "leader"},  # several in flight at a time
-    {"sync_delay": 3, "collective": "tree"},
+    {"sync_delay": 3, "collective": "tree", "compressor": "topk", "scope": "layer"},
     {"density": 1.0, "wire": "rice+8bit", "outer_optimizer": "nesterov"},
     {"density": 1.0, "fragments": 2, "outer_optimizer": "adam"},
     {"compressor": "sidco", "collective": "auto"},
@@ -253,6 +253,7 @@ RESUMED: list[dict[str, Any]] = [
     {"fragments": 3, "sync_delay": 3, "collective": "split", "outer_optimizer": "nesterov"},
     {"fragments": 2, "sync_delay": 2, "mixing": 0.5, "residual_dtype": torch.bfloat16, "compressor": "gaussiank"},
     {"density": 1.0, "sync_delay": 1, "offload": "cpu"},
+    {"density": 0.1, "fragments": 2, "scope": "layer", "compressor": "gaussiank"},
 ]
 
 
@@ -455,6 +456,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"density": 0.0}, "density must be in (0, 1], got 0.0."),
     ({"decay": 1.5}, "decay must be in [0, 1], got 1.5."),
     ({"wire": "rice"}, "wire must be index+values"),
+    ({"scope": "bucket"}, "scope must be one of fragment, layer, got 'bucket'."),
     ({"buffers": "sum"}, "buffers must be one of average, keep, got 'sum'."),
     ({"on_outlier": "skip"}, "on_outlier must be one of raise, leave_out, clip, got 'skip'."),
     ({"on_outlier": "clip"}, "norm_limit must be given with on_outlier='clip', got None."),

@@ -24,6 +24,7 @@ class Local:
     Args:
         density: share of the entries to send.
         compressor: which ones.
+        scope: where k is counted: on a ``fragment``, or on each parameter (``layer``).
         wire: how they travel.
         decay: what a residual is multiplied by in each round.
         fragments: parts of the model that take turns.
@@ -33,6 +34,7 @@ class Local:
 
     density: float = 1 / 64
     compressor: str = "chunktopk"
+    scope: str = "fragment"
     wire: str = "rice+2bit"
     decay: float = 0.95
     fragments: int = 1
@@ -47,6 +49,7 @@ class Local:
         return {
             "density": self.density,
             "compressor": self.compressor,
+            "scope": self.scope,
             "wire": self.wire,
             "decay": self.decay,
             "fragments": self.fragments,

@@ -20,6 +20,7 @@ OuterOptimizer = Callable[[Iterable[Parameter]], Optimizer]
 """Makes the outer optimizer of the agreed weights."""
 
 Buffers = Literal["average", "keep"]
+LocalScope = Literal["fragment", "layer"]
 Offload = Literal["cpu"]
 
 
@@ -138,12 +139,16 @@ def require_turns(sync_every: int, fragments: int, sync_delay: int, mixing: floa
         raise ValueError(f"mixing must be None where sync_delay is 0, got {mixing}. There is nothing to mix.")
 
 
-def require_options(buffers: str, check_every: int, residual_dtype: torch.dtype | None, offload: str | None) -> None:
+def require_options(
+    scope: str, buffers: str, check_every: int, residual_dtype: torch.dtype | None, offload: str | None
+) -> None:
     """Raise unless each is in its range.
 
     Raises:
         ValueError: one is not.
     """
+    if scope not in get_args(LocalScope):
+        raise ValueError(f"scope must be one of {', '.join(get_args(LocalScope))}, got {scope!r}. Choose one of them.")
     if buffers not in get_args(Buffers):
         raise ValueError(f"buffers must be one of {', '.join(get_args(Buffers))}, got {buffers!r}. Choose one of them.")
     if check_every < 0:

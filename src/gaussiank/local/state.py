@@ -92,7 +92,7 @@ def _part(state: Mapping[str, Any], fragment: Fragment, rounds: Mapping[str, Any
                 for key in ("parameters", "residual", "velocity")
             },
         },
-        "hints": {key: hint for key, hint in state["hints"].items() if key in vectors},
+        "hints": {key: hint for key, hint in state["hints"].items() if key in names or key in vectors},
         "routes": {key: route for key, route in state["routes"].items() if key.split(" ", 1)[-1] in places},
         "agreed": state["agreed"],
         "local": state["local"],

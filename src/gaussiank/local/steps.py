@@ -30,6 +30,7 @@ from gaussiank.schedule import Constant, Schedule, require_density
 
 from .acceptance import (
     Buffers,
+    LocalScope,
     Membership,
     Offload,
     OuterOptimizer,
@@ -63,6 +64,7 @@ class LocalSteps:
         sync_every: inner steps between two rounds of a parameter; more send less often, and workers drift further.
         density: share of entries to send, in (0, 1], or a schedule of it over rounds; a larger one sends more.
         compressor: which entries: a name, ``name:field=value``, or a compressor.
+        scope: where k is counted: on a whole ``fragment``, or on each parameter (``layer``).
         wire: how entries travel, ``index+values`` or a ``codec.Wire``; None for ``rice+2bit``, and for whole float32
             vectors at density 1. What rounding takes off stays in the residual.
         collective: how workers agree on the mean: a name, ``name:field=value``, or a collective. The default leaves
@@ -128,6 +130,7 @@ class LocalSteps:
         sync_every: int = 30,
         density: float | Schedule = 1 / 64,
         compressor: str | Compressor = "chunktopk",
+        scope: LocalScope = "fragment",
         wire: str | Wire | None = None,
         collective: str | Collective = "allgather:spread=1.005",
         decay: float = 0.95,
@@ -149,10 +152,11 @@ class LocalSteps:
         parameters = trained_parameters(module, optimizers)
         require_turns(sync_every, fragments, sync_delay, mixing, len(parameters))
         require_outlier_rule(on_outlier, norm_limit)
-        require_options(buffers, check_every, residual_dtype, offload)
+        require_options(scope, buffers, check_every, residual_dtype, offload)
         settings = Settings(
             density if callable(density) else Constant(require_density(density)),
             parse_compressor(compressor) if isinstance(compressor, str) else compressor,
+            scope="layer" if scope == "layer" else "bucket",
             collective=parse_policy(collective) if isinstance(collective, str) else collective,
             wire=wire if isinstance(wire, Wire) else Wire.parse(wire or _WIRE),
             timeout_s=timeout_s,
@@ -171,6 +175,7 @@ class LocalSteps:
                 for name, value in settings.agreed().items()
                 if name not in ("scope", "momentum", "clip_norm")
             },
+            "scope": scope,
             "decay": decay,
             "fragments": fragments,
             "sync_delay": sync_delay,
