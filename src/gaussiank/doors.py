@@ -11,6 +11,7 @@ from torch import nn
 from gaussiank.autotune import Policy, parse_policy
 from gaussiank.codec import Wire, chosen_wire
 from gaussiank.collectives import entries_within
+from gaussiank.comm import require_backend
 from gaussiank.compression import Compression
 from gaussiank.compressors import Capped, Compressor, parse_compressor
 from gaussiank.ddp import DDPDoor, is_sharded
@@ -118,6 +119,8 @@ def compress(
     require_scope(scope)
     if isinstance(compressor, str):
         compressor = parse_compressor(compressor)
+    for device in {one.device for one in door.gradients}:
+        require_backend(door.group, device)
     door.require_reducible(scope, sends_all=compressor.sends_all)
     wire = chosen_wire(wire, door.gradients)
     collective = parse_policy(collective) if isinstance(collective, str) else collective

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 from tests.distributed.conftest import Workers
@@ -12,6 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import gaussiank
+from gaussiank.comm import require_backend
 
 
 def one_step(group: dist.ProcessGroup | None, collective: str) -> float:
@@ -65,3 +67,19 @@ def test_groups_go_with_their_models(two_workers: Workers) -> None:
     for counts in two_workers.run(models_come_and_go):
         assert counts[-1][0] <= counts[1][0], counts
         assert counts[-1][1] <= counts[1][1], counts
+
+
+def refuses_gloo_for_cuda(rank: int, world_size: int) -> None:
+    """Futures of Gloo do not tell streams of a message before torch 2.11."""
+    cuda = torch.device("cuda:0")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "__version__", "2.10.1+cu130")
+        with pytest.raises(ValueError, match=r"process group must be of NCCL for parameters on cuda:0, got gloo with"):
+            require_backend(None, cuda)
+        require_backend(None, torch.device("cpu"))
+        patch.setattr(torch, "__version__", "2.11.0a0+git123")
+        require_backend(None, cuda)
+
+
+def test_gloo_is_refused_for_cuda_where_its_means_arrive_too_early(two_workers: Workers) -> None:
+    two_workers.run(refuses_gloo_for_cuda)

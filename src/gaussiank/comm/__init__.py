@@ -3,7 +3,7 @@
 from .communicator import AnyFuture, Communicator, Work, ring_bytes, then
 from .consistency import await_all, group_timeout_s, require_agreement, together
 from .executor import Done, Executor, Promise, executor_of
-from .groups import Groups, groups_of
+from .groups import Groups, groups_of, require_backend
 
 __all__ = [
     "AnyFuture",
@@ -18,6 +18,7 @@ __all__ = [
     "group_timeout_s",
     "groups_of",
     "require_agreement",
+    "require_backend",
     "ring_bytes",
     "then",
     "together",

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Sequence
 from typing import Any, cast
 
+import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store, _new_process_group_helper, _world
 
@@ -41,6 +42,34 @@ _LEFT: list[dist.ProcessGroup] = []
 Their last holder may have been a callback, which dies on a thread of the group itself: if that were to destroy the
 group, it would wait for itself to end, and abort the process. So they wait here for ``groups_of``.
 """
+
+
+_GLOO_AND_CUDA = (2, 11)  # of torch: earlier futures of Gloo do not tell streams that a message is over (issue 155714)
+
+
+def require_backend(group: dist.ProcessGroup | None, device: torch.device) -> None:
+    """Refuse a process group whose messages of a device arrive before they are there.
+
+    Args:
+        group: None for the default one.
+        device: of what is sent.
+
+    Raises:
+        ValueError: so it is.
+    """
+    if device.type != "cuda" or _torch_release() >= _GLOO_AND_CUDA:
+        return
+    backends = dist.BackendConfig(dist.Backend(dist.get_backend_config(group))).get_device_backend_map()
+    if backends.get("cuda") == "gloo":
+        raise ValueError(
+            f"process group must be of NCCL for parameters on {device}, got gloo with torch {torch.__version__}, whose "
+            'means arrive before they are there. Use init_process_group("nccl"), or torch '
+            f"{'.'.join(map(str, _GLOO_AND_CUDA))} or newer."
+        )
+
+
+def _torch_release() -> tuple[int, ...]:
+    return tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
 
 
 def groups_of(parent: dist.ProcessGroup | None, what: str, parts: Sequence[Sequence[int]], timeout_s: float) -> Groups:

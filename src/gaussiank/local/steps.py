@@ -22,7 +22,7 @@ from gaussiank import __version__, checkpoint
 from gaussiank.autotune import parse_policy
 from gaussiank.codec import Wire
 from gaussiank.collectives import Collective
-from gaussiank.comm import Done, await_all, executor_of, group_timeout_s, require_agreement, together
+from gaussiank.comm import Done, await_all, executor_of, group_timeout_s, require_agreement, require_backend, together
 from gaussiank.compressors import Compressor, parse_compressor
 from gaussiank.feedback import require_same_worker
 from gaussiank.reducer import Settings
@@ -150,6 +150,8 @@ class LocalSteps:
         optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
         module = inner_module(model, group)
         parameters = trained_parameters(module, optimizers)
+        for device in {one.device for one in parameters.values()}:
+            require_backend(group, device)
         require_turns(sync_every, fragments, sync_delay, mixing, len(parameters))
         require_outlier_rule(on_outlier, norm_limit)
         require_options(scope, buffers, check_every, residual_dtype, offload)
