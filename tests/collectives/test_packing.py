@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.each import each
 
 from gaussiank.codec import Wire
 from gaussiank.collectives.packing import (
@@ -25,7 +26,7 @@ def sparse(entries: dict[int, float], numel: int = 10, dtype: torch.dtype = torc
     return SparseGradient(indices, torch.tensor([entries[i] for i in sorted(entries)], dtype=dtype), numel)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@each("dtype", [torch.float32, torch.float64])
 def test_rows_have_one_length_and_come_back(dtype: torch.dtype) -> None:
     parts = [sparse({1: 2.5, 9: -1.0}, dtype=dtype), sparse({}, dtype=dtype), sparse({0: 1e-30}, 4, dtype)]
     for wire in (EXACT, Wire("rice", "fp32"), Wire("chunks", "bf16")):

@@ -4,8 +4,8 @@ import itertools
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 import torch
+from tests.each import each
 
 from gaussiank.codec import INDEX_CODES, VALUE_CODES, Wire
 from gaussiank.collectives.base import ExchangeContext
@@ -29,7 +29,7 @@ def test_a_region_that_was_cut_counts_with_all_that_was_to_come() -> None:
     assert _rebalanced([0, 100, 200], indices, [1000, 10]).tolist() == [0, 6, 200]
 
 
-@pytest.mark.parametrize("borders", [[0, 7], [0, 3, 3, 7], [0, 0, 0, 7]])
+@each("borders", [[0, 7], [0, 3, 3, 7], [0, 0, 0, 7]])
 def test_nothing_gathered_leaves_borders_alone(borders: list[int]) -> None:
     empty = [torch.zeros(0, dtype=torch.int32)] * (len(borders) - 1)
     assert _rebalanced(borders, empty, [0] * len(empty)).tolist() == borders

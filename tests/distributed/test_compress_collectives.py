@@ -49,8 +49,8 @@ def test_nothing_is_lost_by_other_compressors(three_workers: Any, spec: str, com
     assert_nothing_lost(three_workers.run(run, 4, {}, how, torch.float32))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("spec", [*PHASED, EVERY_DENSE])
+@each("dtype", [torch.bfloat16, torch.float64])
+@each("spec", [*PHASED, EVERY_DENSE])
 def test_nothing_is_lost_in_other_dtypes(two_workers: Any, spec: str, dtype: torch.dtype) -> None:
     how = {"density": 0.1, "collective": spec, "scope": "model"}
     # a dense all-reduce itself sums in bfloat16, as DDP's does; only what was rounded before it can be kept
@@ -58,7 +58,7 @@ def test_nothing_is_lost_in_other_dtypes(two_workers: Any, spec: str, dtype: tor
     assert_nothing_lost(two_workers.run(run, 6, SMALL_BUCKETS, how, dtype), **loose)
 
 
-@pytest.mark.parametrize("spec", PHASED)
+@each("spec", PHASED)
 def test_dense_steps_of_a_schedule_flush_the_residual(two_workers: Any, spec: str) -> None:
     how = {"density": gaussiank.Warmup((0.05, 1.0), stage_steps=3), "collective": spec}
     results = two_workers.run(run, 4, SMALL_BUCKETS, how, torch.float32)
@@ -73,7 +73,7 @@ def test_nonfinite_reaches_all_and_enters_no_residual(three_workers: Any, spec: 
     assert three_workers.run(overflowing, bad, {"collective": spec, **how}) == [(True, True, True)] * 3
 
 
-@pytest.mark.parametrize("spec", PHASED)
+@each("spec", PHASED)
 def test_raise_names_the_parameter_on_every_worker(three_workers: Any, spec: str) -> None:
     for message in three_workers.run(refusing, spec):
         assert "gradient of third must be finite, got infinity or NaN on some worker in step 0." in message
@@ -116,14 +116,14 @@ def under(rank: int, world_size: int, spec: str, name: str, *arguments: Any) -> 
         gaussiank.compress = compress
 
 
-@pytest.mark.parametrize("spec", PHASED)
+@each("spec", PHASED)
 def test_unused_parameters_keep_their_residual(three_workers: Any, spec: str) -> None:
     results = three_workers.run(under, spec, "with_unused")
     assert_nothing_lost([result for result, _ in results])
     assert all(alone for _, alone in results)
 
 
-@pytest.mark.parametrize("spec", PHASED)
+@each("spec", PHASED)
 def test_join_accumulation_and_embeddings(three_workers: Any, spec: str) -> None:
     assert_nothing_lost(three_workers.run(under, spec, "accumulating"))
     assert three_workers.run(under, spec, "sparse_embedding", "bucket") == [(True, 150)] * 3
@@ -134,7 +134,7 @@ def test_join_accumulation_and_embeddings(three_workers: Any, spec: str) -> None
     torch.testing.assert_close(kept + 3 * applied, given, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("spec", PHASED)
+@each("spec", PHASED)
 def test_several_models_in_one_backward(three_workers: Any, spec: str) -> None:
     assert_nothing_lost([result for result, _, _ in three_workers.run(under, spec, "several")])
 

@@ -8,10 +8,10 @@ import signal
 import time
 from typing import Any
 
-import pytest
 import torch
 import torch.distributed as dist
 from tests.distributed.conftest import Workers, _started
+from tests.each import each
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
@@ -63,9 +63,7 @@ def delayed(rank: int, world_size: int, spec: str) -> tuple[int, Tensor, Tensor,
 MIXED = "auto:mbit=40:latency_us=60:select_ns=0:touch_ns=0:message_us=0:candidates=dense+allgather+split+tree"
 
 
-@pytest.mark.parametrize(
-    "spec", ["allgather", "split", "split:trim=false", "leader", "tree", "hierarchical:ranks_per_node=1", MIXED]
-)
+@each("spec", ["allgather", "split", "split:trim=false", "leader", "tree", "hierarchical:ranks_per_node=1", MIXED])
 def test_fifty_buckets_with_random_delays(three_workers: Workers, spec: str) -> None:
     results = three_workers.run(delayed, spec)
     assert [buckets for buckets, _, _, _ in results] == [LAYERS] * 3
@@ -89,7 +87,7 @@ def abandoned(rank: int, world_size: int, spec: str, timeout_s: float) -> tuple[
     return message, took_s
 
 
-@pytest.mark.parametrize(("spec", "timeout_s"), [("allgather", 1.0), ("split", 1.1), ("tree", 1.2)])
+@each(("spec", "timeout_s"), [("allgather", 1.0), ("split", 1.1), ("tree", 1.2)])
 def test_timeout_names_rank_and_bucket(three_workers: Workers, spec: str, timeout_s: float) -> None:
     results = three_workers.run(abandoned, spec, timeout_s)
     for rank, (message, took_s) in enumerate(results[:-1]):
@@ -151,7 +149,7 @@ def failing(rank: int, world_size: int, spec: str, timeout_s: float) -> str:
     return message
 
 
-@pytest.mark.parametrize("spec", ["allgather", "split"])
+@each("spec", ["allgather", "split"])
 def test_an_error_of_one_worker_alone_is_told_as_its_own(worker_groups: Any, spec: str) -> None:
     (own,) = (worker_groups.get(1) or _started(worker_groups, 1)).run(failing, spec, 1.4)
     assert "rank 0 could not exchange bucket 0 of step 1 (layers." in own
@@ -185,7 +183,7 @@ def killed(rank: int, world_size: int, spec: str) -> tuple[str, float]:
     return "no error", 0.0
 
 
-@pytest.mark.parametrize("spec", ["split", "allgather"])
+@each("spec", ["split", "allgather"])
 def test_kill_of_a_worker_ends_the_others(spec: str) -> None:
     workers = Workers(3)
     answers = workers.run_some(killed, spec)

@@ -103,7 +103,7 @@ def test_split_sends_the_same_from_two_to_sixteen_workers() -> None:
     assert max(sent.values()) <= 1.1 * 2 * K * 8
 
 
-@pytest.mark.parametrize(("wire", "index_bytes", "value_bytes"), [("raw+fp32", 4, 4), ("rice+bf16", 0.8, 2)])
+@each(("wire", "index_bytes", "value_bytes"), [("raw+fp32", 4, 4), ("rice+bf16", 0.8, 2)])
 def test_leader_sends_no_more_than_a_limit_whatever_the_number_of_workers(
     wire: str, index_bytes: float, value_bytes: float
 ) -> None:

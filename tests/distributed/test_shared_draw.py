@@ -70,20 +70,20 @@ def test_the_law_holds_to_the_bit_for_one_worker(worker_groups: Any) -> None:
     assert group.run(one_worker_law, SHARED) == [[True] * len(ON_GRID)]
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("spec", ABLE)
+@each("bad", [float("nan"), float("inf")])
+@each("spec", ABLE)
 def test_nonfinite_reaches_all_and_enters_no_residual(three_workers: Any, spec: str, bad: float) -> None:
     how = {"collective": spec, "density": 0.05, **SHARED}
     assert three_workers.run(overflowing, bad, how) == [(True, True, True)] * 3
 
 
-@pytest.mark.parametrize("spec", ABLE)
+@each("spec", ABLE)
 def test_raise_names_the_parameter_on_every_worker(three_workers: Any, spec: str) -> None:
     for message in three_workers.run(refusing, spec, SHARED["compressor"]):
         assert "gradient of third must be finite, got infinity or NaN on some worker in step 0." in message
 
 
-@pytest.mark.parametrize("spec", ABLE)
+@each("spec", ABLE)
 def test_resume_goes_on_to_the_bit(three_workers: Any, spec: str) -> None:
     assert three_workers.run(resumed, {"density": 0.05, "collective": spec, **SHARED}) == [True] * 3
 

@@ -97,17 +97,16 @@ class Exchange:
         program: started, up to its first message.
         comm: what it sends with.
         work: the message under way.
+
+    Attributes:
+        sent_bytes: that this worker has put on the wire for it, once it has ended.
     """
 
     program: Program
     comm: Communicator
     work: Work[Any]
+    sent_bytes: int = field(default=0, init=False)
     _complete: bool = field(default=False, init=False)
-
-    @property
-    def sent_bytes(self) -> int:
-        """Bytes that this worker has put on the wire for it so far."""
-        return self.comm.sent_bytes
 
     def advance(self) -> bool:
         """Wait for the message under way and send the next one; False when there was none left to send.
@@ -134,6 +133,7 @@ class Exchange:
         """
         while self.advance():
             pass
+        self.sent_bytes = self.comm.sent_bytes
         outcome = self.program.send(out)
         assert isinstance(outcome, Outcome)  # what follows None
         return outcome

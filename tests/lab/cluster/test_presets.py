@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.each import each
 
 from gaussiank.codec import Wire
 from gaussiank.collectives import parse_collective
@@ -18,7 +19,7 @@ NUMELS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NUMELS)
+@each("name", NUMELS)
 def test_shapes_have_the_parameters_of_their_models(name: str) -> None:
     assert find_shape(name).numel == NUMELS[name]
 
@@ -28,7 +29,7 @@ def test_transformers_have_the_size_in_their_name() -> None:
         assert find_shape(name).numel / 1e6 == pytest.approx(millions, rel=0.02)
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@each("name", SHAPES)
 def test_buckets_hold_the_whole_model_and_all_its_time(name: str) -> None:
     shape = SHAPES[name]
     workload = shape.workload(0.3)
@@ -88,9 +89,9 @@ def test_wire_sizes_are_the_codecs() -> None:
     assert WIRES["rice+bf16"].payload_bytes(1000, 10**5) < WIRES["rice+bf16"].payload_bytes(1000, 10**6)
 
 
-@pytest.mark.parametrize("name", ["allgather", "split", "leader", "tree"])
-@pytest.mark.parametrize("workers", [2, 4, 16])
-@pytest.mark.parametrize("wire", ["rice+bf16", "rice+bf16-rice", "chunks+bf16"])
+@each("name", ["allgather", "split", "leader", "tree"])
+@each("workers", [2, 4, 16])
+@each("wire", ["rice+bf16", "rice+bf16-rice", "chunks+bf16"])
 def test_bytes_of_compact_wires_are_those_of_the_real_collectives(name: str, workers: int, wire: str) -> None:
     cluster = Cluster("c", (Tier("rack", Link("l", 1e9)),))
     real = parse_collective(name).traffic(10**6, 1000, workers, Wire.parse(wire)).sent_bytes

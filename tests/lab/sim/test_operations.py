@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from tests.each import each
 
 from gaussiank.comm import communicator
 from gaussiank_lab.sim import (
@@ -39,7 +40,7 @@ def test_lower_bounds_of_the_papers_models(numel: float, dense_s: float, sparse_
     assert 1e3 * all_gather_s(TEN_GBE, 16, 8 * numel / 1000) == pytest.approx(sparse_ms, abs=0.051)
 
 
-@pytest.mark.parametrize("workers", [2, 16, 128])
+@each("workers", [2, 16, 128])
 def test_all_gather_breaks_even_at_one_over_the_workers(workers: int) -> None:
     numel = 10**7
     dense_s = all_reduce_s(TEN_GBE, workers, 4 * numel)
@@ -106,8 +107,8 @@ TRAFFIC = {
 }
 
 
-@pytest.mark.parametrize("name", TRAFFIC)
-@pytest.mark.parametrize("workers", [8, 16, 64])
+@each("name", TRAFFIC)
+@each("workers", [8, 16, 64])
 def test_bytes_are_those_of_the_real_collectives(name: str, workers: int) -> None:
     cluster = Cluster("c", (Tier("node", Link("l", 1e9), 4), Tier("rack", Link("l", 1e9))))
     cost = COLLECTIVES[name](cluster, workers, Load(10**6, 1000, RAW))
