@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.each import each
 from typer.testing import CliRunner
 
 from gaussiank.codec import Wire
@@ -104,7 +105,7 @@ def test_records_are_not_overwritten(trained: tuple[Path, str]) -> None:
     assert (out / "records.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize(
+@each(
     ("arguments", "sentence"),
     [
         (["--density", "0"], "density must be in (0, 1], got 0.0. Give the share of entries to send, such as 0.001."),
@@ -140,7 +141,7 @@ def test_bad_input_gets_one_sentence_and_writes_nothing(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["bench", "--help"]])
+@each("arguments", [["--help"], ["bench", "--help"]])
 def test_no_description_is_cut_short(arguments: list[str]) -> None:
     done = CliRunner().invoke(app, arguments, env={"COLUMNS": "80"})
     assert done.exit_code == 0

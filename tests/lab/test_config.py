@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.each import each
 
 from gaussiank import Constant, DenseStart, MomentumCorrection, Warmup, parse_compressor
 from gaussiank_lab.train.config import TrainConfig
 
 
-@pytest.mark.parametrize(
+@each(
     ("settings", "sentence"),
     [
         (

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from tests.each import each
 
 from gaussiank_lab.train.config import TrainConfig, read_config, write_config
 
@@ -26,7 +27,7 @@ def test_a_part_of_a_config_is_enough(tmp_path: Path) -> None:
     assert isinstance(fields["clip_grad"], float)
 
 
-@pytest.mark.parametrize(
+@each(
     ("fields", "sentence"),
     [
         ({"learning_rate": 0.1}, "must be among model, dataset, .*, got 'learning_rate'. Correct or remove it."),

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from tests.each import each
 
 from gaussiank_lab.cli.data import show_data
 from gaussiank_lab.data import DATASETS
@@ -89,7 +90,7 @@ def test_download_fetches_and_describes(tmp_path: Path, monkeypatch: pytest.Monk
     assert "train    20 images" in text
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "folder", "fetch", "sentence"),
     [
         ("cifar", "x", False, r"name must be one of fashion-mnist-subset, .*, got 'cifar'\. Correct it\."),

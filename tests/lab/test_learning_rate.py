@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from tests.each import each
 
 from gaussiank_lab.train.config import learning_rate
 
@@ -22,7 +23,7 @@ def test_cosine_falls_from_the_first_step_and_stays_above_zero() -> None:
     assert 0 < rates[-1] < 0.001
 
 
-@pytest.mark.parametrize("schedule", ["constant", "step", "cosine"])
+@each("schedule", ["constant", "step", "cosine"])
 def test_warmup_rises_in_a_line_to_the_highest(schedule: str) -> None:
     rates = [learning_rate(1.0, schedule, step, 40, warmup_steps=4) for step in range(1, 7)]  # type: ignore[arg-type]
     assert rates[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])

@@ -4,7 +4,7 @@ import json
 import math
 from typing import Any
 
-import pytest
+from tests.each import each
 
 from gaussiank_lab.metric import ACCURACY, Metric
 
@@ -32,7 +32,7 @@ def test_a_metric_survives_its_record() -> None:
         assert Metric.from_record(json.loads(json.dumps(metric.as_record()))) == metric
 
 
-@pytest.mark.parametrize(
+@each(
     "record",
     [
         None,

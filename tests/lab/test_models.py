@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from tests.each import each
 from torch import nn
 
 from gaussiank_lab.data import DATASETS, ImageShape, Wanted, fashion_mnist_subset
@@ -28,7 +29,7 @@ NUMEL = {
 LARGE = [name for name, spec in MODELS.items() if spec.outputs == 1000]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@each("name", MODELS)
 def test_parameter_counts_are_those_of_the_paper(name: str) -> None:
     spec = MODELS[name]
     assert spec.parameters(spec.outputs) == spec.numel == NUMEL.get(name, spec.numel)
@@ -39,7 +40,7 @@ def test_a_model_is_built_for_the_outputs_of_its_data() -> None:
     assert MODELS["lstm-ptb"].parameters(50) == 66_034_000 - 9_950 * 3_001
 
 
-@pytest.mark.parametrize("name", LARGE)
+@each("name", LARGE)
 def test_large_models_turn_their_images_into_scores(name: str) -> None:
     spec = MODELS[name]
     with torch.device("meta"):  # shapes alone: no memory, no arithmetic
@@ -47,7 +48,7 @@ def test_large_models_turn_their_images_into_scores(name: str) -> None:
     assert scores.shape == (2, 1000)
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "place"),
     [("fnn3", (0, 3, 20)), ("lenet5", (0, 3 + 2, 20 + 2)), ("resnet20", (slice(None), 3 + 2, 20 + 2))],
 )
@@ -71,9 +72,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize(
-    ("name", "steps", "lr"), [("fnn3", 10, 0.05), ("lenet5", 40, 0.05), ("resnet20", 6, 0.05), ("vgg16", 3, 0.01)]
-)
+@each(("name", "steps", "lr"), [("fnn3", 10, 0.05), ("lenet5", 40, 0.05), ("resnet20", 6, 0.05), ("vgg16", 3, 0.01)])
 def test_models_learn_a_batch(name: str, steps: int, lr: float) -> None:
     torch.manual_seed(0)
     spec = MODELS[name]
@@ -92,7 +91,7 @@ def test_models_learn_a_batch(name: str, steps: int, lr: float) -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("name", ["transformer", "lstm-small"])
+@each("name", ["transformer", "lstm-small"])
 def test_language_models_learn_what_follows(name: str) -> None:
     torch.manual_seed(0)
     model = MODELS[name].build(16)
@@ -110,7 +109,7 @@ def test_language_models_learn_what_follows(name: str) -> None:
     assert losses[-1] < 0.5
 
 
-@pytest.mark.parametrize("name", ["transformer", "lstm-small"])
+@each("name", ["transformer", "lstm-small"])
 def test_language_models_do_not_see_what_comes(name: str) -> None:
     torch.manual_seed(0)
     model = MODELS[name].build(256).eval()

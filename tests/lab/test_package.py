@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from tests.each import each
 
 import gaussiank
 import gaussiank_lab.sim
@@ -10,7 +11,7 @@ import gaussiank_lab.theory
 from gaussiank_lab.study.recorder import Recorder
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "place", "value"),
     [
         ("Recorder", "gaussiank_lab.Recorder", Recorder),

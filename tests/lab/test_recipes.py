@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from tests.each import each
 
 from gaussiank_lab.models import MODELS
 from gaussiank_lab.train.config import TrainConfig, default, paper, resolve
@@ -20,7 +21,7 @@ PAPER = {
 }
 
 
-@pytest.mark.parametrize("model", PAPER)
+@each("model", PAPER)
 def test_the_papers_settings(model: str) -> None:
     config = TrainConfig(**paper(model))
     assert (config.dataset, config.batch_size, config.lr, config.clip_grad) == PAPER[model]
@@ -35,7 +36,7 @@ def test_the_paper_knows_its_own_models_only() -> None:
         paper("transformer")
 
 
-@pytest.mark.parametrize("model", MODELS)
+@each("model", MODELS)
 def test_ours_needs_no_data_that_a_machine_may_lack(model: str) -> None:
     config = TrainConfig(**default(model))
     assert config.model == model

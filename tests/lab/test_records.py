@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.each import each
 
 from gaussiank_lab.report.records import RecordWriter, number, read_records
 
@@ -132,7 +133,7 @@ def test_missing_records(tmp_path: Path) -> None:
         read_records(tmp_path)
 
 
-@pytest.mark.parametrize(
+@each(
     ("lines", "message"),
     [
         (["", ""], "line 1 must be a JSON object with a kind, got ''"),
@@ -150,7 +151,7 @@ def test_a_line_that_is_no_record_is_named(tmp_path: Path, lines: list[object], 
         read_records(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b'{"kind": "ru'])
+@each("content", [b"", b'{"kind": "ru'])
 def test_a_file_without_any_record(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "records.jsonl").write_bytes(content)
     with pytest.raises(ValueError, match="line 1 must be a run record, got nothing"):

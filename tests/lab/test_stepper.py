@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from tests.each import each
 
 from gaussiank_lab.data import Batch, Batches
 from gaussiank_lab.train.config import TrainConfig
@@ -84,7 +85,7 @@ def test_accumulated_batches_count_as_one() -> None:
     torch.testing.assert_close(weights(halves) - before, weights(whole) - before, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("settings", [{}, {"clip_grad": 1e9}], ids=["in backward", "after clipping"])
+@each("settings", [{}, {"clip_grad": 1e9}], ids=["in backward", "after clipping"])
 def test_accumulated_gradients_are_exchanged_once(settings: dict[str, Any]) -> None:
     taken = stepper(accumulate=3, **settings)
     taken.take(0.1, batches(3))
@@ -92,7 +93,7 @@ def test_accumulated_gradients_are_exchanged_once(settings: dict[str, Any]) -> N
     assert taken.own_state()["step"] == 1
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@each("precision", ["fp32", "fp16"])
 def test_the_mean_is_clipped_after_the_exchange(precision: str) -> None:
     taken = stepper(clip_mean=0.01, precision=precision, momentum=0.0)
     before = weights(taken)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.each import each
 from typer.testing import CliRunner
 
 from gaussiank_lab.cli import app
@@ -36,7 +37,7 @@ def test_analyze(run_dir: Path) -> None:
     assert (run_dir / "plots" / "fits.png").is_file()
 
 
-@pytest.mark.parametrize(
+@each(
     ("arguments", "error", "message"),
     [
         (["analyze", "nowhere"], FileNotFoundError, "run directory must hold gradients.jsonl"),

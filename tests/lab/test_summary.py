@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from tests.each import each
 
 from gaussiank_lab.metric import Metric
 from gaussiank_lab.report.records import read_records
@@ -93,7 +94,7 @@ def test_missing_numbers_are_a_dash(write_run: WriteRun) -> None:
     assert summary_rows(read_records(run_dir)) == [Row("topk", *["–"] * 8)]
 
 
-@pytest.mark.parametrize(
+@each(
     ("count", "text"),
     [
         (0, "0 B"), (512.4, "512 B"), (999.4, "999 B"), (999.6, "1.00 kB"), (1536, "1.54 kB"), (9_996, "10.0 kB"),

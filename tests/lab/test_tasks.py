@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tests.each import each
 
 from gaussiank_lab.tasks import ImageClassification, LanguageModelling, SpeechRecognition, edit_distance
 
@@ -58,7 +59,7 @@ def test_ctc_loss_is_minus_the_log_of_all_alignments() -> None:
     assert loss.item() == pytest.approx(-math.log(total), rel=1e-5)
 
 
-@pytest.mark.parametrize(
+@each(
     ("first", "second", "edits"),
     [([], [], 0), ([], [1, 2], 2), ([1, 2], [], 2), ([1, 2, 3], [1, 3], 1), ([1, 2, 3], [3, 2, 1], 2), ([1], [2], 1)],
 )

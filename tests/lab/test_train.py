@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from tests.each import each
 from torch import nn
 
 from gaussiank_lab.data import Data, ImageSet, TokenSet
@@ -64,7 +65,7 @@ def few_images(model: str, n: int) -> Data:
     return Data(data.task, data.train, test, data.outputs, f"{n} to test")
 
 
-@pytest.mark.parametrize("model", ["fnn3", "lenet5", "resnet20"])
+@each("model", ["fnn3", "lenet5", "resnet20"])
 def test_small_image_models_train(model: str) -> None:
     records, _ = train(model=model, steps=3, batch_size=8, data=few_images(model, 64))
     closing = of_kind(records, "method")[0]
@@ -79,7 +80,7 @@ def test_vgg16_takes_a_step() -> None:
     assert of_kind(records, "method")[0]["digest"]
 
 
-@pytest.mark.parametrize(("model", "lr"), [("transformer", 0.05), ("lstm-small", 0.5)])
+@each(("model", "lr"), [("transformer", 0.05), ("lstm-small", 0.5)])
 def test_language_models_train_and_are_judged_in_nats(model: str, lr: float) -> None:
     records, _ = train(model=model, data=counting(), steps=30, eval_steps=15, batch_size=4, context=16, lr=lr)
     first, last = of_kind(records, "eval")

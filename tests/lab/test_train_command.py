@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from tests.each import each
 
 from gaussiank_lab.checkpoint import CheckpointPlan, find_resume
 from gaussiank_lab.models import MODELS
@@ -232,7 +233,7 @@ def test_a_path_without_checkpoints_is_refused(tmp_path: Path) -> None:
         start(Options(resume=tmp_path), {})
 
 
-@pytest.mark.parametrize(
+@each(
     ("options", "sentence"),
     [
         ({"keep": 2}, "^keep must come with checkpoint_every, got 2 alone"),
@@ -258,7 +259,7 @@ def test_impossible_options_are_refused(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
+@each(
     ("given", "sentence"),
     [
         ({"ema": 1.0}, r"^ema must be in \(0, 1\), got 1.0"),

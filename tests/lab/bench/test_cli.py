@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.each import each
 
 from gaussiank_lab.bench.rows import read_rows
 from gaussiank_lab.cli import main
@@ -45,7 +46,7 @@ def test_quick_check_prints_every_promise(tmp_path: Path) -> None:
     assert done.stdout.count("BELOW FLOOR") == len(below)
 
 
-@pytest.mark.parametrize(
+@each(
     ("arguments", "sentence"),
     [
         (["--sizes", "1e5,many"], "sizes must be whole numbers separated by commas, got 'many'. Correct it."),

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import pytest
 import torch
+from tests.each import each
 
 from gaussiank import ops
 from gaussiank.compressors import COMPRESSORS, SelectContext, Taken, TopK
@@ -26,7 +26,7 @@ def test_a_threshold_is_measured_with_and_without() -> None:
     assert states["chunktopk"] == states["torch.topk"] == ["stateless"]
 
 
-@pytest.mark.parametrize("operator", ALL, ids=lambda operator: f"{operator.label} on {operator.backend}")
+@each("operator", ALL, ids=lambda operator: f"{operator.label} on {operator.backend}")
 def test_nothing_is_lost(operator: Ours) -> None:
     vectors = Vectors.draw("laplace", 20_000, seed=1)
     with Switch() as switch:

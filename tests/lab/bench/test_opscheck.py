@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.each import each
 
 from gaussiank import ops
 from gaussiank_lab.bench.rows import Row
@@ -39,7 +40,7 @@ def test_threads_are_put_back(measured: list[Row]) -> None:
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.parametrize(
+@each(
     ("target", "value", "verdict"),
     [
         (Target("", 97, 75, "%"), 97.0, "target met"),

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.each import each
 
 from gaussiank import ops
 from gaussiank_lab.bench import ops as opsrun
@@ -95,7 +96,7 @@ def test_what_a_smaller_size_shows_to_be_slow_is_not_even_tried(monkeypatch: pyt
     assert ran == []
 
 
-@pytest.mark.parametrize(
+@each(
     ("settings", "sentence"),
     [
         ({"sizes": (999,)}, "sizes must be in [1000, 2147483647], got 999. Give sizes such as 1e5,1e6,1e7."),

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.each import each
 
 from gaussiank_lab.bench import show
 from gaussiank_lab.bench.ops import OpsConfig
@@ -72,7 +73,7 @@ def rows_of(values: dict[str, float]) -> list[Row]:
     ]
 
 
-@pytest.mark.parametrize(("steady", "status"), [(98.0, 0), (80.0, 0), (60.0, 1)])
+@each(("steady", "status"), [(98.0, 0), (80.0, 0), (60.0, 1)])
 def test_check_fails_below_a_floor_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], steady: float, status: int
 ) -> None:

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import io
 
-import pytest
 from rich.console import Console, RenderableType
+from tests.each import each
 
 from gaussiank_lab.bench.rows import Row
 from gaussiank_lab.bench.tables import laws_table, ops_table, plain_text, size_text
@@ -72,7 +72,7 @@ def test_table_of_laws_has_the_largest_size_and_smallest_density() -> None:
     assert laws_table(rows[:1]) is None
 
 
-@pytest.mark.parametrize(
+@each(
     ("value", "text"),
     [(0.0, "0"), (1.0, "1.00"), (9.996, "10.0"), (999.6, "1,000"), (0.00012345, "0.000123"), (float("nan"), "–")],
 )

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from tests.each import each
 
 from gaussiank_lab.bench.rows import RowWriter, read_rows
 
@@ -31,7 +32,7 @@ def test_unfinished_last_line_is_left_out(tmp_path: Path) -> None:
     assert read_rows(tmp_path) == []
 
 
-@pytest.mark.parametrize("line", ["[1]", "no json", '"text"'])
+@each("line", ["[1]", "no json", '"text"'])
 def test_what_is_no_row_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "rows.jsonl").write_text(f"{{}}\n{line}\n{{}}\n")
     with pytest.raises(ValueError, match=r"must hold one JSON object a line, got something else in line 2\.$"):

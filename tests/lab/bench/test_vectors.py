@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tests.each import each
 
 from gaussiank_lab.bench.operators import LAWS, Vectors, stored_residual
 
@@ -11,7 +12,7 @@ NUMEL = 200_000
 KURTOSIS = {"normal": 3.0, "laplace": 6.0, "uniform": 1.8, "triangular": 2.4}
 
 
-@pytest.mark.parametrize("law", LAWS)
+@each("law", LAWS)
 def test_same_seed_same_vector(law: str) -> None:
     one, two, other = (LAWS[law](1001, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))
     assert one.dtype == torch.float32
@@ -20,7 +21,7 @@ def test_same_seed_same_vector(law: str) -> None:
     assert not torch.equal(one, other)
 
 
-@pytest.mark.parametrize("law", KURTOSIS)
+@each("law", KURTOSIS)
 def test_laws_have_their_shape(law: str) -> None:
     vector = LAWS[law](NUMEL, torch.Generator().manual_seed(0)).double()
     assert float(vector.mean()) == pytest.approx(0, abs=0.02)
@@ -57,7 +58,7 @@ def test_residual_tiles_in_fresh_order_and_scale() -> None:
     assert LAWS["residual"](100, torch.Generator().manual_seed(1)).shape == (100,)
 
 
-@pytest.mark.parametrize("law", LAWS)
+@each("law", LAWS)
 def test_sums_follow_the_law(law: str) -> None:
     vectors, random = Vectors.draw(law, 5000, seed=3), torch.Generator().manual_seed(3)
     for side, scale in ((0, 1.0), (1, 1.03)):

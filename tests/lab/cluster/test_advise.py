@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.each import each
 from typer.testing import CliRunner
 
 import gaussiank
@@ -95,7 +96,7 @@ def test_interval_widens_with_uncertainty_and_repeats() -> None:
     assert advise(setting(), 4) == advise(setting(), 4)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@each("preset", PRESETS)
 def test_every_preset_has_an_answer(preset: str) -> None:
     found = of_preset(preset, "resnet50")
     advice = advise(found, found.workers)
@@ -232,7 +233,7 @@ def test_advice_from_a_preset_needs_no_torch_and_two_seconds() -> None:
     assert float(done.stdout.split()[-1]) < 2, f"{time.monotonic() - began:.1f} s on the clock"
 
 
-@pytest.mark.parametrize(
+@each(
     ("arguments", "sentence"),
     [
         (["--preset", "100gbe", "--model", "gpt9"], "gaussiank: model must be one of alexnet, "),

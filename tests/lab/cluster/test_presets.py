@@ -45,7 +45,7 @@ def test_fully_connected_layers_come_first_in_backward() -> None:
     assert (first.numel, last.backward_s > 0.5) == (4_097_000, True)  # the classifier; the convolutions' work
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@each("name", PRESETS)
 def test_every_preset_says_where_it_comes_from_and_runs_every_method(name: str) -> None:
     setting = of_preset(name, "resnet50")
     assert setting.sources
@@ -100,7 +100,7 @@ def test_bytes_of_compact_wires_are_those_of_the_real_collectives(name: str, wor
     )
 
 
-@pytest.mark.parametrize(
+@each(
     ("arguments", "sentence"),
     [
         (("nowhere", None, "resnet50"), "preset must be one of 10gbe-16xV100, "),

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.each import each
 
 from gaussiank.compressors import COMPRESSORS
 from gaussiank_lab.cluster.advice import advise, all_methods
@@ -65,7 +66,7 @@ def test_simulation_and_advice_take_it(probed: tuple[Path, str]) -> None:
     assert advise(setting, 2).gain > 0
 
 
-@pytest.mark.parametrize(
+@each(
     ("arguments", "sentence"),
     [
         (("gpt9", 32, 2, "cpu"), "model must be one of fnn3, "),

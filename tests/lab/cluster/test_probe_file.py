@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.each import each
 
 from gaussiank_lab.cluster.advice import WIRES, compact_wire
 from gaussiank_lab.cluster.probe_file import MEASURED_DENSITY, Probe, read_probe, write_probe
@@ -72,7 +73,7 @@ def test_one_worker_knows_of_no_link(tmp_path: Path) -> None:
         simulate(setting.scenario, Method("dense", "dense"), 2)
 
 
-@pytest.mark.parametrize(
+@each(
     ("changes", "sentence"),
     [
         ({"kind": "a diary"}, "kind of {} must be 'gaussiank probe', got "),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from tests.each import each
 from typer.testing import CliRunner
 
 from gaussiank_lab.cli import app
@@ -89,13 +90,13 @@ def test_workers_beyond_the_cluster_are_refused_when_asked_for_and_left_out_othe
         run_simulation(small, counts_of(small, (16, 128))[0], 0.001)
 
 
-@pytest.mark.parametrize("text", ["0", "four", "4,-1", "", "2.5"])
+@each("text", ["0", "four", "4,-1", "", "2.5"])
 def test_workers_must_be_whole_numbers(text: str) -> None:
     with pytest.raises(ValueError, match=r"^workers must be whole numbers of at least 1 separated by commas, got "):
         parse_counts(text)
 
 
-@pytest.mark.parametrize(
+@each(
     ("arguments", "sentence"),
     [
         ([*ARGUMENTS, "--price", "0"], "price must be above 0, got 0. "),

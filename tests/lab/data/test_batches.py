@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.each import each
 
 from gaussiank_lab.data import Batches, ImageSet
 
@@ -15,7 +16,7 @@ def dealt(n: int, batch_size: int, world_size: int, seed: int, epoch: int) -> li
     return [[batch.targets[0].tolist() for batch in worker.epoch(epoch)] for worker in workers]
 
 
-@pytest.mark.parametrize(("n", "batch_size", "world_size", "steps"), [(40, 5, 2, 4), (41, 4, 3, 3), (7, 2, 3, 1)])
+@each(("n", "batch_size", "world_size", "steps"), [(40, 5, 2, 4), (41, 4, 3, 3), (7, 2, 3, 1)])
 def test_workers_share_an_epoch_without_overlap(n: int, batch_size: int, world_size: int, steps: int) -> None:
     shares = dealt(n, batch_size, world_size, seed=3, epoch=1)
     assert [len(share) for share in shares] == [steps] * world_size
@@ -35,21 +36,21 @@ def test_images_and_labels_stay_together() -> None:
         assert images.flatten().tolist() == labels.tolist()
 
 
-@pytest.mark.parametrize("batch_size", [0, 11])
+@each("batch_size", [0, 11])
 def test_a_batch_must_fit(batch_size: int) -> None:
     message = rf"batch_size must be in \[1, 10\] for 20 images on 2 workers, got {batch_size}. Choose one that fits."
     with pytest.raises(ValueError, match=message):
         Batches(numbered(20), batch_size, rank=0, world_size=2, seed=0)
 
 
-@pytest.mark.parametrize("world_size", [0, 21])
+@each("world_size", [0, 21])
 def test_every_worker_must_get_an_image(world_size: int) -> None:
     message = rf"world_size must be in \[1, 20\] for 20 images, got {world_size}. Start as many workers."
     with pytest.raises(ValueError, match=message):
         Batches(numbered(20), 1, rank=0, world_size=world_size, seed=0)
 
 
-@pytest.mark.parametrize("rank", [-1, 2])
+@each("rank", [-1, 2])
 def test_rank_must_be_one_of_the_workers(rank: int) -> None:
     message = rf"rank must be in \[0, 1\] on 2 workers, got {rank}. Give this worker's own."
     with pytest.raises(ValueError, match=message):

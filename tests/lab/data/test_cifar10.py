@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.each import each
 
 from gaussiank_lab.data import DATASETS, ImageShape, Wanted
 from gaussiank_lab.data.image_files import TEST, TRAIN, read_batch, read_pickled_arrays
@@ -58,7 +59,7 @@ def test_the_hand_written_opcodes_are_a_pickle_of_a_batch() -> None:
     assert held[b"labels"] == [3, 4]
 
 
-@pytest.mark.parametrize("folder", ["cifar-10-batches-py", "cifar10", "."])
+@each("folder", ["cifar-10-batches-py", "cifar10", "."])
 def test_the_set_is_read(tmp_path: Path, folder: str) -> None:
     write(tmp_path / "data" / folder)
     data = DATASETS["cifar10"].load(Wanted(tmp_path / "data", ImageShape(3, 32)))
@@ -71,7 +72,7 @@ def test_the_set_is_read(tmp_path: Path, folder: str) -> None:
     assert data.train.prepare(batch.inputs)[0].shape == (2, 3, 32, 32)
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4])
+@each("protocol", [2, 3, 4])
 def test_batches_by_python_3_are_read_too(tmp_path: Path, protocol: int) -> None:
     (tmp_path / "batch").write_bytes(by_python_3(pixels(3), [0, 5, 9], protocol))
     images, labels = read_batch(tmp_path / "batch")
@@ -87,7 +88,7 @@ class Harm:
         return self.call
 
 
-@pytest.mark.parametrize(
+@each(
     ("harm", "asked"),
     [
         (Harm(os.system, "touch harmed"), "posix.system"),
@@ -108,7 +109,7 @@ def test_nothing_in_a_batch_is_run(
     assert not (tmp_path / "harmed").exists()
 
 
-@pytest.mark.parametrize(
+@each(
     ("data", "sentence"),
     [
         (b"", "be a CIFAR-10 batch, got an error (EOFError"),

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.each import each
 
 from gaussiank_lab.data import DATASETS, ImageShape, Wanted
 from gaussiank_lab.data import image_files as idx
@@ -40,8 +41,8 @@ def _not_debians(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(idx, "DEBIAN", tmp_path / "debian")
 
 
-@pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize(
+@each("packed", [True, False])
+@each(
     ("name", "folder"),
     [("fashion-mnist", "fashion-mnist"), ("fashion-mnist", "FashionMNIST/raw"), ("mnist", "mnist"), ("mnist", "")],
 )
@@ -62,7 +63,7 @@ def test_fashion_mnist_is_found_where_debian_puts_it(tmp_path: Path) -> None:
     assert len(DATASETS["fashion-mnist"].load(Wanted(tmp_path)).train) == 30
 
 
-@pytest.mark.parametrize("name", ["fashion-mnist", "mnist"])
+@each("name", ["fashion-mnist", "mnist"])
 def test_what_is_missing_is_named_with_how_to_get_it(tmp_path: Path, name: str) -> None:
     with pytest.raises(
         FileNotFoundError, match=f"data_dir must hold {name}, got .* without {IMAGES}.*{DATASETS[name].get}"
@@ -87,7 +88,7 @@ def test_the_same_names_do_not_mix_the_two_up(tmp_path: Path, monkeypatch: pytes
 WHOLE = idx_bytes(np.zeros((30, 28, 28)))
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "data", "sentence"),
     [
         (IMAGES, gzip.compress(WHOLE)[:-9], "must be a whole file, got an error (Compressed file ended"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.each import each
 
 from gaussiank_lab.data import DATASETS, ImageShape, Wanted
 
@@ -24,7 +25,7 @@ def write(place: Path, test: str = "val") -> None:
             (folder / "notes.txt").write_text("no image")
 
 
-@pytest.mark.parametrize(("folder", "test"), [("", "val"), ("imagefolder", "test"), ("imagenet", "val")])
+@each(("folder", "test"), [("", "val"), ("imagefolder", "test"), ("imagenet", "val")])
 def test_images_are_read_from_their_folders(tmp_path: Path, folder: str, test: str) -> None:
     write(tmp_path / folder, test)
     data = DATASETS["imagefolder"].load(Wanted(tmp_path, ImageShape(3, 24)))
@@ -56,7 +57,7 @@ def test_grey_images_become_three_channels(tmp_path: Path) -> None:
     assert data.train.batch(torch.tensor([1])).inputs[0][0, :, 4, 4].tolist() == [7, 7, 7]
 
 
-@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n" + b"\x00" * 40])
+@each("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n" + b"\x00" * 40])
 def test_a_damaged_image_is_named(tmp_path: Path, content: bytes) -> None:
     write(tmp_path)
     path = tmp_path / "train" / "dog" / "1.png"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.each import each
 
 from gaussiank_lab.data import ImageSet, ImageShape
 from gaussiank_lab.data.image_set import fit, shifted
@@ -24,7 +25,7 @@ def test_a_little_larger_is_a_black_frame() -> None:
     assert values.sum() == ramp(1, 28).sum()
 
 
-@pytest.mark.parametrize("size", [16, 40])
+@each("size", [16, 40])
 def test_any_other_size_is_stretched(size: int) -> None:
     images = torch.full((1, 1, 28, 28), 100, dtype=torch.uint8)
     values = fit(images, ImageShape(1, size), (0.0,), (1 / 255,))

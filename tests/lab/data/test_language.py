@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.each import each
 
 from gaussiank_lab.data import DATASETS, TokenSet, Wanted
 from gaussiank_lab.data.text import source_files
@@ -104,7 +105,7 @@ def write_ptb(place: Path, train: str, test: str = " the cat <unk> \n") -> None:
     (place / "ptb.test.txt").write_text(test, encoding="utf-8")
 
 
-@pytest.mark.parametrize("folder", ["", "ptb", "simple-examples/data"])
+@each("folder", ["", "ptb", "simple-examples/data"])
 def test_words_are_numbered_by_their_frequency(tmp_path: Path, folder: str) -> None:
     write_ptb(tmp_path / folder, " the cat the dog <unk> \n the N \n the N \n")
     data = DATASETS["ptb"].load(Wanted(tmp_path, context=2))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.each import each
 
 from gaussiank_lab.data import DATASETS, Wanted
 from gaussiank_lab.data.speech import BINS, CHARACTERS, spectrogram
@@ -36,7 +37,7 @@ def write(place: Path, absolute: bool = False) -> None:
         (place / f"an4_{part}_manifest.csv").write_text("\n".join(rows) + "\n")
 
 
-@pytest.mark.parametrize(("folder", "absolute"), [("", False), ("an4", True)])
+@each(("folder", "absolute"), [("", False), ("an4", True)])
 def test_utterances_are_read_and_padded(tmp_path: Path, folder: str, absolute: bool) -> None:
     write(tmp_path / folder, absolute)
     data = DATASETS["an4"].load(Wanted(tmp_path))
@@ -74,7 +75,7 @@ def test_a_damaged_recording_is_named(tmp_path: Path) -> None:
             data.train.batch(torch.tensor([1]))
 
 
-@pytest.mark.parametrize(("rate", "width"), [(8_000, 2), (16_000, 1)])
+@each(("rate", "width"), [(8_000, 2), (16_000, 1)])
 def test_a_recording_of_another_kind_is_named(tmp_path: Path, rate: int, width: int) -> None:
     write(tmp_path)
     write_wav(tmp_path / "train1.wav", rate=rate, width=width)
@@ -83,7 +84,7 @@ def test_a_recording_of_another_kind_is_named(tmp_path: Path, rate: int, width: 
         DATASETS["an4"].load(Wanted(tmp_path)).train.batch(torch.tensor([1]))
 
 
-@pytest.mark.parametrize(("content", "got"), [(b"ROOM 12", "'1'"), (b" \n", "none")])
+@each(("content", "got"), [(b"ROOM 12", "'1'"), (b" \n", "none")])
 def test_a_transcript_of_other_signs_is_named(tmp_path: Path, content: bytes, got: str) -> None:
     write(tmp_path)
     (tmp_path / "train0.txt").write_bytes(content)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from tests.each import each
 
 from gaussiank_lab.sim import Curve
 
@@ -31,7 +32,7 @@ def test_linear_is_overhead_and_slope() -> None:
     assert curve.times(3)(1e6) == pytest.approx(3 * curve(1e6))
 
 
-@pytest.mark.parametrize(
+@each(
     ("points", "message"),
     [
         ([(1, 0.0)], "points must be above 0"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from tests.each import each
 
 from gaussiank_lab.sim import Bucket, Cluster, Device, Link, Method, Scenario, Spread, Tier, Workload, local_steps
 
@@ -9,7 +10,7 @@ SCENARIO = Scenario(Workload("m", (Bucket(10**6, 0.2),), 0.1), Device("d"), FAR)
 DENSE = Method("dense", "dense")
 
 
-@pytest.mark.parametrize("every", [1, 10, 500])
+@each("every", [1, 10, 500])
 def test_exchange_is_shared_out_over_the_round(every: int) -> None:
     exchange_s = 2 * 3 * (0.05 + 1e6 * 8e-8)
     cost = local_steps(SCENARIO, DENSE, 4, every)

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tests.each import each
 
 from gaussiank_lab.sim import COLLECTIVES, RAW, Cluster, Curve, Link, Load, Overlap, Tier
 
 
-@pytest.mark.parametrize("common", [0.0, 0.3, 1.0])
+@each("common", [0.0, 0.3, 1.0])
 def test_union_is_that_of_drawn_selections(common: float) -> None:
     rng = np.random.default_rng(0)
     numel, k, workers = 20_000, 400, 12

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.each import each
 
 from gaussiank_lab.sim import (
     COLLECTIVES,
@@ -211,7 +212,7 @@ def test_4096_workers_200_buckets_20_steps_take_seconds() -> None:
     assert timeline.steps == 20
 
 
-@pytest.mark.parametrize(
+@each(
     ("make", "sentence"),
     [
         (lambda: Workload("m", (), 0.1), "buckets of model m must be at least one, got none. "),

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 import pytest
+from tests.each import each
 
 from gaussiank_lab.sim import Cluster, Curve, Link, Tier
 
@@ -44,7 +45,7 @@ def test_correction_multiplies_and_is_not_extrapolated() -> None:
     assert cluster.correct("all_reduce", 10, 3.0) == 3
 
 
-@pytest.mark.parametrize(
+@each(
     ("make", "sentence"),
     [
         (lambda: Link("10gbe", 0), "bandwidth_bits_s of link 10gbe must be above 0, got 0. "),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tests.each import each
 
 from gaussiank.layout import Layout
 from gaussiank.sparse import SparseGradient
@@ -13,7 +14,7 @@ NUMELS = {"a": 40, "b": 0, "c": 160}
 LAYOUTS = (Layout(("a", "b", "c"), (40, 0, 160)), Layout(("c", "a"), (160, 40)))
 
 
-@pytest.mark.parametrize("batch", [1, 3, 20])
+@each("batch", [1, 3, 20])
 def test_ages_are_those_of_a_plain_loop(batch: int) -> None:
     random = np.random.default_rng(0)
     ages = Ages(NUMELS)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.each import each
 from torch import nn
 
 import gaussiank
@@ -193,7 +194,7 @@ def test_opening_says_how_the_run_was_made(study_dir: Path) -> None:
     assert (run["world_size"], run["every"]) == (1, 3)
 
 
-@pytest.mark.parametrize(
+@each(
     ("options", "message"),
     [
         ({"every": 0}, "every must be at least 1, got 0"),

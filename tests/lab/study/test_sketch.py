@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.each import each
 
 from gaussiank_lab.study.sampling import sketch_layers, sketch_of
 from gaussiank_lab.study.sketch import Sketch, layer_sketch, table_record
@@ -151,7 +152,7 @@ def test_range_of_a_record_is_bounded() -> None:
     assert (back.numel, back.zeros) == (3, 1)
 
 
-@pytest.mark.parametrize(
+@each(
     "damage",
     [
         {"plus": "!"},

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.each import each
 
 from gaussiank_lab.study.vectors import Piece, Snapshot, VectorStore, snapshots, thin
 
@@ -27,7 +28,7 @@ def test_what_is_saved_is_read(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "vectors").iterdir()] == ["step-00000007.npz"]
 
 
-@pytest.mark.parametrize("limit", [1, 2, 3, 5])
+@each("limit", [1, 2, 3, 5])
 def test_a_bounded_number_is_spread_over_the_run(tmp_path: Path, limit: int) -> None:
     store = VectorStore(tmp_path, limit, max_bytes=1000)
     for step in range(40):

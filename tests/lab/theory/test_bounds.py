@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from tests.each import each
 
 from gaussiank_lab.theory import BOUNDS, CUBED, LAWS, LINEAR, SQUARED, Bound
 from gaussiank_lab.theory.bounds import energy_blocks, is_below_line, is_convex, tail_share
@@ -83,7 +84,7 @@ def test_paper_counter_example_breaks_the_squared_bound() -> None:
     assert not CUBED.premise(*blocks)
 
 
-@pytest.mark.parametrize("numel", [2, 10, 1000])
+@each("numel", [2, 10, 1000])
 def test_discrete_edge(numel: int) -> None:
     """u_i^2 = d - i + 1 exceeds the squared bound by (1 - k/d) k / (d (d + 1)); u_i^2 = d - i does not."""
     u = np.sqrt(np.arange(numel, 0, -1.0))
@@ -95,7 +96,7 @@ def test_discrete_edge(numel: int) -> None:
     assert SQUARED.premise(*energy_blocks(np.sqrt(np.arange(numel))))
 
 
-@pytest.mark.parametrize(("law", "power"), [("uniform", 3), ("triangular", 3), ("normal", 3), ("laplace", 3)])
+@each(("law", "power"), [("uniform", 3), ("triangular", 3), ("normal", 3), ("laplace", 3)])
 def test_bell_shapes_fulfil_every_premise(law: str, power: int) -> None:
     numel = 2000
     u = np.array([LAWS[law]().threshold((i + 0.5) / numel) for i in range(numel)])

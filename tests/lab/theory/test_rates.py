@@ -5,6 +5,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.each import each
 
 from gaussiank_lab.theory import CUBED, LINEAR, SQUARED, Rate
 
@@ -49,7 +50,7 @@ def test_a_sharper_bound_needs_fewer_steps() -> None:
     assert needed[1] > 2.2 * needed[2]
 
 
-@pytest.mark.parametrize(
+@each(
     ("arguments", "message"),
     [
         ((0.0, 1.0, 1.0, 1.0), r"delta must be in \(0, 1\], got 0\.0"),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from tests.each import each
 
 from gaussiank_lab.bench.net.exchanges import parse_method
 from gaussiank_lab.bench.net.training import parse_workload
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "family", "collective", "wire", "measures_link"),
     [
         ("ddp", "ddp", "allgather", None, False),
@@ -25,7 +26,7 @@ def test_methods_are_read(text: str, family: str, collective: str, wire: str | N
     assert method.measures_link == measures_link
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "sentence"),
     [
         ("best", "methods must be ddp, ddp-fp16, .*: compressor must be one of"),
@@ -43,7 +44,7 @@ def test_workloads_are_read() -> None:
     assert parse_workload("vector:2e4").numel == 20_000
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "sentence"),
     [
         ("lenet6", "models must be among fnn3, .*, alexnet-small, vector:N, got 'lenet6'"),

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.each import each
 
 from gaussiank_lab.bench.rows import read_rows
 from gaussiank_lab.cli import main
@@ -17,7 +18,7 @@ BENCH = [sys.executable, "-m", "gaussiank", "bench", "net"]
 ENV = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1"}
 
 
-@pytest.mark.parametrize(
+@each(
     ("arguments", "sentence"),
     [
         (["--workers", "two"], "workers must be whole numbers separated by commas, got 'two'. Correct it."),

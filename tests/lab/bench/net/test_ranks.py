@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.each import each
 from tests.lab.bench.net.clerk import Clerk
 
 from gaussiank_lab.bench.net.links import DEVICE, missing, parse_rate
@@ -56,7 +57,7 @@ def test_every_rank_answers_in_order_and_none_is_left() -> None:
     wait_for_end(pids)
 
 
-@pytest.mark.parametrize(
+@each(
     ("order", "sentence"),
     [
         ("fail_if", "rank 1 failed and the others were ended: ValueError: three is no number of mine"),
