@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from gaussiank.cost import ring_bytes
+from gaussiank_lab.sim.curve import Curve, Overlap, Wire, fixed_bits
+from gaussiank_lab.sim.prediction import LocalSteps, Prediction, local_steps, predict, summarise
+from gaussiank_lab.sim.timeline import Event, Scenario, Timeline, chrome_trace, chrome_trace_text, events, simulate
+from gaussiank_lab.sim.topology import (
+    ALGORITHMS,
+    OPERATIONS,
+    STRAIGHT_BYTES,
+    Bucket,
+    Cluster,
+    Device,
+    Level,
+    Link,
+    Spread,
+    Tier,
+    Workload,
+)
 
 from .collectives import COLLECTIVES, Cost, Load
-from .curve import Curve
 from .fit import fit_cluster, fit_link, operation_s
-from .link import Link
-from .local_steps import LocalSteps, local_steps
-from .machine import Bucket, Device, Workload
 from .method import RAW, Journey, Method
 from .operations import all_gather_s, all_reduce_s, all_to_all_s, broadcast_s
-from .overlap import Overlap
-from .prediction import Prediction, predict, summarise
-from .spread import Spread
-from .timeline import Scenario, Timeline, simulate
-from .topology import ALGORITHMS, OPERATIONS, STRAIGHT_BYTES, Cluster, Level, Tier
-from .trace import Event, chrome_trace, chrome_trace_text, events
-from .wire import Wire, fixed_bits
 
 __all__ = [
     "ALGORITHMS",

@@ -9,6 +9,8 @@ from functools import partial
 from typing import NamedTuple
 
 from gaussiank import cost
+from gaussiank_lab.sim.curve import Overlap, Wire
+from gaussiank_lab.sim.topology import Cluster
 
 from .operations import (
     all_gather_s,
@@ -18,9 +20,6 @@ from .operations import (
     gather_level_s,
     swap_s,
 )
-from .overlap import Overlap
-from .topology import Cluster
-from .wire import Wire
 
 INDEX_HEAD_BYTES = 12
 """Before a leader's indices: their count, their size and a checksum."""

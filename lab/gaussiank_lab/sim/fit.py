@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .curve import Curve
-from .link import Link
+from gaussiank_lab.sim.curve import Curve
+from gaussiank_lab.sim.topology import Cluster, Link, Tier
+
 from .operations import all_gather_s, all_reduce_s, all_to_all_s, broadcast_s, swap_s
-from .topology import Cluster, Tier
 
 Points = Sequence[tuple[float, float]]
 

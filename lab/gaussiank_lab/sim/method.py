@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from gaussiank_lab.sim.curve import Overlap, Wire, fixed_bits
+from gaussiank_lab.sim.topology import Cluster, Device
+
 from .collectives import COLLECTIVES, Load, dense
-from .machine import Device
-from .overlap import Overlap
-from .topology import Cluster
-from .wire import Wire, fixed_bits
 
 RAW = Wire("raw+fp32", 32, fixed_bits(32), header_bytes=20)
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 
-from .topology import Cluster, Level
+from gaussiank_lab.sim.topology import Cluster, Level
 
 
 def all_reduce_s(cluster: Cluster, workers: int, vector_bytes: float) -> float:
