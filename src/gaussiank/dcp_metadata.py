@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,25 @@ _FILES = "torch.distributed.checkpoint.filesystem"
 
 
 @dataclass(frozen=True)
+class Chunk:
+    """A part of a tensor, as one worker saved it.
+
+    Args:
+        start: index of its first entry in the tensor.
+        shape: its size.
+        file: below the folder.
+        offset: of its first byte there.
+        length: in bytes, as ``torch.save`` wrote it.
+    """
+
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    file: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
 class Entry:
     """A tensor of a checkpoint, not yet read.
 
@@ -26,32 +46,62 @@ class Entry:
         name: of the tensor.
         dtype: of its entries.
         shape: its size.
-        file: below the folder.
-        offset: of its first byte there.
-        length: in bytes, as ``torch.save`` wrote it.
+        chunks: its parts; one, unless it was a DTensor.
     """
 
     folder: Path
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
-    file: str
-    offset: int
-    length: int
+    chunks: tuple[Chunk, ...]
 
     def read(self) -> Tensor:
         """Read the tensor, onto the CPU.
 
         Raises:
-            ValueError: the file is missing or cut short, or holds something else there.
+            ValueError: a file is missing or cut short, or holds something else there.
         """
-        path = self.folder / self.file
-        if not path.is_file() or path.stat().st_size < self.offset + self.length:
+        return self.region((0,) * len(self.shape), self.shape)
+
+    def region(self, start: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
+        """Read a part of the tensor, onto the CPU, from the files that hold some of it.
+
+        Args:
+            start: index of its first entry.
+            shape: its size.
+
+        Raises:
+            ValueError: as ``read``, or no file holds some of it.
+        """
+        for chunk in self.chunks:
+            if (chunk.start, chunk.shape) == (start, shape):
+                return self._read(chunk)
+        if math.prod(shape) * self.dtype.itemsize > sum(chunk.length for chunk in self.chunks):
+            raise _refused(self.folder / _NAME, f"name files for all of {self.name}", "fewer bytes")
+        found = torch.empty(shape, dtype=self.dtype, device="cpu")
+        missing = found.numel()
+        for chunk in self.chunks:
+            low = tuple(map(max, start, chunk.start))
+            high = tuple(min(a + b, c + d) for a, b, c, d in zip(start, shape, chunk.start, chunk.shape, strict=True))
+            if all(a < b for a, b in zip(low, high, strict=True)):
+                here, there = (
+                    tuple(slice(a - c, b - c) for a, b, c in zip(low, high, origin, strict=True))
+                    for origin in (start, chunk.start)
+                )
+                found[here] = self._read(chunk)[there]
+                missing -= found[here].numel()
+        if missing:
+            raise _refused(self.folder / _NAME, f"name files for all of {self.name}", f"{missing} entries without")
+        return found
+
+    def _read(self, chunk: Chunk) -> Tensor:
+        path = self.folder / chunk.file
+        if not path.is_file() or path.stat().st_size < chunk.offset + chunk.length:
             raise _refused(path, f"hold {self.name}", "no such bytes")
         with path.open("rb") as file:
-            file.seek(self.offset)
-            tensor = load_plain(io.BytesIO(file.read(self.length)), path, self.name)
-        if not isinstance(tensor, Tensor) or (tensor.dtype, tuple(tensor.shape)) != (self.dtype, self.shape):
+            file.seek(chunk.offset)
+            tensor = load_plain(io.BytesIO(file.read(chunk.length)), path, self.name)
+        if not isinstance(tensor, Tensor) or (tensor.dtype, tuple(tensor.shape)) != (self.dtype, chunk.shape):
             raise _refused(path, f"hold {self.name} as {_NAME} describes it", type(tensor).__name__)
         return tensor
 
@@ -72,9 +122,10 @@ def entries(folder: str | Path, prefix: str) -> dict[str, Entry]:
     try:
         with path.open("rb") as file:
             metadata = _Reader(file).load()
-        kept: dict[str, list[Mapping[str, Any]]] = {}
+        kept: dict[str, dict[tuple[int, ...], Mapping[str, Any]]] = {}
         for index, place in _state(metadata, "Metadata")["storage_data"].items():
-            kept.setdefault(_state(index, "MetadataIndex")["fqn"], []).append(_state(place, "_StorageInfo"))
+            where = _state(index, "MetadataIndex")
+            kept.setdefault(where["fqn"], {})[tuple(where.get("offset") or ())] = _state(place, "_StorageInfo")
         known = _state(metadata, "Metadata")["state_dict_metadata"]
         return {
             name: _entry(Path(folder), name, _state(value, "TensorStorageMetadata"), kept[name])
@@ -104,17 +155,25 @@ def load_plain(file: Path | io.BytesIO, path: str | Path, name: str) -> Any:
         raise _refused(path, f"hold {name} as torch.save writes tensors and plain values", _words(error)) from None
 
 
-def _entry(folder: Path, name: str, tensor: Mapping[str, Any], places: list[Mapping[str, Any]]) -> Entry:
-    dtype = tensor["properties"].state[0]
-    shape, pieces = tuple(tensor["size"]), len(tensor["chunks"])
-    if pieces != 1 or len(places) != 1 or "transform_descriptors" in places[0]:
-        raise pickle.UnpicklingError(f"{name} does not lie in one plain piece")
-    file, offset, length = (places[0][field] for field in ("relative_path", "offset", "length"))
-    if not isinstance(dtype, torch.dtype) or not all(type(n) is int and n >= 0 for n in (*shape, offset, length)):
+def _entry(
+    folder: Path, name: str, tensor: Mapping[str, Any], places: Mapping[tuple[int, ...], Mapping[str, Any]]
+) -> Entry:
+    dtype, shape = tensor["properties"].state[0], tuple(tensor["size"])
+    if not isinstance(dtype, torch.dtype):
         raise pickle.UnpicklingError(f"{name} has no dtype, size or place")
-    if PurePath(file).name != file:
-        raise pickle.UnpicklingError(f"{name} lies in {file!r}, outside the folder")
-    return Entry(folder, name, dtype, shape, file, offset, length)
+    chunks = []
+    for chunk in (_state(one, "ChunkStorageMetadata") for one in tensor["chunks"]):
+        start, size = tuple(chunk["offsets"]), tuple(chunk["sizes"])
+        place = places[start]
+        file, offset, length = (place[field] for field in ("relative_path", "offset", "length"))
+        if "transform_descriptors" in place or not len(start) == len(size) == len(shape):
+            raise pickle.UnpicklingError(f"{name} does not lie in plain pieces")
+        if not all(type(n) is int and n >= 0 for n in (*shape, *start, *size, offset, length)):
+            raise pickle.UnpicklingError(f"{name} has no dtype, size or place")
+        if PurePath(file).name != file:
+            raise pickle.UnpicklingError(f"{name} lies in {file!r}, outside the folder")
+        chunks.append(Chunk(start, size, file, offset, length))
+    return Entry(folder, name, dtype, shape, tuple(chunks))
 
 
 # ---------------------------------------------------------------------- the pickle

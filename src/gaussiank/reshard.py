@@ -114,6 +114,11 @@ def at_agreed(state: State) -> State:
 
 def _require_alike(states: Sequence[State], wanted: tuple[int, ...]) -> None:
     first = states[0]
+    if "mesh" in first:
+        raise ValueError(
+            f"states must hold whole parameters, got shards of a mesh of {first['mesh']}. Save compression.dtensors() "
+            "with torch.distributed.checkpoint, and load it with compression.load_dtensors on any mesh."
+        )
     ranks = tuple(state["rank"] for state in states)
     if ranks != wanted:
         raise ValueError(

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from tests.each import each
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -470,3 +472,54 @@ def resumed(rank: int, world_size: int, folder: str, plain_state: bool) -> None:
 @each("plain_state", [True, False])
 def test_a_run_goes_on_to_the_bit(four_workers: Any, plain_state: bool, tmp_path: Path) -> None:
     four_workers.run(resumed, str(tmp_path), plain_state)
+
+
+def resharded(rank: int, world_size: int, folder: str, momentum: gaussiank.MomentumCorrection | None) -> None:
+    """What training sees of residuals, the sum over replicas / replicas, is the same on every mesh."""
+
+    def seen(compression: Any, mesh: DeviceMesh, kind: str) -> dict[str, Tensor]:
+        whole, saved = {}, compression.state_dict()["feedback"][kind]
+        for one in compression._parameters():
+            held = saved.get(one.name, torch.zeros(one.numel)).view(one.local.shape)
+            dist.all_reduce(held, group=mesh.get_group("replicate"))
+            like = one.parameter.detach()
+            like._local_tensor.copy_(held / mesh.size(0))
+            whole[one.name] = like.full_tensor()
+        return whole
+
+    how = {"density": 0.05, "momentum": momentum}
+    mesh = mesh_of(2, 2)
+    model = net(mesh["shard"])
+    compression = gaussiank.compress(model, mesh=mesh, **how)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(3):
+        plain(model, optimizer, rank, step)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, about its own files
+        dcp.save({"model": model.state_dict(), **compression.dtensors()}, checkpoint_id=folder)
+    kinds = ("residual", "velocity") if momentum else ("residual",)
+    saved = {kind: seen(compression, mesh, kind) for kind in kinds}
+    assert all(one.any() for one in saved["residual"].values())
+    for replicas, shards in MESHES:
+        other = mesh_of(replicas, shards)
+        again = net(other["shard"])
+        loaded = gaussiank.compress(again, mesh=other, **how)
+        loaded.load_dtensors(folder)
+        assert loaded.step == 3
+        for kind in kinds:
+            for name, one in seen(loaded, other, kind).items():
+                torch.testing.assert_close(one, saved[kind][name], rtol=1e-6, atol=1e-7)
+        if (replicas, shards) == (2, 2):
+            for name, _ in model.named_parameters():
+                assert torch.equal(loaded.feedback.residual(name), compression.feedback.residual(name))
+    with pytest.raises(ValueError, match=r"^world_size of the state must be 4, got 2|^rank of the state must be"):
+        gaussiank.compress(net(mesh_of(4, 1)["shard"]), mesh=mesh_of(4, 1), **how).load_state_dict(
+            compression.state_dict()
+        )
+
+
+@each("momentum", [None, gaussiank.MomentumCorrection(0.5)])
+def test_residuals_as_dtensors_load_on_every_mesh(
+    four_workers: Any, momentum: gaussiank.MomentumCorrection | None, tmp_path: Path
+) -> None:
+    four_workers.run(resharded, str(tmp_path / "saved"), momentum)

@@ -46,6 +46,11 @@ class ShardedParameter:
         return found
 
     @property
+    def dim(self) -> int:
+        """Dimension along which it is sharded."""
+        return int(self.field.fsdp_placement.dim)
+
+    @property
     def local(self) -> Tensor:
         """This rank's shard of it."""
         data = self.parameter.data

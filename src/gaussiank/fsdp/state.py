@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,7 +15,7 @@ from torch.autograd import Variable
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 
-from gaussiank.comm import Done
+from gaussiank.comm import Done, together
 from gaussiank.compression import Compression
 from gaussiank.feedback import OptimizerUse
 from gaussiank.layout import Layout
@@ -21,7 +23,8 @@ from gaussiank.metrics import Observer
 from gaussiank.reducer import GradientReducer, Settings
 
 from .clipping import ShardedClip
-from .shard import ModuleShard, Plan
+from .dtensors import dtensors, state_of
+from .shard import ModuleShard, Plan, ShardedParameter
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class FSDPCompression(Compression):
         if observer:
             held = {name: one.numel for name, one in parameters.items()}
             observer.attach(self.config, held, self._reducer.feedback, self._replicas)
+        self._mesh, self._moving = mesh, settings.momentum is not None
         self._whole_model = settings.scope == "model"
         self._scaler, self._scale = scaler, 1.0
         self._shards = list(shards)
@@ -85,6 +89,71 @@ class FSDPCompression(Compression):
         self._waiting: list[_Waiting] = []
         for hook in self._hooks:
             hook.shard.module.set_all_reduce_hook(hook)
+
+    def load(self, folder: str | Path) -> None:
+        """Go on where ``save`` was called, on every worker or on none; on the same mesh.
+
+        On another one, load with ``load_dtensors`` what was saved of ``dtensors``.
+
+        Args:
+            folder: given to ``save``.
+
+        Raises:
+            FileNotFoundError: nothing was saved there.
+            ValueError: a file is missing or damaged, or of another model or mesh; the same on all workers, and nothing
+                has changed on any.
+            RuntimeError: a worker does not call it.
+        """
+        super().load(folder)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return this worker's residuals, velocities, hints and step. Each worker must save its own: ``save`` does.
+
+        As for DDP; ``dtensors`` is what another mesh can load.
+        """
+        return {**super().state_dict(), "mesh": self.config["mesh"]}
+
+    def dtensors(self) -> dict[str, Tensor]:
+        """Return residuals, velocities and step for ``torch.distributed.checkpoint``, loadable on any mesh.
+
+        Each is a DTensor of ``[replicas, *parameter]``; call it on every worker, between the same two steps, and add
+        it to the dictionary that is saved. Hints are left out: they make the next exchange cheaper, and no different
+        with exact selection.
+
+        Example:
+            ``dcp.save({"model": model.state_dict(), **compression.dtensors()}, checkpoint_id=folder)``
+        """
+        return dtensors(self.state_dict(), self._parameters(), self._mesh)
+
+    def load_dtensors(self, checkpoint: str | Path) -> None:
+        """Go on where ``dtensors`` was saved, on this mesh or on another: no residual is lost.
+
+        Call it on every worker. Saved by another number of replicas, residuals are shared out by the rule of
+        ``gaussiank.reshard``. Nothing in the files is run.
+
+        Args:
+            checkpoint: folder that ``torch.distributed.checkpoint`` saved to.
+
+        Raises:
+            FileNotFoundError: the folder is no such checkpoint.
+            ValueError: it holds no such state, or that of another model, or a file is damaged; the same on all workers.
+            RuntimeError: a worker does not call it.
+        """
+        states: list[dict[str, Any]] = []
+
+        def read() -> int:
+            moving = self._moving
+            states.append(state_of(checkpoint, self._parameters(), self._mesh, moving=moving))
+            states[0]["feedback"]["parameters"] = self._reducer.feedback.state_dict()["parameters"]
+            self._reducer.require_fitting(states[0])
+            return int(states[0]["step"])
+
+        together(read, self._group, what="load_dtensors")
+        self._reducer.load_state_dict(states[0])
+        self._resumed = True
+
+    def _parameters(self) -> list[ShardedParameter]:
+        return [one for shard in self._shards for one in shard.parameters]
 
     # ------------------------------------------------------------------ the vectors of one backward
 
