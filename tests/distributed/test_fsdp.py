@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -523,3 +524,21 @@ def test_residuals_as_dtensors_load_on_every_mesh(
     four_workers: Any, momentum: gaussiank.MomentumCorrection | None, tmp_path: Path
 ) -> None:
     four_workers.run(resharded, str(tmp_path / "saved"), momentum)
+
+
+def example(rank: int, world_size: int, path: str) -> None:
+    """The program itself, in the group that is there."""
+    spec = importlib.util.spec_from_file_location("fsdp2_hsdp", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["fsdp2_hsdp.py", "--steps", "2"])
+        for name in ("init_process_group", "destroy_process_group"):
+            patch.setattr(dist, name, lambda *_: None)
+        module.main()
+
+
+def test_the_example_runs(four_workers: Any) -> None:
+    four_workers.run(example, str(Path(__file__).parents[2] / "examples" / "fsdp2_hsdp.py"))

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.checkpoint import checkpoint
 
 import gaussiank
+from gaussiank.fsdp.shard import Plan
 
 NAMES = ("replicate", "shard")
 
@@ -139,3 +140,12 @@ def test_what_changes_after_compress_is_found_in_the_first_backward(mesh: Device
             train(model)
         assert str(caught.value).startswith(text)
     assert [compression.step for compression in kept] == [0, 0, 0]
+
+
+def test_another_order_of_gradients_is_found_before_any_is_trusted(
+    mesh: DeviceMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces = Plan.pieces
+    monkeypatch.setattr(Plan, "pieces", lambda plan, vector: pieces(plan, vector.flip(0)))
+    with pytest.raises(RuntimeError, match=r"^FSDP2 must hand gradients to its hook in the order of torch 2.13, got"):
+        gaussiank.compress(two(mesh["shard"]), mesh=mesh)

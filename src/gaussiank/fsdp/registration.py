@@ -61,7 +61,8 @@ class FSDPDoor:
         """Compress it: make replicas alike, as DDP does, and set the hooks.
 
         Raises:
-            ValueError: momentum correction is to clip, by norms that no worker knows.
+            ValueError: momentum correction is to clip, by norms that no worker knows, or workers differ.
+            RuntimeError: this torch hands gradients over in another order.
         """
         if settings.momentum is not None and settings.momentum.clip_norm is not None and self._mesh.size(1) > 1:
             raise ValueError(

@@ -1,6 +1,7 @@
 """What an FSDP module hands to its all-reduce hook: which parameter lies where in the flat vector.
 
-torch documents the hook and not its vector. Read from torch's source, and seen so with torch 2.13.0: the gradients of
+torch documents the hook and not its vector. Read from torch's source, seen so with torch 2.13.0, and looked at whenever
+a model is compressed (``marked.py``): the gradients of
 the module's FSDP parameter group in the order of ``FSDPParamGroup.fsdp_params``, each this rank's shard, contiguous,
 padded with zeros to the length of rank 0's. A parameter without gradient is left out, and all that follow move up.
 """

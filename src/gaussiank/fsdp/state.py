@@ -24,6 +24,7 @@ from gaussiank.reducer import GradientReducer, Settings
 
 from .clipping import ShardedClip
 from .dtensors import dtensors, state_of
+from .marked import require_known_order
 from .shard import ModuleShard, Plan, ShardedParameter
 
 
@@ -66,6 +67,7 @@ class FSDPCompression(Compression):
             mesh=f"{mesh.size(0)} replicas of {mesh.size(1)} shards",
             modules=[(shard.path, [one.name for one in shard.parameters]) for shard in shards],
         )
+        require_known_order(mesh)
         self._replicas, self._shards_group = mesh.get_group("replicate"), mesh.get_group("shard")
         self._clip = settings.clip and ShardedClip(settings.clip, self._shards_group)
         self._reducer = GradientReducer(
