@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed._composable.replicate_with_fsdp import replicate
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.checkpoint import checkpoint
 
@@ -149,3 +150,17 @@ def test_another_order_of_gradients_is_found_before_any_is_trusted(
     monkeypatch.setattr(Plan, "pieces", lambda plan, vector: pieces(plan, vector.flip(0)))
     with pytest.raises(RuntimeError, match=r"^FSDP2 must hand gradients to its hook in the order of torch 2.13, got"):
         gaussiank.compress(two(mesh["shard"]), mesh=mesh)
+
+
+def test_a_torch_without_the_hook_is_refused(mesh: DeviceMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = two(mesh["shard"])
+    monkeypatch.delattr(FSDPModule, "set_all_reduce_hook")
+    with pytest.raises(
+        ValueError, match=r"^torch must have FSDPModule.set_all_reduce_hook, and FSDP2's fields as 2.13"
+    ):
+        gaussiank.compress(model, mesh=mesh)
+
+
+def test_a_compression_of_shards_is_not_copied(mesh: DeviceMesh) -> None:
+    with pytest.raises(TypeError, match=r"^a compression of fully_shard must not be copied or pickled, and neither"):
+        copy.copy(gaussiank.compress(two(mesh["shard"]), mesh=mesh))

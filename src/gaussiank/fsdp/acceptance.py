@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -58,7 +59,7 @@ def sharded_modules(model: nn.Module, mesh: DeviceMesh) -> list[ModuleShard]:
         ValueError: torch has no hook, or a module is wrapped otherwise than over ``mesh["shard"]``.
         RuntimeError: a module has a hook already, or is no root.
     """
-    _require_door()
+    _require_door(model)
     _require_nothing_else(model)
     if not isinstance(model, FSDPModule):
         place = next(path for path, one in model.named_modules() if isinstance(one, FSDPModule))
@@ -148,13 +149,14 @@ def _groups(module: FSDPModule) -> list[Any]:
     return list(state._fsdp_param_groups)
 
 
-def _require_door() -> None:
-    if not hasattr(FSDPModule, "set_all_reduce_hook"):
-        import torch
-
+def _require_door(model: nn.Module) -> None:
+    """Refuse a torch whose FSDP2 lacks the hook, or keeps elsewhere what is read of it."""
+    state = next(one._get_fsdp_state() for one in model.modules() if isinstance(one, FSDPModule))
+    fields = getattr(state, "_fsdp_param_groups", None), getattr(state, "_state_ctx", None)
+    if not hasattr(FSDPModule, "set_all_reduce_hook") or None in fields or not hasattr(fields[1], "all_states"):
         raise ValueError(
-            f"torch must have FSDPModule.set_all_reduce_hook for a model of fully_shard, got {torch.__version__}. "
-            "Install torch 2.13, or use DistributedDataParallel."
+            f"torch must have FSDPModule.set_all_reduce_hook, and FSDP2's fields as 2.13 has them, for a model of "
+            f"fully_shard, got {torch.__version__}. Install torch 2.13, or use DistributedDataParallel."
         )
 
 

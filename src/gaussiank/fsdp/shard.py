@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.fsdp._fully_shard._fsdp_collectives import _get_gradient_divide_factors
 from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 
@@ -112,6 +111,8 @@ class ModuleShard:
     def unit(self) -> float:
         """What torch divides the vector by after the hook; for float16 it divides in two parts, and sums between."""
         group = self._group
+        from torch.distributed.fsdp._fully_shard._fsdp_collectives import _get_gradient_divide_factors
+
         _, after, _, _ = _get_gradient_divide_factors(
             group._reduce_scatter_process_group,
             None,

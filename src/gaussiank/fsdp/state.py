@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -156,6 +156,12 @@ class FSDPCompression(Compression):
 
     def _parameters(self) -> list[ShardedParameter]:
         return [one for shard in self._shards for one in shard.parameters]
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a compression of fully_shard must not be copied or pickled, and neither must its model. Save it with "
+            "save, dtensors or state_dict."
+        )
 
     # ------------------------------------------------------------------ the vectors of one backward
 
