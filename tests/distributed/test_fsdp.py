@@ -542,3 +542,26 @@ def example(rank: int, world_size: int, path: str) -> None:
 
 def test_the_example_runs(four_workers: Any) -> None:
     four_workers.run(example, str(Path(__file__).parents[2] / "examples" / "fsdp2_hsdp.py"))
+
+
+def local_steps(rank: int, world_size: int) -> None:
+    """Dense FSDP2 inside, local steps between: replicas go apart, and agree on every shard after each round."""
+    mesh = mesh_of(2, 2)
+    model = net(mesh["shard"])
+    first = [one.full_tensor().detach().clone() for one in model.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    local = gaussiank.LocalSteps(model, optimizer, sync_every=2, group=mesh.get_group("replicate"))
+    apart = []
+    for step in range(6):
+        plain(model, optimizer, rank, step)
+        local.step()
+        spread = torch.cat([one._local_tensor.detach().flatten() for one in model.parameters()])
+        dist.broadcast(other := spread.clone(), group=mesh.get_group("replicate"), group_src=0)
+        apart.append(not torch.equal(spread, other))
+    assert apart == [rank >= 2 and step % 2 == 0 for step in range(6)]
+    assert local.metrics.numel == len(spread)
+    assert any(not torch.equal(one.full_tensor(), was) for one, was in zip(model.parameters(), first, strict=True))
+
+
+def test_local_steps_between_sharded_replicas(four_workers: Any) -> None:
+    four_workers.run(local_steps)
