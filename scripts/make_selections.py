@@ -131,7 +131,7 @@ def train(name: str, density: float, steps: int) -> tuple[SparseGradient, float]
         grad = torch.cat([p.grad.flatten() for p in parameters.values() if p.grad is not None])
         sparse = feedback.take(layout, grad, lambda u: SparseGradient.pick(u, TopK().select(u, k).indices))
         feedback.seal()
-        feedback.judge(torch.isfinite(loss))
+        feedback.record_finite(torch.isfinite(loss))
         feedback.settle()
         mean = sparse.dense()
         for parameter, (_, place) in zip(parameters.values(), layout.slices(), strict=True):

@@ -24,7 +24,7 @@ def saved(world_size: int, step: int = 5) -> list[dict[str, Any]]:
         feedback = ErrorFeedback(SIZES, momentum=MomentumCorrection(0.9), world_size=world_size)
         grad = torch.randn(43, generator=torch.Generator().manual_seed(rank))
         feedback.take(LAYOUT, grad, lambda u: SparseGradient.pick(u, torch.tensor([0], dtype=torch.int32)))
-        feedback.judge(torch.tensor(True))
+        feedback.record_finite(torch.tensor(True))
         feedback.seal()
         assert feedback.settle()
         states.append({"format": 1, "rank": rank, "world_size": world_size, "step": step,

@@ -85,12 +85,12 @@ def repeated(
         residual[part.indices] = 0
         before = residual.clone()
 
-        def draw(indices: Tensor, residual: Tensor = residual) -> Tensor:
+        def take_more(indices: Tensor, residual: Tensor = residual) -> Tensor:
             drawn = residual[indices]
             residual[indices] = 0
             return drawn
 
-        message = collective.start(part, step=step, part=1, hint=hint, draw=draw, **settings)
+        message = collective.start(part, step=step, part=1, hint=hint, take_more=take_more, **settings)
         out = torch.full((NUMEL,), 7.0, dtype=part.values.dtype)
         outcome = message.finish(out)
         hint = outcome.hint

@@ -86,7 +86,7 @@ def exchanged(rank: int, world_size: int) -> list[tuple[str, int, int]]:
                             capacity=capacity,
                             step=step,
                             hint=hint,
-                            draw=lambda at, dtype=dtype: torch.zeros(at.numel(), dtype=dtype),
+                            take_more=lambda at, dtype=dtype: torch.zeros(at.numel(), dtype=dtype),
                         )
                         hint = message.finish(torch.empty(NUMEL, dtype=dtype)).hint
                 found.append((f"{spec} {wire} {dtype}", budget, max(sizes)))

@@ -146,7 +146,7 @@ def sizes(rank: int, world_size: int) -> list[tuple[int, int, int]]:
     for place in places:
         sparse = SparseGradient(place.sort().values.int(), torch.randn(k, generator=generator), numel)
         message = joined("allgather", world_size).start(
-            sparse, wire=wire, capacity=k, hint=hint, draw=lambda at: at * 0.0
+            sparse, wire=wire, capacity=k, hint=hint, take_more=lambda at: at * 0.0
         )
         outcome = message.finish(torch.empty(numel))
         hint = outcome.hint

@@ -38,7 +38,7 @@ def first(u: torch.Tensor) -> SparseGradient:
 
 def end(feedback: ErrorFeedback, *verdicts: torch.Tensor) -> bool:
     for verdict in verdicts:
-        feedback.judge(verdict)
+        feedback.record_finite(verdict)
     feedback.seal()
     return feedback.settle()
 
@@ -239,7 +239,7 @@ def test_masking_forgets_the_velocity_of_what_comes_back_too(rng: torch.Generato
     (grad,) = grads(rng, 1)
     sent = feedback.take(WHOLE, grad, top(4))
     back = SparseGradient(sent.indices[1:], sent.values[1:], NUMEL)
-    feedback.keep(WHOLE, back)
+    feedback.put_back(WHOLE, back)
     assert end(feedback, TRUE)
     rest = grad.clone()
     rest[sent.indices] = 0
@@ -440,7 +440,7 @@ def test_a_step_that_is_not_whole_changes_nothing(
     take(dense, scale=math.nan if "finite" in case else 1.0)
     verdicts = {"not finite": [FALSE, FALSE], "one not finite": [TRUE, FALSE], "one missing": [TRUE]}
     for verdict in verdicts.get(case, [TRUE, TRUE] if case == "not sealed" else []):
-        feedback.judge(verdict)
+        feedback.record_finite(verdict)
     if not case.startswith(("not sealed", "taken only")):
         feedback.seal()
     assert equal(feedback.state_dict(), before)
@@ -479,7 +479,7 @@ def test_settle_without_a_step_commits_nothing(rng: torch.Generator) -> None:
 
 def test_verdicts_do_not_outlive_their_step(rng: torch.Generator) -> None:
     feedback = filled(rng)
-    feedback.judge(TRUE)
+    feedback.record_finite(TRUE)
     feedback.seal()
     assert feedback.settle() is False  # one verdict for no part
     before = feedback.state_dict()
@@ -497,7 +497,7 @@ def test_rejected_entries_are_kept(rng: torch.Generator) -> None:
     sent = feedback.take(WHOLE, grad, top(10))
     rejected = SparseGradient(sent.indices[::2].clone(), sent.values[::2].clone(), NUMEL)
     entered = SparseGradient(sent.indices[1::2].clone(), sent.values[1::2].clone(), NUMEL)
-    feedback.keep(WHOLE, rejected)
+    feedback.put_back(WHOLE, rejected)
     assert end(feedback, TRUE)
     assert torch.equal(residual(feedback) + entered.dense(), came + grad)
     assert torch.equal(residual(feedback)[rejected.indices], rejected.values)
@@ -508,7 +508,7 @@ def test_rounding_error_of_the_mean_is_kept(rng: torch.Generator) -> None:
     came, grad = residual(feedback), torch.randn(NUMEL, generator=rng)
     sent = feedback.take(WHOLE, grad, top(10))
     rounded = sent.dense().bfloat16().float()
-    feedback.keep(WHOLE, sent.dense() - rounded)
+    feedback.put_back(WHOLE, sent.dense() - rounded)
     assert end(feedback, TRUE)
     assert torch.equal(residual(feedback) + rounded, came + grad)
 
@@ -517,8 +517,8 @@ def test_what_is_kept_falls_with_its_step(rng: torch.Generator) -> None:
     feedback = filled(rng)
     before = feedback.state_dict()
     sent = feedback.take(WHOLE, torch.randn(NUMEL, generator=rng), top(10))
-    feedback.keep(WHOLE, sent)
-    feedback.keep(WHOLE, torch.ones(NUMEL))
+    feedback.put_back(WHOLE, sent)
+    feedback.put_back(WHOLE, torch.ones(NUMEL))
     assert not end(feedback, FALSE)
     assert equal(feedback.state_dict(), before)
 
@@ -554,7 +554,7 @@ def test_residuals_move_with_their_parameters(
         for layout in layouts(*groups):
             dense = feedback.take(layout, torch.cat([grad[name] for name in layout.names]), top(3)).dense()
             sent |= {name: dense[place] for name, place in layout.slices()}
-            feedback.judge(TRUE)
+            feedback.record_finite(TRUE)
         assert end(feedback)
         return sent
 
@@ -668,7 +668,7 @@ def test_unfinished_step_is_not_saved(rng: torch.Generator) -> None:
     feedback = filled(rng, MomentumCorrection(0.9))
     before = feedback.state_dict()
     feedback.take(WHOLE, torch.randn(NUMEL, generator=rng), top(3))
-    feedback.judge(TRUE)
+    feedback.record_finite(TRUE)
     feedback.seal()
     assert equal(feedback.state_dict(), before)
     assert feedback.settle()
@@ -679,7 +679,7 @@ def test_loading_ends_the_step_under_way(rng: torch.Generator) -> None:
     feedback = filled(rng)
     before = feedback.state_dict()
     feedback.take(WHOLE, torch.randn(NUMEL, generator=rng), top(3))
-    feedback.judge(TRUE)
+    feedback.record_finite(TRUE)
     feedback.seal()
     feedback.load_state_dict(before)
     assert feedback.settle() is False
@@ -840,7 +840,7 @@ def test_what_is_drawn_leaves_the_residual(rng: torch.Generator, momentum: Momen
     grad = torch.randn(NUMEL, generator=rng)
     sent, same = feedback.take(WHOLE, grad, top(5)), plain.take(WHOLE, grad, top(5))
     asked = torch.cat([sent.indices[:2], (sent.indices[:2] + 1) % NUMEL]).unique().int()
-    drawn = feedback.draw(WHOLE, asked)
+    drawn = feedback.take_more(WHOLE, asked)
     assert end(feedback, TRUE)
     assert end(plain, TRUE)
     without = residual(plain)
@@ -861,17 +861,33 @@ def test_what_is_drawn_is_forgotten_with_its_step(rng: torch.Generator) -> None:
     feedback = filled(rng)
     before = residual(feedback)
     feedback.take(WHOLE, torch.randn(NUMEL, generator=rng), top(5))
-    assert feedback.draw(WHOLE, torch.arange(NUMEL, dtype=torch.int32)).any()
+    assert feedback.take_more(WHOLE, torch.arange(NUMEL, dtype=torch.int32)).any()
     assert not end(feedback, FALSE)
     assert torch.equal(residual(feedback), before)
 
 
+def test_old_names_still_work() -> None:
+    feedback, layout, at = ErrorFeedback({"w": 3}), Layout(("w",), (3,)), torch.tensor([1], dtype=torch.int32)
+    sent = feedback.take(layout, torch.tensor([4.0, 3.0, 2.0]), top(1))
+    with pytest.warns(DeprecationWarning, match=r"^ErrorFeedback\.draw is called take_more\. Use that name\.$"):
+        assert feedback.draw(layout, at).tolist() == [3.0]
+    with pytest.warns(DeprecationWarning, match=r"^ErrorFeedback\.keep is called put_back\. Use that name\.$"):
+        feedback.keep(layout, sent)
+    with pytest.warns(DeprecationWarning, match=r"^ErrorFeedback\.judge is called record_finite\. Use that name\.$"):
+        feedback.judge(TRUE)
+    feedback.seal()
+    assert feedback.settle()
+    assert feedback.residual("w").tolist() == [4.0, 0.0, 2.0]
+
+
 def test_a_step_that_is_still_open_follows_the_scale() -> None:
     uses: list[bool | None] = [None]  # what is told of the mean: nothing yet
-    use: Any = SimpleNamespace(of=lambda names: uses[-1], exchanged=lambda names: None, kept=lambda names: True)
+    use: Any = SimpleNamespace(
+        of=lambda names: uses[-1], exchanged=lambda names: None, still_in_grad=lambda names: True
+    )
     feedback = ErrorFeedback({"w": 2}, use=use)
     feedback.take(Layout(("w",), (2,)), torch.tensor([4.0, 3.0]), lambda u: SparseGradient.pick(u, select_topk(u, 1)))
-    feedback.judge(torch.tensor(True))
+    feedback.record_finite(torch.tensor(True))
     feedback.seal()
     assert not feedback.settle()
     feedback.rescale(2.0)

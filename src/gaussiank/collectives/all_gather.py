@@ -82,7 +82,7 @@ class AllGather(Collective):
         *Gather*: the one message. *Add*, in the callback: decode rows and add them in rank order; of what was packed,
         the rounding errors go back, and in the padded form the entries that found no room.
         """
-        if context.capacity is not None and (not context.wire.varies or context.draw is None):
+        if context.capacity is not None and (not context.wire.varies or context.take_more is None):
             return self._of_known_size(sparse, context, context.capacity)
         return self._padded(sparse, context)
 

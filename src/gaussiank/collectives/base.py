@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field, replace
@@ -54,8 +55,8 @@ class ExchangeContext:
         step: optimizer steps taken, the same on every worker.
         part: number of this exchange within its step, the same on every worker.
         hint: what the last exchange of these parameters returned, or None at the first.
-        draw: takes what this worker still keeps at the given int32 indices out of its residual, and returns it; None
-            when nothing is kept.
+        take_more: takes what this worker still holds at the given int32 indices out of its residual, and returns it;
+            None when it holds no residual.
         shared: how all workers drew their indices, for a wire that does not send them; with a capacity alone.
     """
 
@@ -65,8 +66,14 @@ class ExchangeContext:
     step: int = 0
     part: int = 0
     hint: Tensor | None = None
-    draw: Callable[[Tensor], Tensor] | None = None
+    take_more: Callable[[Tensor], Tensor] | None = None
     shared: SharedDraw | None = None
+
+    @property
+    def draw(self) -> Callable[[Tensor], Tensor] | None:
+        """``take_more``, by its old name."""
+        warnings.warn("ExchangeContext.draw is called take_more. Use that name.", DeprecationWarning, stacklevel=2)
+        return self.take_more
 
     def generator(self, device: torch.device, phase: int = 0, rank: int | None = None) -> torch.Generator | None:
         """Return the source of stochastic rounding, or None where the wire rounds to nearest.

@@ -139,7 +139,9 @@ class Leader(Collective):
         else:
             indices = yield from _told(sparse, context, capacity)
             chosen = member_mask(sparse.indices, among=indices)
-            values = sparse.values.new_zeros(indices.numel()) if context.draw is None else context.draw(indices)
+            values = (
+                sparse.values.new_zeros(indices.numel()) if context.take_more is None else context.take_more(indices)
+            )
             values[torch.searchsorted(indices, sparse.indices[chosen])] += sparse.values[chosen]
             entries = SparseGradient(indices, values, numel)
         total = yield from sums(entries, context, flag=not bool(ops.all_finite(sparse.values)))

@@ -10,6 +10,7 @@ the next backward, which adds to it, goes on from there. The price is a second b
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -167,7 +168,7 @@ class ErrorFeedback:
         >>> top = lambda u: SparseGradient.pick(u, ops.select_topk(u, 1))
         >>> grad = torch.tensor([4.0, 3.0, 2.0, 1.0])
         >>> sent = feedback.take(Layout(("w",), (4,)), grad, top)
-        >>> feedback.seal(); feedback.judge(torch.tensor(True)); feedback.settle()
+        >>> feedback.seal(); feedback.record_finite(torch.tensor(True)); feedback.settle()
         True
         >>> sent.indices.tolist(), feedback.residual("w").tolist()
         ([0], [0.0, 3.0, 2.0, 1.0])
@@ -197,7 +198,7 @@ class ErrorFeedback:
         self._places: dict[str, tuple[ResidualBuffers, Piece]] = {}
         self._step = _Step()
 
-    # ------------------------------------------------------------------ one step: take, keep, judge, seal, settle
+    # ------------------------------------------------------------------ one step: take, record_finite, seal, settle
 
     def take(
         self, layout: Layout, grad: Tensor, select: Select, *, held: Iterable[slice] = (), fused: Fused | None = None
@@ -245,7 +246,7 @@ class ErrorFeedback:
         """Add the residual to ``grad`` in place and send all of it; the rounding to grad's dtype stays.
 
         Returns:
-            Whether a verdict is due (``judge``): not when there was nothing to add.
+            Whether a verdict is due (``record_finite``): not when there was nothing to add.
 
         Raises:
             ValueError: as ``take``.
@@ -268,7 +269,7 @@ class ErrorFeedback:
         part.clean = not held and grad.dtype == accumulated.dtype
         return True
 
-    def keep(self, layout: Layout, rest: SparseGradient | Tensor) -> None:
+    def put_back(self, layout: Layout, rest: SparseGradient | Tensor) -> None:
         """Put back what was taken but did not enter the mean: rejected entries, or a ``[numel]`` rounding error."""
         part = self._parts[layout]
         if isinstance(rest, SparseGradient):
@@ -276,8 +277,8 @@ class ErrorFeedback:
         else:
             part.next_residual.add_(rest)
 
-    def draw(self, layout: Layout, indices: Tensor) -> Tensor:
-        """Take more after ``take``: what is still kept at int32 ``indices`` without repeats; it counts as sent."""
+    def take_more(self, layout: Layout, indices: Tensor) -> Tensor:
+        """Take more after ``take``: what still lies at int32 ``indices`` without repeats; it counts as sent."""
         part = self._parts[layout]
         values = part.next_residual[indices]
         part.next_residual[indices] = 0
@@ -285,7 +286,7 @@ class ErrorFeedback:
             part.next_velocity[indices] = 0
         return values
 
-    def judge(self, finite: Tensor) -> None:
+    def record_finite(self, finite: Tensor) -> None:
         """Note for one part of the step that its mean arrived; ``finite`` is a 0-d bool tensor, read in ``settle``."""
         self._step.verdicts.append(_Verdict(finite) if finite.is_cuda else finite)
 
@@ -349,6 +350,23 @@ class ErrorFeedback:
             ):
                 if vector is not None:
                     vector.mul_(factor)
+
+    # ------------------------------------------------------------------ old names
+
+    def keep(self, layout: Layout, rest: SparseGradient | Tensor) -> None:
+        """``put_back``, by its old name."""
+        _tell_renamed("keep", "put_back")
+        self.put_back(layout, rest)
+
+    def draw(self, layout: Layout, indices: Tensor) -> Tensor:
+        """``take_more``, by its old name."""
+        _tell_renamed("draw", "take_more")
+        return self.take_more(layout, indices)
+
+    def judge(self, finite: Tensor) -> None:
+        """``record_finite``, by its old name."""
+        _tell_renamed("judge", "record_finite")
+        self.record_finite(finite)
 
     # ------------------------------------------------------------------ reading and saving
 
@@ -452,7 +470,7 @@ class ErrorFeedback:
     def _go_on_or_forget(self, part: ResidualBuffers) -> None:
         """Decide on an open part, which no optimizer has used: keep it so only if its mean was still in ``grad``."""
         if part not in self._step.going_on and self._use is not None:
-            if self._use.kept(part.layout.names):
+            if self._use.still_in_grad(part.layout.names):
                 self._require_one_backward(part.layout)
                 self._step.going_on.append(part)
             else:
@@ -520,3 +538,7 @@ class ErrorFeedback:
                     here.of(new, shape).copy_(piece.of(saved, shape))
             part.clean = part.clean and old.clean
         return part
+
+
+def _tell_renamed(old: str, new: str) -> None:
+    warnings.warn(f"ErrorFeedback.{old} is called {new}. Use that name.", DeprecationWarning, stacklevel=3)

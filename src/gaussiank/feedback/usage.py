@@ -74,7 +74,7 @@ class OptimizerUse:
         >>> optimizer = torch.optim.SGD([weight], lr=0.1)
         >>> weight.grad = torch.ones(2); use.exchanged(("w",)); optimizer.step(); use.of(("w",))
         True
-        >>> use.exchanged(("w",)); print(use.of(("w",))); use.kept(("w",))
+        >>> use.exchanged(("w",)); print(use.of(("w",))); use.still_in_grad(("w",))
         None
         True
     """
@@ -146,15 +146,15 @@ class OptimizerUse:
             return True
         return False if any(mean.stepped for mean in means) else None
 
-    def kept(self, names: Iterable[str]) -> bool:
+    def still_in_grad(self, names: Iterable[str]) -> bool:
         """Return whether the last mean of these parameters is still in ``grad``, or was when a backward added to it."""
-        kept = False
+        found = False
         for name in names:
             if (mean := self._means.get(name)) is not None:
                 if name not in mean.seen:  # no backward has come to it
                     self._see(name, mean)
-                kept = kept or name not in mean.gone
-        return kept
+                found = found or name not in mean.gone
+        return found
 
     # ------------------------------------------------------------------ what torch tells
 

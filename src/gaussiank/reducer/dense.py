@@ -88,7 +88,7 @@ class DensePath:
             if judged or reducer.raise_nonfinite:
                 finite = all_finite(grad)
                 if judged and measured is reducer.measured:  # else it is late, after an error
-                    reducer.feedback.judge(finite)
+                    reducer.feedback.record_finite(finite)
                 if reducer.raise_nonfinite:
                     require_finite(finite, layout_of(), [grad], measured.step)
             if observer:

@@ -103,7 +103,7 @@ class BucketStep:
             step=self.turn,
             part=self.part,
             hint=reducer.routes.get(self._route),
-            draw=partial(reducer.feedback.draw, layout) if reducer.keeps_rest else None,
+            take_more=partial(reducer.feedback.take_more, layout) if reducer.keeps_rest else None,
             shared=self._drawn,
         )
         return self._exchange
@@ -121,10 +121,10 @@ class BucketStep:
             reducer.routes[self._route] = outcome.hint
         if reducer.keeps_rest and measured is reducer.measured:  # else it is late, after an error
             for rest in outcome.returned:
-                reducer.feedback.keep(layout, rest)
+                reducer.feedback.put_back(layout, rest)
             if any(one.dtype != dtype for one in self.grads):
-                reducer.feedback.keep(layout, mean)
-            reducer.feedback.judge(finite)
+                reducer.feedback.put_back(layout, mean)
+            reducer.feedback.record_finite(finite)
         measured.note_received(self._left_at, exchange.sent_bytes, arrived)
         if reducer.raise_nonfinite:
             require_finite(finite, layout, self.grads, measured.step)

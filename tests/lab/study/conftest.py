@@ -93,7 +93,7 @@ def _exchange(
         recorder.taken(layout, selector.asked(layout, density).k, sparse)
         mean, due = sparse.dense(), True
     if due:
-        feedback.judge(torch.isfinite(mean).all())
+        feedback.record_finite(torch.isfinite(mean).all())
     recorder.arrived(layout, [mean])
     return mean
 

@@ -73,8 +73,8 @@ class Exchange:
         )
         packed = self.wire.pack(sparse)
         if packed.error is not None:
-            feedback.keep(layout, SparseGradient(sparse.indices, packed.error, sparse.numel))
-        feedback.judge(_FINITE)
+            feedback.put_back(layout, SparseGradient(sparse.indices, packed.error, sparse.numel))
+        feedback.record_finite(_FINITE)
         self.sent_bits += 8 * packed.row.numel() / self._workers
         return self.wire.decode(packed.row, layout.numel)
 
