@@ -30,9 +30,10 @@ class Metrics:
         kept: entries chosen.
         sent_bytes: bytes that this worker put on the wire.
         dense_bytes: what a ring all-reduce of the same gradients would have put there.
-        select_s: seconds in accumulation, selection and encoding; they delay backward.
-        exchange_s: seconds from the start of each message to its arrival, summed over messages; part of them hides
-            behind backward.
+        select_s: seconds in accumulation, selection and encoding; they delay backward. A collective of several
+            messages encodes in a thread, beside backward: that is in ``exchange_s``.
+        exchange_s: seconds from the start of each exchange to the arrival of its last message, summed over exchanges;
+            part of them hides behind backward.
         finish_s: seconds in decoding and averaging.
         launched_at: ``time.perf_counter()`` when the last message was started.
     """

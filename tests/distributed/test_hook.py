@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -21,7 +24,10 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 import gaussiank
 from gaussiank.codec import Wire
+from gaussiank.codec.native import Packed
 from gaussiank.compressors import COMPRESSORS
+from gaussiank.metrics import Metrics
+from gaussiank.reducer import reducer
 
 SHAPES = {"first": (40, 5), "second": (64,), "third": (300,), "fourth": (8, 8, 8)}
 
@@ -580,6 +586,27 @@ def test_metrics_are_what_was_sent(workers: Any) -> None:
         assert metrics["compression"] == (metrics["dense_bytes"] / metrics["sent_bytes"] if peers else 1.0)
         assert metrics["select_s"] > 0
         assert metrics["exchange_s"] > 0
+
+
+def measured_encoding_an_hour(rank: int, world_size: int) -> Metrics:
+    late_s, pack = [0.0], Wire.pack
+
+    def slow_pack(*arguments: Any, **more: Any) -> Packed:
+        late_s[0] += 3600
+        return pack(*arguments, **more)
+
+    clock = SimpleNamespace(perf_counter=lambda: time.perf_counter() + late_s[0])
+    with mock.patch.object(Wire, "pack", slow_pack), mock.patch.object(reducer, "time", clock):
+        model = DDP(Given())
+        compression = gaussiank.compress(model, density=0.01)
+        model(feed(rank, 0)).backward()
+    return compression.metrics
+
+
+def test_encoding_is_selection_and_not_exchange(workers: Any) -> None:
+    for metrics in workers.run(measured_encoding_an_hour):
+        assert metrics.calls <= metrics.select_s // 3600  # more where the wire is packed twice
+        assert metrics.exchange_s < 3600
 
 
 def kernel_sent_bytes() -> int:

@@ -93,8 +93,8 @@ class BucketStep:
         self._route = f"{kind}@{reducer.world_size} {names[0]}..{names[-1]}/{layout.numel}"
 
     def send(self, group: dist.ProcessGroup) -> Exchange:
-        """Start the exchange: send its first message over a group."""
-        reducer, layout = self.reducer, self.layout
+        """Start the exchange: round and encode the entries, and send the first message over a group."""
+        reducer, layout, started = self.reducer, self.layout, time.perf_counter()
         self._exchange = self.collective.start(
             self._sparse,
             wire=reducer.wire,
@@ -106,6 +106,9 @@ class BucketStep:
             take_more=partial(reducer.feedback.take_more, layout) if reducer.keeps_rest else None,
             shared=self._drawn,
         )
+        if not self.collective.multi_phase:  # else a thread has encoded, and backward went on
+            self._left_at = time.perf_counter()
+            self.measured.select_s += self._left_at - started
         return self._exchange
 
     @torch.no_grad()  # it runs in threads of the backend

@@ -170,8 +170,8 @@ class Spent(NamedTuple):
     """What the exchange of one step took on this worker; None where nobody can tell.
 
     Attributes:
-        select_s: seconds of accumulation, selection and encoding, or of rounding.
-        exchange_s: seconds from the start of each message to its arrival, summed over messages.
+        select_s: seconds of accumulation, selection and encoding, or of rounding; encoding in a thread is not in it.
+        exchange_s: seconds from the start of each exchange to its last message, summed over exchanges.
         finish_s: seconds of decoding and averaging.
         sent_bytes: bytes that this worker should have put on the wire.
         kept: entries chosen.
