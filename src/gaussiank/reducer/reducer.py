@@ -90,7 +90,7 @@ class BucketStep:
             self._drawn = reducer.selector.shared(layout, density, self.turn, self.part, grad.device)
         # whose hint it is: of this collective among as many workers, for these parameters
         kind, names = type(self.collective).__name__, layout.names
-        self._route = f"{kind}@{reducer.world_size} {names[0]}..{names[-1]}/{layout.numel}"
+        self._hint_key = f"{kind}@{reducer.world_size} {names[0]}..{names[-1]}/{layout.numel}"
 
     def send(self, group: dist.ProcessGroup) -> Exchange:
         """Start the exchange: round and encode the entries, and send the first message over a group."""
@@ -102,7 +102,7 @@ class BucketStep:
             group=group,
             step=self.turn,
             part=self.part,
-            hint=reducer.routes.get(self._route),
+            hint=reducer.exchange_hints.get(self._hint_key),
             take_more=partial(reducer.feedback.take_more, layout) if reducer.keeps_rest else None,
             shared=self._drawn,
         )
@@ -121,7 +121,7 @@ class BucketStep:
         outcome = exchange.finish(mean)
         finite = write_back(mean, self.grads, outcome.finite)
         if outcome.hint is not None:
-            reducer.routes[self._route] = outcome.hint
+            reducer.exchange_hints[self._hint_key] = outcome.hint
         if reducer.keeps_rest and measured is reducer.measured:  # else it is late, after an error
             for rest in outcome.returned:
                 reducer.feedback.put_back(layout, rest)
@@ -200,7 +200,7 @@ class GradientReducer:
         self.observer = observer
         self.selector = Selector(self.compressor, per_layer=settings.scope == "layer", rank=self._rank)
         self._plan = CollectivePlan(settings.collective, self.executor, group, timeout_s, self.wire)
-        self.routes: dict[str, Tensor] = {}  # what the collective wants to know at the next step, by layout
+        self.exchange_hints: dict[str, Tensor] = {}  # what the collective wants to know at the next step, by layout
         self._parts = 0  # exchanges begun in this step
         self._phased = False  # whether a message of this step depends on another
         self._in_flight: list[tuple[Done, object]] = []  # on accelerators, until the next step begins
@@ -450,7 +450,7 @@ class GradientReducer:
             "feedback": self.feedback.state_dict(),
             **({} if self._rows is None else {"precondition": self._rows.state_dict()}),
             "hints": {key: hint.clone() for key, hint in self.selector.hints.items()},
-            "routes": {key: hint.clone() for key, hint in self.routes.items()},
+            "routes": {key: hint.clone() for key, hint in self.exchange_hints.items()},  # the name of older states
         }
 
     def require_fitting(self, state: Mapping[str, Any]) -> None:
@@ -490,8 +490,9 @@ class GradientReducer:
         if self._rows is not None:
             self._rows.load_state_dict(state["precondition"])
         self.selector.load_hints(state["hints"])
-        routes = state.get("routes", {})
-        self.routes = {key: hint.clone() for key, hint in routes.items() if "@" in key}  # older ones name no collective
+        saved = state.get("routes", {})
+        # older ones name no collective
+        self.exchange_hints = {key: hint.clone() for key, hint in saved.items() if "@" in key}
         self.step, self._counted = state["step"], False
         self.exchanges = state.get("exchanges", self.step)
         self._dense.stop()
