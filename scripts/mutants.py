@@ -112,7 +112,9 @@ FAULTS = [
         "phase = k * chunk % numel",
         "compressors/test_chunktopk.py contract",
     ),
-    Fault("randomk: all ranks draw alike", "0 if self.shared else turn.rank + 1", "0", "compressors/test_randomk.py"),
+    Fault(
+        "randomk: all ranks draw alike", "0 if self.shared else context.rank + 1", "0", "compressors/test_randomk.py"
+    ),
     # ------------------------------------------------------------------ feedback
     Fault(
         "feedback: what is sent stays, too",

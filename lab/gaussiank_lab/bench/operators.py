@@ -333,14 +333,14 @@ class Ours(Operator):
 
     def take(self, grad: Tensor, residual: Tensor, k: int) -> Taken:
         """Add, choose with the compressor, remove: in one op where it has one, as training does."""
-        turn = SelectContext(self.step, hint=None if self.state == "cold" else self.hint)
+        context = SelectContext(self.step, hint=None if self.state == "cold" else self.hint)
         self.step += 1
-        taken = self.compressor.take(grad, residual, residual, k, turn)
+        taken = self.compressor.take(grad, residual, residual, k, context)
         if taken is not None:
             self.hint = taken.hint
             return Taken(taken.indices, taken.values)
         ops.accumulate(residual, grad, out=residual)
-        indices, self.hint = self.compressor.select(residual, k, turn)
+        indices, self.hint = self.compressor.select(residual, k, context)
         values = residual[indices]
         residual[indices] = 0
         return Taken(indices, values)

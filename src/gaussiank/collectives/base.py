@@ -52,7 +52,7 @@ class ExchangeContext:
         comm: what to send with.
         wire: how entries travel.
         capacity: largest count on any worker, known to all without asking; None when only the data limits it.
-        step: optimizer steps taken, the same on every worker.
+        step: backwards that have exchanged, used by an optimizer or not; the same on every worker.
         part: number of this exchange within its step, the same on every worker.
         hint: what the last exchange of these parameters returned, or None at the first.
         take_more: takes what this worker still holds at the given int32 indices out of its residual, and returns it;

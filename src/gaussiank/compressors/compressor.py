@@ -30,7 +30,7 @@ class SelectContext:
     """All that a selection may depend on besides the vector; passed in, so that compressors hold no state.
 
     Args:
-        step: optimizer steps taken, the same on every worker.
+        step: backwards that have exchanged, used by an optimizer or not; the same on every worker.
         rank: the worker's rank.
         part: number that tells vectors of one step apart, the same on every worker.
         hint: what the last selection on this vector returned, or None at the first.

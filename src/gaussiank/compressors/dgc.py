@@ -90,10 +90,10 @@ class DGC(Compressor):
             indices, values = put_back(out, indices, values, keep)
         return Taken(indices, values)
 
-    def _sampled(self, numel: int, turn: SelectContext | None) -> slice:
+    def _sampled(self, numel: int, context: SelectContext | None) -> slice:
         """Return the places that are sampled at this step."""
         stride = max(1, round(1 / self.sample)) if numel * self.sample >= _LEAST_SAMPLED else 1
-        return slice((turn.step if turn else 0) % stride, None, stride)
+        return slice((context.step if context else 0) % stride, None, stride)
 
     def _threshold(self, sampled: Tensor, k: int, numel: int) -> Tensor:
         wanted = min(sampled.numel(), math.ceil(sampled.numel() * k / numel))

@@ -60,9 +60,9 @@ class RandomK(Compressor):
         """Draw as ``select`` does."""
         return self._drawn(numel, k, turn, device) if self.shared else super().drawn(numel, k, turn, device)
 
-    def _drawn(self, numel: int, k: int, turn: SelectContext, device: torch.device) -> Tensor:
+    def _drawn(self, numel: int, k: int, context: SelectContext, device: torch.device) -> Tensor:
         generator = torch.Generator()  # the CPU's: those of two GPU models differ, and shared indices are not sent
-        generator.manual_seed(_mix(self.seed, turn.step, turn.part, 0 if self.shared else turn.rank + 1))
+        generator.manual_seed(_mix(self.seed, context.step, context.part, 0 if self.shared else context.rank + 1))
         drawn = _draw(numel, k, generator).int()
         return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn.to(device)
 

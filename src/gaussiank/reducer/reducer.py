@@ -44,7 +44,7 @@ class BucketStep:
         grads: the flat gradients that it is made of, end to end; become the mean.
         grad: ``[numel]``, the one gradient itself, or a copy of several.
         part: number of this exchange in its step, the same on every worker.
-        turn: number of the exchanges, used or not, that steps have had: what random draws go by.
+        exchanges: backwards that exchanged before this one, used or not: what random draws go by.
     """
 
     reducer: GradientReducer
@@ -54,7 +54,7 @@ class BucketStep:
     grads: Sequence[Tensor]
     grad: Tensor
     part: int
-    turn: int
+    exchanges: int
 
     def label(self) -> str:
         """Name the vector in errors."""
@@ -70,11 +70,11 @@ class BucketStep:
             started: ``time.perf_counter()`` of when the work on this vector began.
         """
         reducer, layout, grad, density = self.reducer, self.layout, self.grad, self.measured.density
-        select = partial(reducer.selector.select, layout, density=density, step=self.turn)
+        select = partial(reducer.selector.select, layout, density=density, step=self.exchanges)
         if reducer.observer:
             reducer.observer.taking(layout, self.grads)
         if reducer.keeps_rest:
-            fused = partial(reducer.selector.take, layout, density=density, step=self.turn)
+            fused = partial(reducer.selector.take, layout, density=density, step=self.exchanges)
             self._sparse = reducer.feedback.take(layout, grad, select, held=held, fused=fused)
         else:
             self._sparse = select(grad.to(RESIDUAL_DTYPES[grad.dtype]))
@@ -87,7 +87,7 @@ class BucketStep:
             reducer.observer.taken(layout, asked.k, self._sparse)
         self._capacity, self._drawn = asked.capacity, None
         if reducer.wire.index == "seed":
-            self._drawn = reducer.selector.shared(layout, density, self.turn, self.part, grad.device)
+            self._drawn = reducer.selector.shared(layout, density, self.exchanges, self.part, grad.device)
         # whose hint it is: of this collective among as many workers, for these parameters
         kind, names = type(self.collective).__name__, layout.names
         self._hint_key = f"{kind}@{reducer.world_size} {names[0]}..{names[-1]}/{layout.numel}"
@@ -100,7 +100,7 @@ class BucketStep:
             wire=reducer.wire,
             capacity=self._capacity,
             group=group,
-            step=self.turn,
+            step=self.exchanges,
             part=self.part,
             hint=reducer.exchange_hints.get(self._hint_key),
             take_more=partial(reducer.feedback.take_more, layout) if reducer.keeps_rest else None,

@@ -79,7 +79,7 @@ class Selector:
             return SparseGradient.pick(accumulated, ops.nonfinite_indices(accumulated, capacity))
         chosen: list[Tensor] = []
         for key, place, k in self.asked(layout, density).places:
-            indices, hint = self.compressor.select(accumulated[place], k, self._turn(key, step))
+            indices, hint = self.compressor.select(accumulated[place], k, self._context(key, step))
             if hint is not None:
                 self.hints[key] = hint
             chosen.append(indices + place.start if place.start else indices)
@@ -99,16 +99,16 @@ class Selector:
             residual: ``[numel]``. Not modified.
             out: ``[numel]`` apart from both.
             density: share of entries to send.
-            step: number of the step.
+            step: backwards that have exchanged, used by an optimizer or not.
         """
         parts: list[Taken] = []
         for key, place, k in self.asked(layout, density).places:
-            turn, target = self._turn(key, step), out[place]
-            taken = self.compressor.take(grad[place], residual[place], target, k, turn)
+            context, target = self._context(key, step), out[place]
+            taken = self.compressor.take(grad[place], residual[place], target, k, context)
             if taken is None:
                 ops.accumulate(residual[place], grad[place], out=target)
                 finite = self.compressor.nonfinite_first or bool(ops.all_finite(target))
-                taken = finish_take(self.compressor, target, k, turn, finite=finite)
+                taken = finish_take(self.compressor, target, k, context, finite=finite)
             if taken.hint is not None:
                 self.hints[key] = taken.hint
             parts.append(taken._replace(indices=taken.indices + place.start) if place.start else taken)
@@ -123,7 +123,7 @@ class Selector:
         Args:
             layout: what lies in the vector.
             density: share of entries to send.
-            step: number of the step.
+            step: backwards that have exchanged, used by an optimizer or not.
             part: number of this exchange within its step, the same on every worker.
             device: where the vector is: generators differ between devices.
         """
@@ -136,7 +136,7 @@ class Selector:
             nonlocal drawn
             if drawn is None:
                 parts = [
-                    self.compressor.drawn(place.stop - place.start, k, self._turn(key, step), device) + place.start
+                    self.compressor.drawn(place.stop - place.start, k, self._context(key, step), device) + place.start
                     for key, place, k in self.asked(layout, density).places
                 ]
                 drawn = torch.cat(parts)
@@ -148,5 +148,5 @@ class Selector:
         """Replace the hints by saved ones."""
         self.hints = {key: hint.clone() for key, hint in hints.items()}
 
-    def _turn(self, key: str, step: int) -> SelectContext:
+    def _context(self, key: str, step: int) -> SelectContext:
         return SelectContext(step, self.rank, zlib.crc32(key.encode()), self.hints.get(key))

@@ -27,7 +27,7 @@ class SharedDraw:
 
     Args:
         seed: number that all draws of the run start from.
-        step: optimizer step.
+        step: backwards that have exchanged, used by an optimizer or not.
         part: number that tells the vectors of one step apart.
         draw: ``draw(numel, count)`` returns int32 ``[count]`` ascending indices that depend on nothing else but
             ``seed``, ``step`` and ``part``.
