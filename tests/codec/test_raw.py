@@ -12,7 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.each import each
 
-from gaussiank.codec import HEADER_BYTES, decode, encode, entries_within, payload_bytes, raw
+from gaussiank.codec import decode, encode, entries_within, payload_bytes, raw
+from gaussiank.codec.raw import V1_HEADER_BYTES
 from gaussiank.ops import select_topk
 from gaussiank.sparse import SparseGradient
 
@@ -69,7 +70,7 @@ def test_longest_vector() -> None:
 
 def test_unused_room_adds_nothing_even_when_read() -> None:
     written = encode(sparse({1: 2.5}, 6), capacity=4)
-    body = written[HEADER_BYTES:]
+    body = written[V1_HEADER_BYTES:]
     assert body[:16].view(torch.float32).tolist() == [2.5, 0.0, 0.0, 0.0]
     assert body[16:].view(torch.int32).tolist() == [1, 5, 5, 5]
 
@@ -122,7 +123,7 @@ def test_bytes_of_version_1_are_read(fixtures: Path) -> None:
 
 
 def test_header_is_magic_and_version_numel_kept_and_value_bytes() -> None:
-    header = bytes(encode(sparse({7: 1.0}, 70_000), capacity=9)[:HEADER_BYTES].tolist())
+    header = bytes(encode(sparse({7: 1.0}, 70_000), capacity=9)[:V1_HEADER_BYTES].tolist())
     assert header == b"\x01KG\x00" + struct.pack("<3i", 70_000, 1, 4)
 
 
@@ -269,7 +270,7 @@ def test_random_bytes_decode_or_raise_value_error(header: bytes, body: bytes, nu
     except ValueError as error:
         assert re.match(r"(payload|numel) must .*, got .*\. \w", str(error))  # noqa: PT017  not raising is fine too
     else:
-        room = len(header + body) - HEADER_BYTES
+        room = len(header + body) - V1_HEADER_BYTES
         assert room == 0 or read.kept * (4 + read.values.element_size()) <= room
         assert numel in (None, read.numel)
         assert read.indices.shape == read.values.shape

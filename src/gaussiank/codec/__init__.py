@@ -4,9 +4,9 @@
 """
 
 from .indices import INDEX_CODES, SharedDraw
-from .native import framed, framed_sizes
+from .native import HEADER_BYTES, framed, framed_sizes
 from .payload import counts
-from .raw import HEADER_BYTES, encode, entries_within, payload_bytes
+from .raw import encode, entries_within, payload_bytes
 from .values import VALUE_CODES, Rounding
 from .wire import Wire, chosen_wire, decode, default_wire
 

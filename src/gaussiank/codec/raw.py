@@ -12,7 +12,8 @@ from torch import Tensor
 
 from gaussiank.sparse import SparseGradient
 
-HEADER_BYTES = 16
+V1_HEADER_BYTES = 16
+"""Of this format alone; ``HEADER_BYTES`` is that of today's."""
 VERSION = 1
 _MAGIC = 0x474B00  # "GK", then the version in the lowest byte
 _INDEX_BYTES = 4
@@ -26,7 +27,7 @@ def payload_bytes(capacity: int, value_bytes: int = 4) -> int:
         >>> payload_bytes(1000)
         8016
     """
-    return HEADER_BYTES + capacity * (value_bytes + _INDEX_BYTES)
+    return V1_HEADER_BYTES + capacity * (value_bytes + _INDEX_BYTES)
 
 
 def entries_within(max_bytes: int, value_bytes: int = 4) -> int:
@@ -39,7 +40,7 @@ def entries_within(max_bytes: int, value_bytes: int = 4) -> int:
         >>> entries_within(8016)
         1000
     """
-    entries = (max_bytes - HEADER_BYTES) // (value_bytes + _INDEX_BYTES)
+    entries = (max_bytes - V1_HEADER_BYTES) // (value_bytes + _INDEX_BYTES)
     if entries < 1:
         raise ValueError(
             f"max_bytes must be at least {payload_bytes(1, value_bytes)}, a header and one entry, got {max_bytes}. "
@@ -74,7 +75,7 @@ def encode(sparse: SparseGradient, capacity: int | None = None) -> Tensor:
         raise ValueError(f"capacity must be at least the {sparse.kept} entries kept, got {room}. Cap the compressor.")
     header = torch.tensor([_MAGIC | VERSION, sparse.numel, sparse.kept, value_bytes], dtype=torch.int32, device="cpu")
     payload = torch.zeros(payload_bytes(room, value_bytes), dtype=torch.uint8, device=sparse.indices.device)
-    payload[:HEADER_BYTES] = header.view(torch.uint8).to(payload.device, non_blocking=True)
+    payload[:V1_HEADER_BYTES] = header.view(torch.uint8).to(payload.device, non_blocking=True)
     values, indices = _split(payload, sparse.values.dtype)
     values[: sparse.kept] = sparse.values
     indices[: sparse.kept] = sparse.indices
@@ -101,11 +102,12 @@ def decode(payload: Tensor, numel: int | None = None, dtype: torch.dtype | None 
             raise ValueError("numel must be given for a payload on an accelerator, got None. Pass the bucket's length.")
         values, indices = _split(payload, dtype or torch.float32)
         return SparseGradient(indices, values, numel)
-    if payload.dtype != torch.uint8 or payload.numel() < HEADER_BYTES:
+    if payload.dtype != torch.uint8 or payload.numel() < V1_HEADER_BYTES:
         raise ValueError(
-            f"payload must be uint8 with a header of {HEADER_BYTES} bytes, got {payload.numel()} bytes. Pass it whole."
+            f"payload must be uint8 with a header of {V1_HEADER_BYTES} bytes, got {payload.numel()} bytes. "
+            "Pass it whole."
         )
-    magic, sent_numel, kept, value_bytes = _view(payload[:HEADER_BYTES], torch.int32).tolist()
+    magic, sent_numel, kept, value_bytes = _view(payload[:V1_HEADER_BYTES], torch.int32).tolist()
     if magic & ~0xFF != _MAGIC:
         raise ValueError(
             f"payload must begin with the gaussiank magic number, got {magic:#x}. It is no payload of ours."
@@ -114,7 +116,7 @@ def decode(payload: Tensor, numel: int | None = None, dtype: torch.dtype | None 
         raise ValueError(
             f"payload must have wire version {VERSION}, got {magic & 0xFF}. Use one gaussiank on all workers."
         )
-    body = payload.numel() - HEADER_BYTES
+    body = payload.numel() - V1_HEADER_BYTES
     if (
         value_bytes not in _VALUE_DTYPES
         or body % (value_bytes + _INDEX_BYTES)
@@ -137,7 +139,7 @@ def decode(payload: Tensor, numel: int | None = None, dtype: torch.dtype | None 
 
 def _split(payload: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """View the body of a payload as values and indices, without a copy when it is aligned."""
-    body = payload[HEADER_BYTES:]
+    body = payload[V1_HEADER_BYTES:]
     room = body.numel() // (dtype.itemsize + _INDEX_BYTES)
     return _view(body[: room * dtype.itemsize], dtype), _view(body[room * dtype.itemsize :], torch.int32)
 

@@ -17,7 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 from typer.testing import CliRunner
 
 import gaussiank
+from gaussiank.codec import Wire
 from gaussiank.collectives import AllGather
+from gaussiank.sparse import SparseGradient
 from gaussiank_lab.cli import app
 from gaussiank_lab.models.text import Transformer
 from gaussiank_lab.reproduce.adamw import study
@@ -162,6 +164,9 @@ def test_every_rule_trains_and_counts_what_it_sends() -> None:
         assert row["nats"] < 5.5, setting.key  # 5.55 at the start
         assert row["bits"] == pytest.approx(bits, rel=0.02), setting.key
         assert row["messages"] == messages
+    whole = SparseGradient(torch.arange(entries, dtype=torch.int32), torch.ones(entries), entries)
+    message_bytes = Wire("raw", "8bit").pack(whole).size - 4 * entries  # no indices
+    assert row["bits"] == pytest.approx(2 * 8 * message_bytes / (8 * entries), abs=1e-6)  # in 2 messages of 8 steps
     for setting in (
         sparse(1 / 16, **tiny, frozen=0.25),
         rows(1 / 16, **tiny, lookahead=0.5),
