@@ -69,7 +69,7 @@ def test_a_given_collective_and_a_given_link_are_never_revised(monkeypatch: pyte
     assert choosing.choose(1000, 10) is None  # dense, by choice
     for plan in (given, choosing):
         assert plan.tuner is None
-        assert plan.can_repeat()
+        assert plan.begin_repeated()
         assert not plan.revise(3)
 
 

@@ -81,7 +81,7 @@ def test_skipping_changes_no_decision(probe: list[Link], monkeypatch: pytest.Mon
     for skipping in (False, True):
         now, probe[0], chosen, watching, history = 1.0, FAST, auto(FAST), Tuner(100), []
         for step in range(600):
-            if not (skipping and watching.can_skip()):
+            if not (skipping and watching.try_skip()):
                 chosen = watching.update(chosen, cast(Any, None), COST.buckets, COST.wire)
             else:
                 skipped += 1

@@ -146,7 +146,7 @@ class CollectivePlan:
     """Say which collective each vector of a model takes, the same on every worker.
 
     A given collective takes all of them. ``auto`` chooses by numel and k, and before each step its tuner may revise it;
-    a step that only repeats the last one need not ask (``can_repeat``).
+    a step that only repeats the last one need not ask (``begin_repeated``).
 
     Args:
         policy: a collective, or ``auto``.
@@ -171,10 +171,10 @@ class CollectivePlan:
         self._asked: list[tuple[int, int]] = []  # numel and k of what was sparse in this step, or could have been
         self._asked_before = self._asked  # in the last step that was no repetition
 
-    def can_repeat(self) -> bool:
-        """Tell whether the step that begins may go as the last one; if so it is counted, and ``revise`` left out."""
+    def begin_repeated(self) -> bool:
+        """Begin a step that goes as the last one, without ``revise``, if it may; returns whether it may."""
         self._asked = []
-        return self.tuner is None or self.tuner.can_skip()
+        return self.tuner is None or self.tuner.try_skip()
 
     def revise(self, step: int) -> bool:
         """Let the tuner change the policy before the step with a number; tells whether it did."""

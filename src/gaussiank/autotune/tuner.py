@@ -10,7 +10,7 @@ count. All of it happens between two steps, before anything of the next one is s
    be at least 4 % faster. What is not on trial is predicted by the formulas.
 
 Each loop may cost a given share of the time, and what trials cost is counted. Where none of them has anything to do, a
-step is only counted (``can_skip``).
+step is only counted (``try_skip``).
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ class Tuner:
         """Whether the other way is on trial."""
         return self._trial is not None
 
-    def can_skip(self) -> bool:
-        """Count a step in which ``update`` would have nothing to say or to send; otherwise count nothing.
+    def try_skip(self) -> bool:
+        """Count a step in which ``update`` would have nothing to say or to send, and return True; else count nothing.
 
         Whether it is so follows from numbers that all workers share.
         """

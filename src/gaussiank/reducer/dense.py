@@ -48,15 +48,15 @@ class DensePath:
             self.expected = []
             self._reducer.feedback.settle()  # left out at the begin of the step
 
-    def repeats(self, part: int, grad: Tensor) -> bool:
-        """Tell whether the gradient with a number goes as in the last step; once one does not, none does."""
+    def stop_unless_same(self, part: int, grad: Tensor) -> bool:
+        """Stop repeating unless the gradient with a number goes as in the last step; returns whether it does."""
         if part < len(self.expected) and grad.numel() == self.expected[part]:  # DDP may have built its buckets anew
             return True
         self.stop()
         return False
 
     def repeat(self, label: Callable[[], str], grad: Tensor) -> Done:
-        """Start the mean of a gradient that ``repeats``, in place."""
+        """Start the mean of a gradient that goes as in the last step, in place."""
         measured, numel = self._reducer.measured, grad.numel()
         size = ring_bytes(grad, self._reducer.world_size)
         done = self._reducer.executor.average(label, grad, lambda left: measured.note_received(left, size))

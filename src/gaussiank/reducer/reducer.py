@@ -253,7 +253,7 @@ class GradientReducer:
         before, self._parts = self.measured.density, 0
         self._measure()
         same = bool(self._dense.expected) and scale == self._scale and self.measured.density == before
-        if not (same and self._plan.can_repeat()):
+        if not (same and self._plan.begin_repeated()):
             self.settle()
             if scale != self._scale:
                 self.feedback.rescale(scale / self._scale)
@@ -362,11 +362,11 @@ class GradientReducer:
 
     def repeat(self, layout_of: Callable[[], Layout], grad: Tensor) -> Done | None:
         """Start the mean of a whole gradient as in the last step; None where that does not say how it goes."""
-        if not self._dense.expected or not self._dense.repeats(self._parts, grad):
+        if not self._dense.expected or not self._dense.stop_unless_same(self._parts, grad):
             return None
         if self._clip is not None:
             self._clip.apply(layout_of(), [grad], self._scale)
-        return self._dense.repeat(self._label(layout_of), grad)
+        return self._dense.repeat(self._next_label(layout_of), grad)
 
     def reduce_dense(self, layout_of: Callable[[], Layout], grad: Tensor, held: Sequence[slice] = ()) -> Done:
         """Start the mean of the whole gradient and its residual; it comes back in ``grad``.
@@ -381,7 +381,7 @@ class GradientReducer:
             self._clip.apply(layout_of(), [grad], self._scale)
         if self._rows is not None:
             self._rows.apply(layout_of(), [grad], self._scale)
-        return self._dense.reduce(self._label(layout_of), layout_of, grad, held)
+        return self._dense.reduce(self._next_label(layout_of), layout_of, grad, held)
 
     def reduce_sparse(self, layout: Layout, grads: Sequence[Tensor], held: Sequence[slice] = ()) -> Done:
         """Start the mean of one selection over all the given gradients; it comes back in them.
@@ -403,7 +403,7 @@ class GradientReducer:
         asked = self.selector.asked(layout, self.measured.density)
         collective = self._plan.choose(layout.numel, asked.k)
         if collective is None:  # to send all of it costs less
-            return self._dense.reduce_parts(self._label(lambda: layout), layout, grad, grads, held)
+            return self._dense.reduce_parts(self._next_label(lambda: layout), layout, grad, grads, held)
         if self._dense.expected:
             self._dense.stop()
         step = BucketStep(self, self.measured, collective, layout, grads, grad, self._parts, self.exchanges)
@@ -432,7 +432,7 @@ class GradientReducer:
         assert work is not None  # async_op
         return then(work.get_future(), lambda done: done.value()[0])
 
-    def _label(self, layout_of: Callable[[], Layout]) -> Callable[[], str]:
+    def _next_label(self, layout_of: Callable[[], Layout]) -> Callable[[], str]:
         part, step = self._parts, self.measured.step
         self._parts += 1
         return lambda: f"bucket {part} of step {step} ({layout_of().names[0]} to {layout_of().names[-1]})"
