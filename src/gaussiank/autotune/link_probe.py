@@ -41,7 +41,7 @@ class Link:
 def measure(group: dist.ProcessGroup | None = None) -> Link:
     """Time short and long messages, and a selection, on all workers at once.
 
-    Of several tries the fastest counts, and of all workers the max_over_workers, so that all get the same numbers.
+    Of several tries the fastest counts, and of all workers the slowest, so that all get the same numbers.
 
     Args:
         group: process group, or None for the default one; all its workers must call it. One worker has a perfect link.

@@ -231,7 +231,7 @@ class Tuner:
         return replace(auto, trial=self._trial.other if self._trial.trying else None)
 
     def _judge(self, trial: _Trial, auto: Auto, comm: Communicator, cost: _StepCost) -> Auto:
-        """Take the way that is worth it on the max_over_workers worker, once no block to come can change that."""
+        """Take the way that is worth it on the slowest worker, once no block to come can change that."""
         medians = max_over_workers(comm, trial.medians())
         other, present = medians[: len(medians) // 2], medians[len(medians) // 2 :]
         clear = not 1 / _CLEAR < math.prod(other[-2:]) / math.prod(present[-2:]) < _CLEAR
