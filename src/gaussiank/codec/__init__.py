@@ -1,4 +1,4 @@
-"""SparseGradient <-> one uint8 payload, exact and versioned; everything lossy has happened before.
+"""SparseGradient <-> one uint8 payload, exact and versioned, but for the rounding of ``Wire.pack``.
 
 ``Wire`` is the compact form. ``encode`` writes format 1, of entries as they are; ``decode`` reads every format.
 """

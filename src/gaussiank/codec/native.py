@@ -43,7 +43,7 @@ _MESSAGES = {
     Fault.TRUNCATED: f"payload must hold the entries that its header counts, got fewer. {_DAMAGED}",
     Fault.RANGE: f"payload must hold ascending indices in [0, numel), got another. {_DAMAGED}",
     Fault.SURPLUS: f"payload must hold no more bytes than its entries need, got more. {_DAMAGED}",
-    Fault.VALUES: "values must be rounded to the code before they are encoded, got others. Call Wire.round in take.",
+    Fault.VALUES: "values must be rounded to the code before they are encoded, got others. Call Wire.pack: it rounds.",
     Fault.LEVEL: f"payload must hold values of its code, got another. {_DAMAGED}",
 }
 

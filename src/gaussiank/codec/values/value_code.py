@@ -1,4 +1,4 @@
-"""What every value code is: a rounding, done in ``take``, and an exact way to bytes and back."""
+"""What every value code is: a rounding, done when entries are packed, and an exact way to bytes and back."""
 
 from __future__ import annotations
 
