@@ -64,7 +64,12 @@ class AllGather(Collective):
                 raise ValueError(f"{argument} must be at least 1, got {getattr(self, argument)}. 1.25 adds a quarter.")
 
     def rejects(self, *, bounded: bool) -> bool:
-        """Only when a payload outgrows the room that its predecessor suggested."""
+        """Tell whether entries may come back where nobody keeps them.
+
+        Where the count is known, none do: there is room for the most that the count can take. Where it is not, what
+        outgrows the room that the last payloads suggest comes back, unless ``ask``. With a residual, payloads of
+        varying size may outgrow their room in both cases, and the residual takes what comes back.
+        """
         return not bounded and not self.ask
 
     def cost(self, load: Load, world_size: int) -> Cost:

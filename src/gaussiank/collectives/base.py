@@ -205,7 +205,11 @@ class Collective(ABC):
     sends_values_alone: ClassVar[bool] = False
 
     def rejects(self, *, bounded: bool) -> bool:
-        """Tell whether entries may come back; ``bounded``: the compressor's count is known beforehand."""
+        """Tell whether entries may come back where nobody keeps a residual that could take them.
+
+        Args:
+            bounded: whether the compressor's count is known beforehand.
+        """
         return True
 
     def join(self, group: dist.ProcessGroup | None = None, timeout_s: float = 300.0) -> Collective:
@@ -280,7 +284,7 @@ class Demands(Protocol):
         """Whether it can do without indices where all workers have drawn the same."""
 
     def rejects(self, *, bounded: bool) -> bool:
-        """Tell whether entries may come back."""
+        """Tell whether entries may come back where nobody keeps a residual that could take them."""
 
     def message_bytes(self, k: int, numel: int, world_size: int, wire: Wire, dtype: torch.dtype = ...) -> int:
         """Return the most bytes that one message takes."""
