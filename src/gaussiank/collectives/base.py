@@ -130,7 +130,10 @@ class Exchange:
         return not self._complete
 
     def finish(self, out: Tensor) -> Outcome:
-        """Write the mean over workers to ``out``, after the last message; sends and awaits what is left of them.
+        """Write the mean over workers to ``out``, after the last message.
+
+        Once the last message has arrived it only computes: so the executor calls it, in a callback of that message or
+        in its thread. Called earlier, it sends and awaits what is left: never do that in a callback.
 
         Args:
             out: float32 or float64 ``[numel]``; overwritten.
