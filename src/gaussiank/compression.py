@@ -83,7 +83,7 @@ class Compression:
 
     @property
     def step(self) -> int:
-        """Optimizer steps taken."""
+        """Steps so far; the last backward counts until it is found that no optimizer has used it."""
         return self._reducer.step
 
     @property

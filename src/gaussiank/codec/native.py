@@ -175,7 +175,7 @@ def write_payload(
         codes: of indices and values.
         sparse: entries; with values that are rounded, unless ``rounding``.
         slots: entries to have room for, if the index code can.
-        frame: length to fill up a payload to that is not longer; its size follows then.
+        frame: pad a payload of at most this many bytes to it, then append its size in 8 bytes.
         rounding: round to the nearest levels first.
     """
     if not codes.native or sparse.values.dtype != torch.float32 or kernels(sparse.indices) is None:

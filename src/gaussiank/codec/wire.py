@@ -156,7 +156,7 @@ class Wire:
         Args:
             sparse: entries as they were selected.
             capacity: as for ``encode``.
-            frame: without a capacity: length to fill up a payload to that is not longer; its size follows then.
+            frame: without a capacity: pad a payload of at most this many bytes to it, then append its size in 8 bytes.
             generator: source of stochastic rounding.
             shared: as for ``encode``.
 

@@ -33,11 +33,12 @@ _SPARE_BYTES = 64  # on top of the slack, so that small messages have some too
 class AllGather(Collective):
     """Send each worker's payload to all others; traffic grows with the number of workers.
 
-    Counts may differ between workers, and be zero: all rows have one length. When the count is known beforehand and
-    decides the size, it is that size. Otherwise room is made for what the largest payload of the last step took, which
-    travels along, and some more: real selections cluster, so that they take less than the most that their count can.
-    What does not fit goes back to the residual, smallest entries first. Without a residual there is room for the most
-    that the count can take. Only the first exchange asks for the largest payload, where no count bounds it.
+    Counts may differ between workers, and be zero: all rows of a message have one length. Where a known count fixes the
+    size of a payload, rows have that size. Otherwise they are as long as the largest payload of the last step, whose
+    size travels along, and a little longer: real selections cluster, so they take less than the most that their count
+    can. What does not fit goes back to the residual, smallest entries first. Without a residual, and with a known
+    count, rows have room for the most that the count can take. Where no count is known, the first exchange asks for the
+    largest payload.
 
     Args:
         slack: room over the last largest payload where nothing bounds the count, at least 1; a larger one pads more and

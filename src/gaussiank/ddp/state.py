@@ -55,7 +55,7 @@ class DDPCompression(Compression):
         self._unused_possible = bool(model.find_unused_parameters or model.static_graph)
         self._names = {id(parameter): name for name, parameter in named.items()}
         self._layouts: dict[tuple[int, ...], Layout] = {}
-        # DDP decides when it is made how gradients lie in its buckets, and once more before the second backward
+        # DDP lays gradients out in its buckets when it is constructed, and may do so anew before the second backward
         self._strides: dict[str, Strides] | None = {name: strides_in_memory(one) for name, one in named.items()}
         self._rebuilds = model.static_graph or not model.find_unused_parameters
         self._backwards = 0

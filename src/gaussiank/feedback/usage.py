@@ -112,9 +112,11 @@ class OptimizerUse:
         return bool(self._shown) and not self._inside and all(map(bool, self._since))
 
     def begin(self, *, joined: bool = False) -> None:
-        """Begin the exchanges of a backward, or those of a worker that has joined early and has none.
+        """Begin the exchanges of a backward.
 
-        What that still gives of its residuals is used by the others.
+        Args:
+            joined: whether this worker has no backward: its data ended early (DDP's ``Join``). What it sends of its
+                residuals counts as used, because the others' optimizers step.
         """
         self._since, self._inside, self._joined = [], bool(self._running), joined
 

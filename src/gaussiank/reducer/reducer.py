@@ -245,7 +245,7 @@ class GradientReducer:
         Args:
             scale: what a ``GradScaler`` multiplies this step's loss by; residuals follow when it changes.
         """
-        self.step -= self._unused  # the last one's number, if no optimizer has used it: this one is that step
+        self.step -= self._unused  # if no optimizer has used the last one, this one takes its number
         self._counted = False
         if self._use is not None:
             self._joined = torch._C._current_graph_task_id() < 0  # in no backward
