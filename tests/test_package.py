@@ -12,7 +12,7 @@ from tests.each import each
 from tests.imports import LIBRARY, ROOT
 
 import gaussiank
-from gaussiank import collectives
+from gaussiank import collectives, comm
 from gaussiank.autotune import parse_policy
 
 
@@ -86,6 +86,8 @@ def test_what_has_left_the_collectives_is_found_with_a_warning() -> None:
         assert found is getattr(importlib.import_module(f"gaussiank.{room}"), new)
     with pytest.warns(DeprecationWarning, match=r"Use gaussiank\.autotune\.parse_policy\.$"):
         assert collectives.parse_collective("auto:mbit=3") == parse_policy("auto:mbit=3")
+    with pytest.warns(DeprecationWarning, match=r"^comm.ring_bytes is called all_reduce_bytes\. Use that name\.$"):
+        assert comm.ring_bytes is comm.all_reduce_bytes
     with pytest.raises(AttributeError, match=r"^module 'gaussiank.collectives' has no attribute 'Automatic'$"):
         collectives.Automatic  # noqa: B018  looking it up is what raises
 

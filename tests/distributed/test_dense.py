@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 import gaussiank
 from gaussiank.autotune import Link, tuner
-from gaussiank.comm import ring_bytes
+from gaussiank.comm import all_reduce_bytes
 
 SIZES = (300, 512, 64)
 ALWAYS_DENSE = "auto:mbit=1e6:message_us=1e9"
@@ -62,7 +62,7 @@ def beside_ddp(rank: int, world_size: int, how: dict[str, Any]) -> None:
         assert torch.equal(step_of(ours, rank, step), step_of(theirs, rank, step))
         measured, numel = compression.metrics, sum(SIZES)
         assert (measured.step, measured.numel, measured.k, measured.kept) == (step, numel, numel, numel)
-        assert measured.sent_bytes == measured.dense_bytes == ring_bytes(torch.zeros(numel), world_size)
+        assert measured.sent_bytes == measured.dense_bytes == all_reduce_bytes(torch.zeros(numel), world_size)
         assert measured.exchange_s > 0
         assert compression.step == step + 1
     assert repeats(compression)

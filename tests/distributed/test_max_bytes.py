@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 import gaussiank
 from gaussiank.codec import Wire
 from gaussiank.collectives import entries_within
-from gaussiank.comm import Communicator, Executor, ring_bytes
+from gaussiank.comm import Communicator, Executor, all_reduce_bytes
 from gaussiank.sparse import SparseGradient
 
 CHECKED = [
@@ -51,8 +51,10 @@ def messages() -> Iterator[list[int]]:
             stack.enter_context(noting(name, whole))
         stack.enter_context(noting("all_to_all", lambda line, rows: whole(line, rows[0])))
         stack.enter_context(noting("all_to_all_uneven", lambda line, rows, _: max(whole(line, row) for row in rows)))
-        stack.enter_context(noting("all_reduce", lambda line, vector, *_: ring_bytes(vector, line.world_size)))
-        average = noting("average", lambda executor, _, vector, *__: ring_bytes(vector, executor._world_size), Executor)
+        stack.enter_context(noting("all_reduce", lambda line, vector, *_: all_reduce_bytes(vector, line.world_size)))
+        average = noting(
+            "average", lambda executor, _, vector, *__: all_reduce_bytes(vector, executor._world_size), Executor
+        )
         stack.enter_context(average)
         yield sizes
 

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gaussiank import AdamWarning, Compression, LocalSteps, compress
 from gaussiank.autotune import Auto
-from gaussiank.comm import ring_bytes
+from gaussiank.comm import all_reduce_bytes
 from gaussiank.compressors import parse_compressor
 from gaussiank.metrics import Metrics, Observer
 from gaussiank_lab.data import Batch, Data
@@ -276,7 +276,9 @@ class Stepper:
             method, self.model, self._optimizer,
             sync_every=every, collective=config.collective, timeout_s=config.timeout_s,
         )  # fmt: skip
-        self._dense_bytes = sum(ring_bytes(one.detach(), dist.get_world_size()) for one in self.model.parameters())
+        self._dense_bytes = sum(
+            all_reduce_bytes(one.detach(), dist.get_world_size()) for one in self.model.parameters()
+        )
         self._metrics = Metrics()
 
     def _exchange_often(self, method: str, epoch_steps: int, recorder: Observer | None) -> None:

@@ -108,7 +108,7 @@ _MOVED = {
     "engine_of": "comm.executor_of",
     "group_timeout_s": "comm.group_timeout_s",
     "require_agreement": "comm.require_agreement",
-    "ring_bytes": "comm.ring_bytes",
+    "ring_bytes": "comm.all_reduce_bytes",
     "then": "comm.then",
     "together": "comm.together",
 }

@@ -99,7 +99,7 @@ class Communicator:
     def all_reduce(self, vector: Tensor, op: Any = dist.ReduceOp.SUM) -> Work[Tensor]:
         """Reduce ``vector`` in place."""
         work = _started(self.group.allreduce, [vector], reduction(op))  # torch's wrapper doubles the time of the call
-        self._sent_bytes[0] += ring_bytes(vector, self.world_size)
+        self._sent_bytes[0] += all_reduce_bytes(vector, self.world_size)
         return Work([work], vector)
 
     def all_gather(self, row: Tensor, *, straight: bool = True) -> Work[Tensor]:
@@ -204,11 +204,11 @@ _ALIGNED_BYTES = 128
 _all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
 
-def ring_bytes(vector: Tensor, world_size: int) -> int:
+def all_reduce_bytes(vector: Tensor, world_size: int) -> int:
     """Return what one worker sends to all-reduce ``vector`` in a ring, in bytes.
 
     Example:
-        >>> ring_bytes(torch.zeros(100), world_size=4)
+        >>> all_reduce_bytes(torch.zeros(100), world_size=4)
         600
     """
     return 2 * (world_size - 1) * vector.numel() * vector.element_size() // world_size

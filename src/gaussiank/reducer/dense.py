@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gaussiank.comm import Done, ring_bytes, then
+from gaussiank.comm import Done, all_reduce_bytes, then
 from gaussiank.layout import Layout
 from gaussiank.ops import all_finite
 
@@ -58,7 +58,7 @@ class DensePath:
     def repeat(self, label: Callable[[], str], grad: Tensor) -> Done:
         """Start the mean of a gradient that goes as in the last step, in place."""
         measured, numel = self._reducer.measured, grad.numel()
-        size = ring_bytes(grad, self._reducer.world_size)
+        size = all_reduce_bytes(grad, self._reducer.world_size)
         done = self._reducer.executor.average(label, grad, lambda left: measured.note_received(left, size))
         measured.note_taken(0.0, numel=numel, k=numel, kept=numel, dense_bytes=size)
         return done
@@ -80,7 +80,7 @@ class DensePath:
         took_s = time.perf_counter() - started
         if observer:
             observer.taken(layout_of(), grad.numel(), None)
-        dense_bytes = ring_bytes(grad, reducer.world_size)
+        dense_bytes = all_reduce_bytes(grad, reducer.world_size)
         sent_bytes = dense_bytes * (self._dtype or grad.dtype).itemsize // grad.itemsize
 
         def arrived(left: float) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gaussiank.autotune import CollectivePlan, Policy
 from gaussiank.collectives import Collective, Exchange
-from gaussiank.comm import Done, executor_of, group_timeout_s, ring_bytes, then
+from gaussiank.comm import Done, all_reduce_bytes, executor_of, group_timeout_s, then
 from gaussiank.feedback import ErrorFeedback, OptimizerUse, require_same_worker
 from gaussiank.layout import Layout
 from gaussiank.metrics import Metrics, Observer
@@ -79,7 +79,7 @@ class BucketStep:
         else:
             self._sparse = select(grad.to(RESIDUAL_DTYPES[grad.dtype]))
         self._left_at = time.perf_counter()
-        dense_bytes = sum(ring_bytes(one, reducer.world_size) for one in self.grads)
+        dense_bytes = sum(all_reduce_bytes(one, reducer.world_size) for one in self.grads)
         self.measured.note_taken(
             self._left_at - started, numel=layout.numel, k=asked.k, kept=self._sparse.kept, dense_bytes=dense_bytes
         )

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gaussiank import Compression, compress
 from gaussiank.autotune import parse_policy
 from gaussiank.codec import Wire
-from gaussiank.comm import ring_bytes, then
+from gaussiank.comm import all_reduce_bytes, then
 from gaussiank.compressors import parse_compressor
 from gaussiank_lab.bench.operators import PEERS
 
@@ -253,7 +253,7 @@ class PlainDdp(Carrier):
             after = self._clock.state.compression_stats()[2]
             numel, self._sent_numel = after - self._sent_numel, after
         dtype = torch.float16 if self._name in ("ddp-fp16", "ddp-bf16") else torch.float32
-        sent_bytes = ring_bytes(torch.empty(numel, dtype=dtype, device="meta"), self._world_size)
+        sent_bytes = all_reduce_bytes(torch.empty(numel, dtype=dtype, device="meta"), self._world_size)
         return Spent(None, None if self._name == DDP else taken_s, None, sent_bytes, numel, dense=True)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gaussiank.autotune import parse_policy
 from gaussiank.codec import chosen_wire
-from gaussiank.comm import ring_bytes
+from gaussiank.comm import all_reduce_bytes
 from gaussiank.compressors import parse_compressor
 from gaussiank.layout import Layout
 from gaussiank.reducer import GradientReducer, Settings
@@ -193,7 +193,7 @@ class VectorCarrier:
             )  # fmt: skip
             return
         sent = self._grad.to("meta", _NARROW.get(self._method.name, torch.float32))
-        self._spent = Spent(None, taken_s, None, ring_bytes(sent, dist.get_world_size()), self.numel, dense=True)
+        self._spent = Spent(None, taken_s, None, all_reduce_bytes(sent, dist.get_world_size()), self.numel, dense=True)
 
 
 _SMOOTHED = 10
