@@ -18,10 +18,12 @@ from gaussiank_lab.report.records import Records, number, read_records
 from gaussiank_lab.report.summary import bytes_text
 
 DENSE = "dense"
+# not what its recipe takes
+SGD = "--no-precondition --scope bucket --optimizer sgd --lr 1 --lr-schedule constant --lr-warmup-steps 0"
 SETTINGS = {
     "lenet5": "--dataset fashion-mnist --steps 2000 --eval-steps 500 --lr 0.03",
     "resnet20": "--dataset fashion-mnist --batch-size 8 --steps 400 --eval-steps 400 --lr 0.1",
-    "transformer": "--steps 300 --eval-steps 300",
+    "transformer": f"--steps 300 --eval-steps 300 {SGD}",
 }
 SLOW = ("transformer",)  # trained without what is only there to show that it fails
 SHORT = {"resnet20": 40, "transformer": 30}  # model -> steps of a dense start, where a run is as short as the delay

@@ -27,9 +27,11 @@ ENTRY_BITS = {
     "rice+4bit": 13,
     "rice+bf16-rice": 16,
 }  # where the search starts
+# not what its recipe takes
+SGD = "--no-precondition --scope bucket --optimizer sgd --lr 1 --lr-schedule constant --lr-warmup-steps 0"
 SETTINGS = {
     "lenet5": "--batch-size 32 --lr 0.03 --momentum-correction --steps 400",
-    "transformer": "--steps 150",
+    "transformer": f"--steps 150 --momentum-correction {SGD}",
 }
 PILOT_STEPS = 20
 WITHIN = 0.02

@@ -80,7 +80,7 @@ def test_vgg16_takes_a_step() -> None:
     assert of_kind(records, "method")[0]["digest"]
 
 
-@each(("model", "lr"), [("transformer", 0.05), ("lstm-small", 0.5)])
+@each(("model", "lr"), [("transformer", 0.003), ("lstm-small", 0.5)])
 def test_language_models_train_and_are_judged_in_nats(model: str, lr: float) -> None:
     records, _ = train(model=model, data=counting(), steps=30, eval_steps=15, batch_size=4, context=16, lr=lr)
     first, last = of_kind(records, "eval")

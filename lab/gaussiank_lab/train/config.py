@@ -450,11 +450,12 @@ _DATASET = {"images": "fashion-mnist-subset", "language": "stdlib", "speech": "s
 _IMAGENET = {"dataset": "synthetic-images", "batch_size": 8, "steps": 10, "lr": 0.01}
 
 _TEXT = {"batch_size": 4, "steps": 600, "eval_steps": 200}
+_ADAMW = {"optimizer": "adamw", "lr": 0.003, "lr_schedule": "cosine", "lr_warmup_steps": 50, "clip_grad": 0.5}
 
 # What was tried for ResNet-20 and the two small language models stands in docs/training.md.
 _OURS: dict[str, Fields] = {
     "resnet20": {"lr": 0.1},
-    "transformer": {**_TEXT, "lr": 1.0, "clip_grad": 0.5, "momentum_correction": True},
+    "transformer": {**_TEXT, **_ADAMW, "density": 1 / 64, "precondition": True, "scope": "layer"},
     "lstm-small": {**_TEXT, "lr": 4.0, "clip_grad": 0.25},
     "lstm-ptb": {"batch_size": 4, "context": 35, "steps": 10, "lr": 4.0, "clip_grad": 0.25},
     "lstm-an4": {"batch_size": 4, "steps": 20, "lr": 0.0002, "clip_grad": 400.0},
