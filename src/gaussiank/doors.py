@@ -143,7 +143,7 @@ def compress(
     )
     compression = door.register(settings, scaler, recorder)
     has_residual = compressor.keeps_rest and not compressor.sends_all
-    exchanges = door.exchanging()
+    exchanges = door.exchange_check()
     check_optimizers(
         compression,
         door.parameters,

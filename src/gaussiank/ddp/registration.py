@@ -57,7 +57,7 @@ class DDPDoor:
         self._ddp.register_comm_hook(compression, hook)
         return compression
 
-    def exchanging(self) -> Callable[[], bool]:
+    def exchange_check(self) -> Callable[[], bool]:
         """Return what tells whether the last forward was one whose backward exchanges gradients."""
         return partial(_exchanges, weakref.ref(self._ddp))
 

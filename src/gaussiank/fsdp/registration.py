@@ -74,12 +74,12 @@ class FSDPDoor:
         self._compression = weakref.ref(compression)
         return compression
 
-    def exchanging(self) -> Callable[[], bool]:
+    def exchange_check(self) -> Callable[[], bool]:
         """Return what tells whether the last forward was one whose backward exchanges gradients."""
-        return partial(_exchanging, self._compression)
+        return partial(_exchanges, self._compression)
 
 
-def _exchanging(compression: weakref.ReferenceType[FSDPCompression]) -> bool:
+def _exchanges(compression: weakref.ReferenceType[FSDPCompression]) -> bool:
     alive = compression()
     return alive is not None and alive.exchanging()
 
