@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -700,3 +701,28 @@ def test_a_new_worker_begins_with_an_empty_residual(three_workers: Any) -> None:
         after = sum(answer[1] for answer in answers) / 3
         torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-8)
         assert all("states must be those of all workers that were saved, got 1 of 2" in said for _, _, said in answers)
+
+
+def tells_of_forgotten_calls(rank: int, world_size: int) -> None:
+    """Weights loaded after LocalSteps was made, and a forgotten local.step(), are told of before anything is lost."""
+    model = nn.Linear(20, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    local = LocalSteps(model, optimizer, sync_every=2)
+    model.load_state_dict({name: one + 1 for name, one in model.state_dict().items()})
+    with pytest.raises(RuntimeError, match="model must begin at the weights that it had when LocalSteps was made"):
+        train(model, optimizer, rank, 0)
+    with local.at_agreed():
+        held = {name: one.clone() for name, one in model.state_dict().items()}
+    model.load_state_dict(held)
+    train(model, optimizer, rank, 0)
+    train(model, optimizer, rank, 1)
+    with pytest.warns(UserWarning, match=r"local.step\(\) must follow each step of the optimizer, got 3 without it"):
+        train(model, optimizer, rank, 2)
+    with pytest.raises(RuntimeError, match="got 3 steps of the optimizer since"):
+        local.finish()
+    local.step()
+    local.finish()
+
+
+def test_forgotten_calls_are_told_of(two_workers: Any) -> None:
+    two_workers.run(tells_of_forgotten_calls)

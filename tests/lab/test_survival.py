@@ -57,12 +57,12 @@ def faulty_run(fault: str, number: int, rank: int, *arguments: Any) -> None:
     take = Stepper.take
     taken = 0
 
-    def broken(self: Stepper, *given: Any) -> Any:
+    def broken(self: Stepper, *given: Any, **more: Any) -> Any:
         nonlocal taken
         taken += 1
         if taken == number and dist.get_rank() == rank and not restarts():
             FAULTS[fault]()
-        return take(self, *given)
+        return take(self, *given, **more)
 
     Stepper.take = broken  # type: ignore[method-assign]  # this process is the test's own
     quick_run(*arguments)
@@ -157,11 +157,11 @@ def test_torchrun_starts_workers_again_and_they_go_on_by_themselves(whole: Path,
         "from gaussiank_lab.cli import main\n"
         "from gaussiank_lab.train.step import Stepper\n"
         "take, taken = Stepper.take, []\n"
-        "def broken(self, *given):\n"
+        "def broken(self, *given, **more):\n"
         "    taken.append(1)\n"
         "    if len(taken) == 4 and os.environ['RANK'] == '1' and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return take(self, *given)\n"
+        "    return take(self, *given, **more)\n"
         "Stepper.take = broken\n"
         "run._conclude = lambda run_dir: None\n"
         "main()\n"

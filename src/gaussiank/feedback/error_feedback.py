@@ -483,7 +483,7 @@ class ErrorFeedback:
             raise RuntimeError(
                 "precondition must have one synchronized backward for each step of the optimizer, got a second one for "
                 f"{layout.names[0]}, whose grad still holds the mean of the first. Put all but the last in "
-                "model.no_sync(), or zero the gradient before."
+                "model.no_sync(), under FSDP2 behind set_requires_gradient_sync(False), or zero the gradient before."
             )
         if self._momentum is not None and self._momentum.momentum > 0:
             raise RuntimeError(

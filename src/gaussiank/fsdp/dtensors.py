@@ -31,7 +31,15 @@ def dtensors(state: Mapping[str, Any], parameters: Iterable[ShardedParameter], m
         state: what ``state_dict`` returned, between the same two steps on every rank.
         parameters: of the model.
         mesh: replicas and shards.
+
+    Raises:
+        RuntimeError: there are second moments, which have no DTensors yet.
     """
+    if "precondition" in state:
+        raise RuntimeError(
+            "dtensors must be of a compression without precondition, got one with second moments, which they do not "
+            "hold. Save with compression.save(folder), and load on the same mesh."
+        )
     counts = [FORMAT, state["step"], state["exchanges"], mesh.size(0)]
     tensors: dict[str, Tensor] = {
         f"{PREFIX}/counts": torch.tensor(counts, dtype=torch.int64),

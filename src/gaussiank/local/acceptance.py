@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+import weakref
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -75,6 +78,68 @@ def trained_parameters(module: nn.Module, optimizers: Sequence[Optimizer]) -> di
                 "requires_grad_(False), or give LocalSteps all optimizers, as a list."
             )
     return trained
+
+
+class StepWatch:
+    """Look at the inner optimizer's steps: training begins at the agreed weights, and ``local.step()`` follows each.
+
+    Args:
+        optimizer: the first inner one.
+        sync_every: so many steps without ``local.step()`` are warned of.
+        differences: each returns agreed weights less the model's.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, sync_every: int, differences: Sequence[Callable[[], Iterable[Tensor]]]
+    ) -> None:
+        self._sync_every, self._differences = sync_every, differences
+        self._begun = self._told = False
+        self._alone = 0  # steps since local.step()
+        optimizer.register_step_pre_hook(partial(_look, weakref.ref(self)))
+
+    def counted(self) -> None:
+        """``local.step()`` was called, or a state was loaded."""
+        self._begun, self._alone = True, 0
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        """The optimizer is about to step.
+
+        Raises:
+            RuntimeError: it is the first step, and the model has other weights than were agreed on.
+        """
+        if not self._begun and any(bool(one.any()) for each in self._differences for one in each()):
+            raise RuntimeError(
+                "model must begin at the weights that it had when LocalSteps was made, got others: of a checkpoint "
+                "loaded since, most would stay in the residual. Load it before LocalSteps is made, or call local.load."
+            )
+        self._begun = True
+        self._alone += 1
+        if self._alone > self._sync_every and not self._told:
+            self._told = True
+            warnings.warn(
+                f"local.step() must follow each step of the optimizer, got {self._alone} without it: nothing is "
+                "exchanged. Call it after optimizer.step().",
+                stacklevel=4,
+            )
+
+    def require_counted(self) -> None:
+        """Raise where the optimizer has taken more steps than a round has without ``local.step()``.
+
+        Raises:
+            RuntimeError: so it is.
+        """
+        if self._alone > self._sync_every:
+            raise RuntimeError(
+                f"local.finish() must follow local.step(), got {self._alone} steps of the optimizer since: all but a "
+                "share of what they learnt would be lost. Call local.step() after each optimizer.step()."
+            )
+
+
+def _look(watch: weakref.ReferenceType[StepWatch], *_: object) -> None:
+    alive = watch()
+    if alive is not None:
+        alive.before_step()
 
 
 class Membership:

@@ -34,6 +34,7 @@ from .acceptance import (
     Membership,
     Offload,
     OuterOptimizer,
+    StepWatch,
     inner_module,
     made_outer,
     require_options,
@@ -211,6 +212,7 @@ class LocalSteps:
         self._told: set[int] = set()  # ranks whose outlying difference was warned of
         self.metrics = self._fragments[-1].metrics
         self.sent_bytes = 0
+        self._watch = StepWatch(optimizers[0], sync_every, [fragment.differences for fragment in self._fragments])
 
     def agreed(self) -> dict[str, Tensor]:
         """Return copies of the weights that all workers agreed on last, by parameter: those to evaluate and keep."""
@@ -270,6 +272,7 @@ class LocalSteps:
         Raises:
             RuntimeError: a worker is gone or silent, or parameters are not what they were.
         """
+        self._watch.counted()
         self.steps += 1
         ended = self._land(self.steps - self._sync_delay) if self._sync_delay else False
         for number, fragment in enumerate(self._fragments):
@@ -282,7 +285,11 @@ class LocalSteps:
         """End training: end all rounds, run one more of every fragment, and give the model the agreed weights.
 
         Call it on every worker. What its density leaves in the residuals is not in the weights.
+
+        Raises:
+            RuntimeError: the optimizer has taken more steps than a round has since ``step`` was called last.
         """
+        self._watch.require_counted()
         self._land(self.steps)
         for fragment in self._fragments:
             self._begin(fragment)
@@ -448,6 +455,7 @@ class LocalSteps:
             self._module.get_buffer(name).copy_(saved)
         if self._statistics is not None:
             self._statistics.mean = None if state["statistics"] is None else state["statistics"].clone()
+        self._watch.counted()
 
     def _turn(self, number: int) -> int:
         """Return at which step of ``sync_every`` a fragment begins its round; the last one at the last."""
