@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 import gaussiank
 from gaussiank.comm import groups, require_backend
+from gaussiank.comm.communicator import settle
 
 
 def one_step(group: dist.ProcessGroup | None, collective: str) -> float:
@@ -49,6 +51,7 @@ def held() -> tuple[int, int]:
     for thread in threading.enumerate():
         if thread.name == "gaussiank exchange":  # it was told to stop, and lets go of its group at its end
             thread.join(5)
+    settle(time.monotonic() + 5)  # callbacks hold groups until a thread of the backend drops them
     gc.collect()
     groups._free()
     threads, files = (sum(1 for _ in Path("/proc/self", name).iterdir()) for name in ("task", "fd"))
@@ -68,13 +71,17 @@ def models_come_and_go(rank: int, world_size: int) -> list[tuple[int, int]]:
         dist.destroy_process_group(own)
         if number in (1, 5):
             counts.append(held())
+    until = time.monotonic() + 10  # a backend's threads let go when they come to it
+    while counts[-1] > counts[0] and time.monotonic() < until:
+        time.sleep(0.05)
+        counts[-1] = held()
     return counts
 
 
 def test_groups_go_with_their_models(two_workers: Workers) -> None:
     for before, after in two_workers.run(models_come_and_go):
         assert after[0] <= before[0], (before, after)
-        assert after[1] <= before[1], (before, after)
+        assert after[1] <= before[1] + 3, (before, after)  # a group has ten files; Python opens one now and then
 
 
 def refuses_gloo_for_cuda(rank: int, world_size: int) -> None:

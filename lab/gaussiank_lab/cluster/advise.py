@@ -116,6 +116,11 @@ def reasons(setting: Setting, workers: int, advice: Advice) -> list[str]:
             f"Of what is within {100 * TOLERANCE:.0f} % of the fastest, this sends the highest density, and of that "
             "returns least to the residual."
         )
+    if advice.compress and setting.scenario.workload.name.startswith("transformer"):
+        lines.append(
+            'With AdamW, give compress precondition=gaussiank.AdamRows(), scope="layer" and clip_norm= as well, and '
+            "step with SGD: docs/adamw.md."
+        )
     if not advice.compress and advice.baseline.method.value_bytes == 2:
         lines.append("This sends dense gradients in 16 bits; on NCCL, torch's own bf16_compress_hook does the same:")
     return lines
