@@ -87,10 +87,10 @@ class Load(Protocol):
     """
 
     @property
-    def numel(self) -> float: ...  # noqa: D102
+    def numel(self) -> float: ...  # noqa: D102  the class says what it is
 
     @property
-    def k(self) -> float: ...  # noqa: D102
+    def k(self) -> float: ...  # noqa: D102  the class says what it is
 
     def whole(self, entries: float) -> float:
         """Return how many entries a row has room for where so many are wanted."""

@@ -220,7 +220,7 @@ def _require_no_momentum(optimizer: Optimizer, group: dict[str, Any], beside: st
             f"momentum of the optimizer must be 0 beside {beside}, got {momentum} in {name}: it would "
             "count twice. Set the optimizer's to 0, or leave one out of compress."
         )
-    if beside == "precondition" and (betas or "alpha" in group or "lr_decay" in group):
+    if beside == "precondition" and (betas or {"alpha", "lr_decay", "beta2_decay"} & group.keys()):
         raise ValueError(
             f"optimizer must be one without second moments beside {beside}, got {name}: gradients would be divided "
             "twice. Step with torch.optim.SGD(lr, weight_decay)."

@@ -169,6 +169,7 @@ def refuses_what_divides_twice(rank: int, world_size: int) -> None:
             "momentum of the optimizer must be 0 beside precondition",
         ),
         (lambda ps: torch.optim.AdamW(ps, betas=(0.0, 0.999)), "optimizer must be one without second moments beside"),
+        (torch.optim.Adafactor, "optimizer must be one without second moments beside"),
         (torch.optim.RMSprop, "optimizer must be one without second moments beside"),
     ):
         model, _, _ = compressed()
@@ -177,6 +178,8 @@ def refuses_what_divides_twice(rank: int, world_size: int) -> None:
         with pytest.raises(ValueError, match=message):
             optimizer.step()
     for options, message in (
+        ({"precondition": "AdamRows"}, "precondition must be an AdamRows, got 'AdamRows'"),
+        ({"precondition": gaussiank.AdamRows}, "precondition must be an AdamRows, got <class"),
         ({"momentum": gaussiank.MomentumCorrection()}, "precondition must be None beside momentum"),
         ({"compressor": "randomk:feedback=false"}, "precondition must be None beside a compressor without feedback"),
     ):

@@ -269,14 +269,14 @@ class Wire:
         unused = self.max_bytes(capacity, sparse.numel, sparse.values.dtype) - payload.numel()
         return torch.cat([payload, payload.new_zeros(unused)]) if unused else payload
 
-    @lru_cache(maxsize=4096)  # noqa: B019
+    @lru_cache(maxsize=4096)  # noqa: B019  as for max_bytes
     def _codes(self, dtype: torch.dtype) -> Codes:
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"values must be float32 or float64, got {dtype}. Convert them.")
         wide = self.values == "fp32" and dtype == torch.float64
         return Codes(INDEX_CODES[self.index], VALUE_CODES[WIDE if wide else self.values])
 
-    @lru_cache(maxsize=4096)  # noqa: B019
+    @lru_cache(maxsize=4096)  # noqa: B019  as for max_bytes
     def _accepted(self, dtype: torch.dtype | None) -> tuple[str, ...]:
         """Return the texts of the codes that a payload may have: exact ones have their width when no dtype is given."""
         dtypes = (torch.float32, torch.float64) if dtype is None else (dtype,)

@@ -72,6 +72,8 @@ class Settings:
                 f"clip_norm must be given once, got {self.clip.norm} and {self.momentum.clip_norm} in momentum. "
                 "Leave one out."
             )
+        if not isinstance(self.precondition, AdamRows | None):
+            raise ValueError(f"precondition must be an AdamRows, got {self.precondition!r}. Give gaussiank.AdamRows().")
         if self.precondition is not None and (self.momentum is not None or not self.compressor.keeps_rest):
             beside = "momentum" if self.momentum is not None else "a compressor without feedback"
             raise ValueError(f"precondition must be None beside {beside}, got {self.precondition}. Leave one out.")
