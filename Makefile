@@ -3,6 +3,8 @@
 # make kills  kill a short run 100 times at random moments (COUNT=100), resume it, and compare the bits
 # make setup  only the set-up that both do first
 # make core   the library alone: install it into an empty environment, and run the core's tests there
+# make dist   build sdists and wheels of library and lab into dist/, check them, and install them into empty environments
+# make wheel-core  the core's tests against the wheel of make dist, with no checkout in reach (KERNELS=no: the one without)
 # make fuzz   feed the codec's C decoders with damaged bytes for a minute, guided by coverage; needs a C compiler
 # make sanitize  the tests of the kernels, with every access to memory and every shift checked (needs gcc)
 
@@ -23,14 +25,14 @@ STAMP = $(VENV)/.gaussiank-ready
 SITE = $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit lab core sanitize fuzz kills clean
+.PHONY: help setup demo test lint types unit lab core dist wheel wheel-core sanitize fuzz kills clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml lab/pyproject.toml setup.py $(wildcard csrc/*) requirements/tools.txt Makefile
+$(STAMP): pyproject.toml lab/pyproject.toml setup.py lab/setup.py $(wildcard csrc/*) requirements/tools.txt Makefile
 	@test -x $(PY) || $(PYTHON) -m venv $(SITE) $(VENV)
 	@$(PY) -c "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)" \
 	  || { echo "installing $(TORCH)"; $(PY) -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"; }
@@ -71,6 +73,48 @@ core:
 	@$(CORE)/bin/python -m pip install --quiet --disable-pip-version-check -e .
 	@$(CORE)/bin/python -m pip install --quiet --disable-pip-version-check $$(grep -E "^(pytest|hypothesis)" requirements/tools.txt)
 	$(CORE)/bin/python -m pytest -p tests.alone -p no:cacheprovider --ignore tests/lab $(CORE_TESTS)
+
+# What is released. GAUSSIANK_SITE=https://... makes the README's links on a package index lead into the built documentation.
+TOOLS = build/tools
+
+$(TOOLS)/.ready: requirements/dist.txt
+	@test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	@$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/dist.txt
+	@touch $@
+
+dist: $(TOOLS)/.ready
+	$(TOOLS)/bin/python scripts/make_dist.py
+	@rm -rf $(WHEEL_VENV)
+	@for wheel in dist/gaussiank-*.whl; do $(MAKE) --no-print-directory wheel WHEEL=$$wheel || exit 1; done
+	@$(WHEEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check dist/gaussiank_lab-*.whl
+	@cd $(WHEEL_VENV) && bin/gaussiank --version
+
+# An environment with torch and one wheel of the library, in which nothing of the checkout can be reached.
+WHEEL_VENV = build/wheel
+KERNELS ?= yes
+WHEEL ?= $(firstword $(wildcard dist/gaussiank-*-$(if $(filter no,$(KERNELS)),any,*x86_64).whl))
+WHEEL_TESTS ?= tests
+
+$(WHEEL_VENV)/.torch:
+	@$(PYTHON) -m venv $(WHEEL_VENV)
+	@$(WHEEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	@$(WHEEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check numpy
+	@touch $@
+
+wheel: $(WHEEL_VENV)/.torch
+	@test -f "$(WHEEL)" || { echo "WHEEL must name a wheel of the library, got '$(WHEEL)'. Run: make dist"; exit 1; }
+	@$(WHEEL_VENV)/bin/python -m pip uninstall --quiet --yes gaussiank gaussiank-lab 2>/dev/null
+	@start=$$(date +%s%N); \
+	$(WHEEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(WHEEL) && \
+	echo "installed $(WHEEL) in $$((($$(date +%s%N) - start) / 1000000)) ms"
+	@cd $(WHEEL_VENV) && bin/python -c "import gaussiank; print(gaussiank.__version__, gaussiank.ops.backends())"
+
+wheel-core: wheel
+	@$(WHEEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $$(grep -E "^(pytest|hypothesis)" requirements/tools.txt)
+	@rm -rf build/unpacked && mkdir -p build/unpacked
+	@tar -xzf $(firstword $(wildcard dist/gaussiank-*.tar.gz)) -C build/unpacked --strip-components 1
+	@rm -rf build/unpacked/src build/unpacked/csrc build/unpacked/lab/gaussiank_lab
+	cd build/unpacked && $(abspath $(WHEEL_VENV))/bin/python -m pytest -p tests.alone -p no:cacheprovider --ignore tests/lab $(WHEEL_TESTS)
 
 # Each library is asked for by its whole path, so that Python starts with both. Leaks are Python's own.
 SANITIZED = build/sanitize/_kernels.so

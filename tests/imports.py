@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-LIBRARY = ROOT / "src" / "gaussiank"
+LIBRARY = Path(str(getattr(importlib.util.find_spec("gaussiank"), "origin", ROOT))).parent  # a wheel, or the checkout
 LAB = ROOT / "lab" / "gaussiank_lab"
 PACKAGES = {"gaussiank": LIBRARY, "gaussiank_lab": LAB}
 

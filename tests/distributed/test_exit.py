@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-SRC = Path(__file__).parents[2] / "src" / "gaussiank"
+import gaussiank
+
+SRC = Path(str(gaussiank.__file__)).parent
 
 SCRIPT = """
 import os, sys, tempfile, time
