@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import _global_optimizer_pre_hooks, register_optimizer_step_pre_hook
 
@@ -233,6 +234,24 @@ def test_a_resume_without_residuals_is_told_once() -> None:
         resumed(kind, load=True)  # warnings are errors
         resumed(kind, load=False, compressor="dense")
     resumed(sgd, load=False)  # plain SGD has no state that would tell
+
+
+def test_a_state_made_to_load_into_is_no_earlier_step() -> None:
+    """``torch.distributed.checkpoint`` makes one by a step of rate 0, and a forgotten load is told of all the same."""
+    for resumes in (False, True):
+        model = DistributedDataParallel(nn.Linear(30, 10))
+        gaussiank.compress(model, 0.1)
+        optimizer = plain_adam(model.parameters())
+        state = get_optimizer_state_dict(model, optimizer)
+        if resumes:
+            for name, held in state["state"].items():
+                held["exp_avg_sq"] = torch.ones_like(held["exp_avg_sq"])
+            set_optimizer_state_dict(model, optimizer, state)
+        said = pytest.warns(UserWarning, match="^AdamW goes on from earlier steps") if resumes else contextlib.nullcontext()
+        with said:
+            for _ in range(3):
+                backward(model)
+                optimizer.step()
 
 
 def test_another_compression_of_the_same_parameters_takes_over() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -170,6 +171,8 @@ class _Check:
             return
         groups = [optimizer.param_groups[place] for place in seen.ours]
         if not seen.looked_at:
+            if owner.metrics is self._first and not any(map(_moves, groups)):
+                return  # torch.distributed.checkpoint makes a state to load into by a step that changes nothing
             if self._beside:
                 for group in groups:
                     _require_no_momentum(optimizer, group, self._beside)
@@ -191,7 +194,7 @@ class _Check:
         if not self._fresh or owner.resumed or owner.metrics is self._first:
             return
         ours = (parameter for group in groups for parameter in group["params"] if self._is_ours(parameter))
-        if any(optimizer.state.get(parameter) for parameter in ours):  # torch makes it in the first step
+        if any(_remembers(optimizer.state.get(parameter, {})) for parameter in ours):  # made in its first step
             self._fresh = False
             warnings.warn(_NOT_RESUMED.format(name=type(optimizer).__name__), stacklevel=5)
 
@@ -210,6 +213,18 @@ class _Check:
     def _is_ours(self, parameter: Parameter | None) -> bool:
         known = self._parameters.get(id(parameter))
         return known is not None and known() is parameter  # an id may be used again
+
+
+def _moves(group: Mapping[str, Any]) -> bool:
+    """Tell whether a step changes the parameters of a group."""
+    return bool(group.get("lr", 1.0))
+
+
+def _remembers(state: Mapping[str, Any]) -> bool:
+    """Tell whether what an optimizer knows of a parameter is of a gradient, and not zeros made to load into."""
+    held = [one for key, one in state.items() if key != "step" and one is not None]
+    tensors = [getattr(one, "_local_tensor", one) for one in held if isinstance(one, Tensor)]  # a DTensor's would send
+    return any(bool(one.any()) for one in tensors) if tensors else bool(held)
 
 
 def _require_no_momentum(optimizer: Optimizer, group: dict[str, Any], beside: str) -> None:
