@@ -244,10 +244,14 @@ def test_a_state_made_to_load_into_is_no_earlier_step() -> None:
         optimizer = plain_adam(model.parameters())
         state = get_optimizer_state_dict(model, optimizer)
         if resumes:
-            for name, held in state["state"].items():
+            for held in state["state"].values():
                 held["exp_avg_sq"] = torch.ones_like(held["exp_avg_sq"])
             set_optimizer_state_dict(model, optimizer, state)
-        said = pytest.warns(UserWarning, match="^AdamW goes on from earlier steps") if resumes else contextlib.nullcontext()
+        said = (
+            pytest.warns(UserWarning, match="^AdamW goes on from earlier steps")
+            if resumes
+            else contextlib.nullcontext()
+        )
         with said:
             for _ in range(3):
                 backward(model)

@@ -14,6 +14,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from gaussiank.feedback import changes_nothing
 from gaussiank.metrics import Metrics
 from gaussiank.momentum import MomentumCorrection
 
@@ -167,20 +168,12 @@ class _Check:
             groups = optimizer.param_groups
             ours = [place for place, group in enumerate(groups) if any(map(self._is_ours, group["params"]))]
             seen = self._seen[optimizer] = _Seen(len(groups), ours, self._first)
-        if owner is None or not seen.ours:
+        if owner is None or not seen.ours or changes_nothing(optimizer):
             return
         groups = [optimizer.param_groups[place] for place in seen.ours]
         if not seen.looked_at:
-            if owner.metrics is self._first and not any(map(_moves, groups)):
-                return  # torch.distributed.checkpoint makes a state to load into by a step that changes nothing
-            if self._beside:
-                for group in groups:
-                    _require_no_momentum(optimizer, group, self._beside)
             seen.looked_at = True
-            self._tell_of_lost_residuals(owner, optimizer, groups)
-            if self._scaled and hasattr(optimizer, "found_inf"):  # what a scaler gives to a fused optimizer
-                self._scaled = False
-                warnings.warn(_SCALER, stacklevel=4)
+            self._look_once(owner, optimizer, groups)
         if self._feedback and not seen.exchanged and owner.metrics.kept < owner.metrics.numel:
             seen.exchanged = True
             if any(group.get("betas") and group["betas"][0] > 0 for group in groups):
@@ -190,13 +183,22 @@ class _Check:
             self.replaced = True
             warnings.warn(_UNCALLED.format(name=type(optimizer).__name__), stacklevel=4)
 
+    def _look_once(self, owner: Owner, optimizer: Optimizer, groups: list[dict[str, Any]]) -> None:
+        if self._beside:
+            for group in groups:
+                _require_no_momentum(optimizer, group, self._beside)
+        self._tell_of_lost_residuals(owner, optimizer, groups)
+        if self._scaled and hasattr(optimizer, "found_inf"):  # what a scaler gives to a fused optimizer
+            self._scaled = False
+            warnings.warn(_SCALER, stacklevel=5)
+
     def _tell_of_lost_residuals(self, owner: Owner, optimizer: Optimizer, groups: list[dict[str, Any]]) -> None:
         if not self._fresh or owner.resumed or owner.metrics is self._first:
             return
         ours = (parameter for group in groups for parameter in group["params"] if self._is_ours(parameter))
         if any(_remembers(optimizer.state.get(parameter, {})) for parameter in ours):  # made in its first step
             self._fresh = False
-            warnings.warn(_NOT_RESUMED.format(name=type(optimizer).__name__), stacklevel=5)
+            warnings.warn(_NOT_RESUMED.format(name=type(optimizer).__name__), stacklevel=6)
 
     def _is_uncalled(self, seen: _Seen, groups: list[dict[str, Any]], metrics: Metrics) -> bool:
         called, seen.metrics = metrics is not seen.metrics, metrics
@@ -213,11 +215,6 @@ class _Check:
     def _is_ours(self, parameter: Parameter | None) -> bool:
         known = self._parameters.get(id(parameter))
         return known is not None and known() is parameter  # an id may be used again
-
-
-def _moves(group: Mapping[str, Any]) -> bool:
-    """Tell whether a step changes the parameters of a group."""
-    return bool(group.get("lr", 1.0))
 
 
 def _remembers(state: Mapping[str, Any]) -> bool:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tests.distributed.test_dense import SIZES, Given, fed, small_buckets
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.optim import LBFGS, SGD, Optimizer
 
@@ -156,6 +157,17 @@ def stepped_over_nothing(loop: Loop) -> int:
     return steps + ordinary(loop)
 
 
+def saved_after_a_skip(loop: Loop) -> int:
+    """``torch.distributed.checkpoint`` steps an optimizer without state over zeros at rate 0, to have one to save."""
+    steps = ordinary(loop)
+    loop.zero()
+    loop.backward(counts=False, factor=1e6)
+    loop.optimizer.zero_grad(set_to_none=True)
+    get_optimizer_state_dict(loop.model, loop.optimizer)
+    assert loop.compression.step == steps + 1  # until it is found that nobody has used it
+    return steps + ordinary(loop)
+
+
 def by_a_new_optimizer(loop: Loop) -> int:
     """Another optimizer takes over, and leaves out its first step."""
     steps = ordinary(loop)
@@ -232,7 +244,7 @@ def by_two_optimizers(loop: Loop) -> int:
 LOOPS: list[Callable[[Loop], int]] = [
     ordinary, skipped, skipped_before_no_sync, accumulated, of_a_gan, sharpness_aware, before_the_buckets_are_built,
     kept_while_the_buckets_are_built, looked_at_in_between, stepped_over_nothing, by_a_new_optimizer,
-    sharpness_aware_in_a_closure, left_by_an_exception,
+    sharpness_aware_in_a_closure, left_by_an_exception, saved_after_a_skip,
 ]  # fmt: skip
 
 

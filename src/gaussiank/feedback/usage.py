@@ -25,11 +25,13 @@ class _Covered:
         names: those of ours among them.
         held: whether one of ours had a ``grad`` when its last step began.
         over: means of which something was still in ``grad`` then.
+        idle: whether that step changes nothing.
     """
 
     members: tuple[int, ...]
     names: Names
     held: bool = False
+    idle: bool = False
     over: list[_Mean] = field(default_factory=list)
 
 
@@ -166,12 +168,16 @@ class OptimizerUse:
         if covered is None or covered.members != members:
             covered = self._optimizers[optimizer] = _Covered(members, frozenset(self._ours(optimizer)))
         self._running |= covered.names
+        covered.idle = changes_nothing(optimizer)
         covered.held = any(map(self._has_grad, covered.names))
         covered.over = [mean for mean in self._waiting if any(map(self._has_grad, mean.names & covered.names))]
 
     def _ends(self, optimizer: Optimizer) -> None:
         covered = self._optimizers.get(optimizer)
         if covered is None or not (names := covered.names):
+            return
+        if covered.idle:
+            self._running -= names
             return
         self.steps += 1
         self._shown |= names
@@ -204,10 +210,26 @@ class OptimizerUse:
             return
         mean.seen.add(name)
         parameter = self._parameters[name]()
-        grad = None if parameter is None else parameter.grad
-        grad = getattr(grad, "_local_tensor", grad)  # of a DTensor: to look at all of it would send messages
-        if grad is None or not (grad.is_sparse or bool(grad.any())):
+        if parameter is None or not _is_there(parameter.grad):
             mean.gone.add(name)
+
+
+def changes_nothing(optimizer: Optimizer) -> bool:
+    """Tell whether the step that begins is none: its rate is 0, and so are all gradients.
+
+    ``torch.distributed.checkpoint`` takes one where an optimizer has no state yet, to make what it loads into.
+    """
+    rates = [group.get("lr", 1.0) for group in optimizer.param_groups]
+    if any(bool(rate) for rate in rates if not isinstance(rate, Tensor) or rate.is_cpu):  # torch's own is on the CPU
+        return False
+    grads = (parameter.grad for group in optimizer.param_groups for parameter in group["params"])
+    return len(rates) > 0 and not any(_is_there(grad) for grad in grads)
+
+
+def _is_there(grad: Tensor | None) -> bool:
+    """Tell whether something is left of a gradient."""
+    grad = getattr(grad, "_local_tensor", grad)  # of a DTensor: to look at all of it would send messages
+    return grad is not None and (grad.is_sparse or bool(grad.any()))
 
 
 _WATCHING: list[weakref.ref[OptimizerUse]] = []
