@@ -163,7 +163,7 @@ class Compression:
                 nothing has changed on any.
             RuntimeError: a worker does not call it.
         """
-        self._reducer.load_state_dict(checkpoint.load(folder, self._reducer.require_fitting, self._group))
+        self._reducer.load_state_dict(checkpoint.load(folder, self._require_fitting, self._group))
         self._resumed = True
 
     def state_dict(self) -> dict[str, Any]:
@@ -187,12 +187,26 @@ class Compression:
         """
 
         def fitting_step() -> int:
-            self._reducer.require_fitting(state)
+            self._require_fitting(state)
             return int(state["step"])
 
         checkpoint.require_one(together(fitting_step, self._group, what="load_state_dict"), "step")
         self._reducer.load_state_dict(state)
         self._resumed = True
+
+    def _require_fitting(self, state: Mapping[str, Any]) -> None:
+        """Raise what loading a state would, and change nothing.
+
+        Raises:
+            ValueError: it is of another mesh, or the reducer refuses it.
+        """
+        saved, own = state.get("mesh"), self.config["mesh"]
+        if saved and own and saved != own:
+            raise ValueError(
+                f"state must be of a mesh of {own}, got one of {saved}. To move residuals to another mesh, save "
+                "compression.dtensors() with torch.distributed.checkpoint, and load it with compression.load_dtensors."
+            )
+        self._reducer.require_fitting(state)
 
 
 def text_of(config: Mapping[str, object], step: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import warnings
@@ -31,6 +32,14 @@ SPARSE_OF_ALL = {**EXACT, "max_bytes": 10**6}  # k is everything, and yet select
 @functools.cache
 def mesh_of(replicas: int, shards: int) -> DeviceMesh:
     return init_device_mesh("cpu", (replicas, shards), mesh_dim_names=("replicate", "shard"))
+
+
+def compressed(model: nn.Module, mesh: DeviceMesh, **how: Any) -> Any:
+    """Compress it; on a mesh of one replica that says so, once."""
+    told = mesh.size(0) == 1 < mesh.size(1) and dist.get_rank() == 0
+    sentence = f"^nothing is compressed on a mesh of one replica with {mesh.size(1)} shards: "
+    with pytest.warns(UserWarning, match=sentence) if told else contextlib.nullcontext():
+        return gaussiank.compress(model, mesh=mesh, **how)
 
 
 class Block(nn.Module):
@@ -101,7 +110,7 @@ def beside_hsdp(
     for replicas, shards in meshes:
         mesh = mesh_of(replicas, shards)
         models = net(mesh, **wrapped), net(mesh["shard"], **wrapped)
-        compression = gaussiank.compress(models[1], mesh=mesh, **how)
+        compression = compressed(models[1], mesh, **how)
         for model in models:
             optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
             for step in range(steps):
@@ -304,7 +313,7 @@ def lost(rank: int, world_size: int, how: dict[str, Any], reduce_dtype: torch.dt
     for replicas, shards in MESHES:
         mesh = mesh_of(replicas, shards)
         model = given(mesh["shard"], mp_policy=policy)
-        compression = gaussiank.compress(model, mesh=mesh, **how)
+        compression = compressed(model, mesh, **how)
         named = dict(model.named_parameters())
         means = {name: torch.zeros_like(one._local_tensor) for name, one in named.items()}
         given_all = {name: torch.zeros(one.shape) for name, one in named.items()}
@@ -504,7 +513,7 @@ def resharded(rank: int, world_size: int, folder: str, momentum: gaussiank.Momen
     for replicas, shards in MESHES:
         other = mesh_of(replicas, shards)
         again = net(other["shard"])
-        loaded = gaussiank.compress(again, mesh=other, **how)
+        loaded = compressed(again, other, **how)
         loaded.load_dtensors(folder)
         assert loaded.step == 3
         for kind in kinds:
@@ -513,7 +522,7 @@ def resharded(rank: int, world_size: int, folder: str, momentum: gaussiank.Momen
         if (replicas, shards) == (2, 2):
             for name, _ in model.named_parameters():
                 assert torch.equal(loaded.feedback.residual(name), compression.feedback.residual(name))
-    with pytest.raises(ValueError, match=r"^world_size of the state must be 4, got 2|^rank of the state must be"):
+    with pytest.raises(ValueError, match=r"^state must be of a mesh of 4 replicas of 1 shards, got one of 2 "):
         gaussiank.compress(net(mesh_of(4, 1)["shard"]), mesh=mesh_of(4, 1), **how).load_state_dict(
             compression.state_dict()
         )
@@ -524,6 +533,80 @@ def test_residuals_as_dtensors_load_on_every_mesh(
     four_workers: Any, momentum: gaussiank.MomentumCorrection | None, tmp_path: Path
 ) -> None:
     four_workers.run(resharded, str(tmp_path / "saved"), momentum)
+
+
+def moments_resharded(rank: int, world_size: int, folder: str) -> None:
+    """Second moments of a row are the same on every mesh, in the unit of the mean over its replicas."""
+
+    def columns(one: nn.Parameter) -> Shard | None:
+        return Shard(1) if one.ndim == 2 and one.shape[1] % 4 == 0 else None  # of the third, with 64 x 4
+
+    def rows(compression: Any, mesh: DeviceMesh, kind: str) -> dict[str, Tensor]:
+        saved, whole = compression.state_dict()["precondition"][kind], {}
+        for one in compression._parameters():
+            held = saved.get(one.name, torch.zeros(0))
+            found: list[Any] = [None] * mesh.size(1)
+            dist.all_gather_object(found, held, group=mesh.get_group("shard"))
+            # of equal numbers of columns
+            whole[one.name] = torch.cat(found) if one.dim == 0 else torch.stack(found).mean(0)
+            replicas: list[Any] = [None] * mesh.size(0)
+            dist.all_gather_object(replicas, whole[one.name], group=mesh.get_group("replicate"))
+            assert all(torch.equal(other, whole[one.name]) for other in replicas)
+        return whole
+
+    def model_on(mesh: DeviceMesh) -> tuple[nn.Module, Any]:
+        torch.manual_seed(0)
+        model: Any = nn.Sequential(nn.Linear(8, 13), nn.LayerNorm(13), nn.Linear(13, 5))
+        fully_shard(model, mesh=mesh["shard"], shard_placement_fn=columns)
+        rule = gaussiank.AdamRows(beta2=0.9)
+        return model, compressed(model, mesh, density=0.2, precondition=rule, scope="layer")
+
+    mesh = mesh_of(2, 2)
+    model, compression = model_on(mesh)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for step in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(8, 8, generator=torch.Generator().manual_seed(10 * step + rank))).square().mean().backward()
+        optimizer.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, about its own files
+        dcp.save({"model": model.state_dict(), **compression.dtensors()}, checkpoint_id=folder)
+    saved = {kind: rows(compression, mesh, kind) for kind in ("moment", "weight")}
+    assert all(one.all() for kind in saved.values() for one in kind.values())
+    for replicas, shards in ((2, 2), *MESHES):
+        other = mesh_of(replicas, shards)
+        again, loaded = model_on(other)
+        loaded.load_dtensors(folder)
+        for kind, unit in (("moment", 2 / replicas), ("weight", 1.0)):
+            for name, one in rows(loaded, other, kind).items():
+                torch.testing.assert_close(one, saved[kind][name] * unit, rtol=1e-6, atol=0)
+        again(torch.ones(2, 8)).sum().backward()  # goes on
+    bare = gaussiank.compress(net(mesh["shard"]), mesh=mesh, density=0.2)
+    with pytest.raises(
+        ValueError, match=r"^checkpoint must hold a residual of|^state must be of a run without precond"
+    ):
+        bare.load_dtensors(folder)
+
+
+def test_second_moments_as_dtensors_load_on_every_mesh(four_workers: Any, tmp_path: Path) -> None:
+    four_workers.run(moments_resharded, str(tmp_path / "saved"))
+
+
+def on_another_mesh(rank: int, world_size: int, folder: str) -> None:
+    """As many files as workers, and yet another mesh: what helps is said, and nothing changes."""
+    first, other = mesh_of(2, 1), mesh_of(1, 2)
+    compressed(net(first["shard"]), first, density=0.05).save(folder)
+    loading = compressed(net(other["shard"]), other, density=0.05)
+    state = compressed(net(first["shard"]), first, density=0.05).state_dict()
+    for load in (lambda: loading.load(folder), lambda: loading.load_state_dict(state)):
+        with pytest.raises(
+            ValueError, match=r"^state must be of a mesh of 1 replicas of 2 shards, got one of 2 .*dtensor"
+        ):
+            load()
+
+
+def test_a_folder_of_another_mesh_is_refused_with_what_moves_it(two_workers: Any, tmp_path: Path) -> None:
+    two_workers.run(on_another_mesh, str(tmp_path))
 
 
 def example(rank: int, world_size: int, path: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -71,6 +72,13 @@ class FSDPDoor:
             )
         compression = FSDPCompression(self._model, self._shards, self._mesh, settings, scaler=scaler, observer=observer)
         make_alike(self._shards, self.group)
+        if self._mesh.size(0) == 1 < self._mesh.size(1) and dist.get_rank() == 0:
+            warnings.warn(
+                f"nothing is compressed on a mesh of one replica with {self._mesh.size(1)} shards: inside the shard "
+                "group FSDP2 sends dense gradients, and there is no other group to send to; what is not selected waits "
+                "all the same. Give the mesh more replicas, or leave gaussiank.compress out.",
+                stacklevel=3,
+            )
         self._compression = weakref.ref(compression)
         return compression
 

@@ -147,7 +147,7 @@ class FSDPCompression(Compression):
             moving = self._moving
             states.append(state_of(checkpoint, self._parameters(), self._mesh, moving=moving))
             states[0]["feedback"]["parameters"] = self._reducer.feedback.state_dict()["parameters"]
-            self._reducer.require_fitting(states[0])
+            self._require_fitting(states[0])
             return int(states[0]["step"])
 
         together(read, self._group, what="load_dtensors")
