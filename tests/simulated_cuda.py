@@ -8,6 +8,8 @@ runs in the thread that gave it, on a stream of a pool. What is found is told in
 - ``host wait``: the host stops until the device has done what is queued, in the thread that runs the training loop;
 - ``thread wait``: another thread does;
 - ``race``: an op uses memory that another stream still uses, with no order between the two;
+- ``order``: a message is started by another thread than the one that runs the training loop, or while one over another
+  group may still run, or, as the first of its group, between some of its workers alone;
 - ``freed in use``: memory goes back to the stream that allocated it, which may hand it out again at once, while another
   stream still uses it: the last reference was dropped too early, and there was no ``record_stream``.
 
@@ -257,7 +259,9 @@ class SimulatedCuda:
     """
 
     def __init__(self) -> None:
-        self.main, self.nccl = Stream(name="main"), Stream(name="nccl")
+        self.main = Stream(name="main")
+        self.groups: dict[str, Stream] = {}  # NCCL has a stream for each of its communicators
+        self._ends: dict[dist.Work, Clock] = {}  # where each message ends on its stream
         self.host: Clock = Counter()
         self.findings: list[tuple[str, str]] = []
         self.launches = self.waits_for_events = 0
@@ -291,6 +295,7 @@ class SimulatedCuda:
     def end_step(self) -> None:
         """Let NCCL know that its messages are over: it drops what it kept of them."""
         self._known_to_torch.clear()
+        self._ends.clear()
 
     # ------------------------------------------------------------------ streams and the host
 
@@ -431,14 +436,28 @@ class SimulatedCuda:
         self, function: Any, name: str, args: Any, kwargs: dict[str, Any], given: list[SimulatedTensor]
     ) -> Any:
         """Send over the real group; on the device, NCCL's stream waits for the caller's and uses the tensors."""
-        self.nccl.wait(self.current.clock)
+        group = next(dist.ProcessGroup.unbox(one).group_name for one in args if _is_group(one))
+        nccl = self.groups.get(group)
+        if threading.current_thread() is not threading.main_thread():
+            self.tell("order", f"{name} is started by a thread of its own at {_where()}")
+        if nccl is None:
+            nccl = self.groups[group] = Stream(name="nccl")
+        if group not in _used:
+            _used.add(group)
+            if name in _LATER:
+                self.tell("order", f"{name} is the first message of its group at {_where()}")
+        for other in self.groups.values():
+            if other is not nccl and self.current.clock[other.id] < other.clock[other.id]:
+                self.tell("order", f"{name} may run beside a message over another group at {_where()}")
+        nccl.wait(self.current.clock)
         result = function(*tree_map(_real, args), **tree_map(_real, kwargs))
         if name == "_allgather_base_":
             self.gathered_bytes.add(given[1].numel() * given[1].element_size())
+        work = dist.Work.unbox(result[-1] if isinstance(result, tuple) else result)
         if name not in _LATER:
-            work = result[-1] if isinstance(result, tuple) else result
-            work.wait()
-        self._run(name, given, [] if name == "send" else given[:1] if name == "alltoall_base_" else given, self.nccl)
+            _plain_wait(work)
+        self._run(name, given, [] if name == "send" else given[:1] if name == "alltoall_base_" else given, nccl)
+        self._ends[work] = Counter(nccl.clock)
         self._known_to_torch.append(given)
         return result
 
@@ -446,7 +465,6 @@ class SimulatedCuda:
         for name in _FACTORIES:
             patch.setattr(torch, name, self._factory(getattr(torch, name)))
         plain_to, plain_generator = torch.Tensor.to, torch.Generator
-        plain_wait = dist.Work.wait
 
         def to(tensor: torch.Tensor, *args: Any, **more: Any) -> torch.Tensor:
             target = _asked_device(args, more)
@@ -465,14 +483,15 @@ class SimulatedCuda:
             return pinned
 
         def get_future(work: dist.Work) -> Future:
-            future = Future()
-            with self.on(self.nccl):
+            future, end = Future(), Stream(name="nccl")
+            end.wait(self._ends[work])
+            with self.on(end):
                 future.set_result(None)
             return future
 
         def wait(work: dist.Work, *args: Any) -> Any:
-            plain_wait(work, *args)
-            self.current.wait(self.nccl.clock)
+            _plain_wait(work, *args)
+            self.current.wait(self._ends.get(work, Counter()))
             return True
 
         patch.setattr(torch.Tensor, "to", to)
@@ -482,6 +501,7 @@ class SimulatedCuda:
         patch.setattr(dist.Work, "get_future", get_future)
         patch.setattr(dist.Work, "wait", wait)
         patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
         patch.setattr(torch.cuda, "Stream", Stream)
         patch.setattr(torch.cuda, "Event", Event)
         patch.setattr(torch.cuda, "current_stream", lambda device=None: self.current)
@@ -506,10 +526,16 @@ class SimulatedCuda:
 
 
 _installed: list[SimulatedCuda] = []
+_used: set[str] = set()  # groups, in this process, that have sent something
+_plain_wait = dist.Work.wait
 
 
 def _device() -> SimulatedCuda:
     return _installed[0]
+
+
+def _is_group(one: Any) -> bool:
+    return isinstance(one, torch.ScriptObject) and one._type().name() == "ProcessGroup"
 
 
 def _real(one: Any) -> Any:

@@ -119,8 +119,7 @@ def compress(
     require_scope(scope)
     if isinstance(compressor, str):
         compressor = parse_compressor(compressor)
-    for device in {one.device for one in door.gradients}:
-        require_backend(door.group, device)
+    require_backend(door.group, {one.device for one in door.gradients}, timeout_s)
     door.require_reducible(scope, sends_all=compressor.sends_all)
     wire = chosen_wire(wire, door.gradients)
     collective = parse_policy(collective) if isinstance(collective, str) else collective

@@ -6,6 +6,7 @@ import gc
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import gaussiank
-from gaussiank.comm import groups, require_backend
+from gaussiank.comm import group_timeout_s, groups, require_backend
 from gaussiank.comm.communicator import settle
 
 
@@ -85,15 +86,33 @@ def test_groups_go_with_their_models(two_workers: Workers) -> None:
 
 
 def refuses_gloo_for_cuda(rank: int, world_size: int) -> None:
-    """Futures of Gloo do not tell streams of a message before torch 2.11."""
-    cuda = torch.device("cuda:0")
+    """Futures of Gloo do not tell streams of a message before torch 2.11; nor do groups have a time-out of ours."""
+    cuda, cpu = torch.device("cuda:0"), torch.device("cpu")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "__version__", "2.10.1+cu130")
         with pytest.raises(ValueError, match=r"process group must be of NCCL for parameters on cuda:0, got gloo with"):
-            require_backend(None, cuda)
-        require_backend(None, torch.device("cpu"))
+            require_backend(None, {cuda})
+        assert require_backend(None, {cpu}, 7.0) == cpu
         patch.setattr(torch, "__version__", "2.11.0a0+git123")
-        require_backend(None, cuda)
+        assert require_backend(None, {cuda}, group_timeout_s()) == cuda
+        with pytest.raises(ValueError, match="must be left out on cuda:0, got 7 for a process group of 60 s"):
+            require_backend(None, {cuda}, 7.0)
+    with pytest.raises(ValueError, match="model must have its parameters on one device, got cpu, cuda:0"):
+        require_backend(None, {cuda, cpu})
+
+
+def refuses_groups_that_nccl_would_wait_for(rank: int, world_size: int) -> None:
+    """A default group with a device is split for new groups, by all of its ranks; those outside would never come."""
+    some = dist.new_group([0, 1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(groups, "known_group", lambda _: SimpleNamespace(bound_device_id=0, size=lambda: 3))
+        if rank < 2:
+            with pytest.raises(ValueError, match="must be the default one for groups of its workers, got 2 of 3 ranks"):
+                groups.groups_of(some, "hierarchical", [[0, 1]], 60.0)
+
+
+def test_a_group_that_nccl_would_wait_for_is_refused(three_workers: Workers) -> None:
+    three_workers.run(refuses_groups_that_nccl_would_wait_for)
 
 
 def test_gloo_is_refused_for_cuda_where_its_means_arrive_too_early(two_workers: Workers) -> None:

@@ -72,6 +72,18 @@ class Auto:
         """Whatever its candidates do."""
         return any(COLLECTIVES[name]().rejects(bounded=bounded) for name in self._names)
 
+    def require_one_group(self) -> None:
+        """Refuse candidates with groups of their own where nothing orders those and the group of dense gradients.
+
+        Raises:
+            ValueError: so it is.
+        """
+        if "hierarchical" in self._names:
+            raise ValueError(
+                f"candidates must not have hierarchical on an accelerator, got {self.candidates}: messages over "
+                "several groups at once may hang there. Leave it out, or take hierarchical alone."
+            )
+
     def join(self, group: dist.ProcessGroup | None = None, timeout_s: float = 300.0) -> Auto:
         """Measure the link, unless it was given, and get the candidates ready."""
         choices = tuple(COLLECTIVES[name]().join(group, timeout_s) for name in self._names)
@@ -163,6 +175,8 @@ class CollectivePlan:
     def __init__(
         self, policy: Policy, executor: Executor, group: dist.ProcessGroup | None, timeout_s: float, wire: Wire
     ) -> None:
+        if isinstance(policy, Auto) and executor.in_callers_thread:
+            policy.require_one_group()
         self.policy: Policy = policy.join(group, timeout_s)
         measures = isinstance(policy, Auto) and policy.every > 0 and not policy.mbit
         self.tuner = Tuner(policy.every) if isinstance(policy, Auto) and measures else None

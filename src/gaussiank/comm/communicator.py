@@ -37,13 +37,13 @@ class Work(Generic[Result]):
     """A message under way.
 
     Args:
-        works: torch's handles; none for a worker that this message does not concern.
+        works: torch's handles; none for a worker that this message does not concern, or has waited for already.
         result: what ``wait`` returns; tensors in it are filled until then.
         sent: tensors that must live until they are sent.
         point_to_point: whether Gloo has no future for it.
     """
 
-    works: Sequence[dist.Work]
+    works: list[dist.Work]
     result: Result
     sent: Sequence[Tensor] = ()
     point_to_point: bool = False
@@ -63,7 +63,9 @@ class Work(Generic[Result]):
         """
         try:
             if self.point_to_point:
-                for work in self.works:
+                works = list(self.works)
+                self.works.clear()  # Gloo would wait for another message
+                for work in works:
                     work.wait()
             elif self.works:
                 self.works[0].get_future().wait()

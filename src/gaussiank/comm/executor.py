@@ -7,17 +7,20 @@ alone uses a process group of its own.
 
 Why a thread, and not all second messages at the end of backward: both keep the order, but the thread lets every phase
 overlap with backward, may wait for sizes without stopping it, and needs no last bucket to be told from the others.
+
+On an accelerator there is neither a thread nor a group of ours. NCCL asks for one order of all messages of a process,
+over all its communicators, and two threads have none: so the caller carries its exchanges itself, over the model's own
+group, and each of their messages begins on the device when the one before has ended there.
 """
 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, cast
 
@@ -25,7 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .communicator import AnyFuture, Callback, MessageError, Work, expect, held, reduction, settle, then
+from .communicator import AnyFuture, Callback, MessageError, Work, expect, held, known_group, reduction, settle, then
 from .consistency import SilentRanks
 from .groups import Groups, groups_of
 
@@ -52,13 +55,23 @@ class Executor:
     """Carry the exchanges of one process group; use ``executor_of``, which makes one for each group.
 
     Args:
-        groups: one for messages that callers start themselves, and one for those that the thread starts.
+        groups: one for messages that callers start themselves, and one for those that the thread starts; none where
+            callers start all, over ``group``.
+        group: of the model.
         timeout_s: seconds after which a message fails that a worker did not answer.
+
+    Attributes:
+        group: for messages that callers start.
+        in_callers_thread: whether they carry exchanges of several messages too.
     """
 
-    def __init__(self, groups: Groups, timeout_s: float) -> None:
+    def __init__(self, groups: Groups, group: dist.ProcessGroup, timeout_s: float) -> None:
         self._groups = groups
-        self.group, self._ordered_group = groups.members
+        self.group, self._ordered_group = groups.members or (group, group)
+        self.in_callers_thread = not groups.members
+        self._carrier = _Carrier(group, one_at_a_time=True) if self.in_callers_thread else None
+        self._opened = False
+        self._stream: torch.cuda.Stream | None = None
         self._rank, self._world_size = self.group.rank(), self.group.size()
         self._summing = reduction(dist.ReduceOp.SUM)
         self._timeout_s = timeout_s
@@ -94,17 +107,39 @@ class Executor:
             except RuntimeError as error:
                 raise self.failed(error, label, task.began) from error
             return then(task.exchange.work.future, task.arrived)
-        if self._thread is None:
-            self._thread = _Thread(self._ordered_group)
-            self._thread.start()
-            weakref.finalize(self, self._thread.stop)
-        queued = _Queued(task, _Stream(device), Promise(device))
-        self._thread.tasks.put(queued)
+        if self._carrier is not None:
+            self._open(device)
+        queued = _Queued(task, self._stream_behind(device), Promise(device))
+        if self._carrier is not None:
+            self._carrier.take(queued)
+        else:
+            if self._thread is None:
+                self._thread = _Thread(self._ordered_group)
+                self._thread.start()
+                weakref.finalize(self, self._thread.stop)
+            self._thread.tasks.put(queued)
         return queued.promise.future
 
+    def _open(self, device: torch.device) -> None:
+        """Let a message of all workers be the group's first: NCCL leaves one between some of them undefined there."""
+        if not self._opened:
+            self._opened = True
+            self.group.allreduce([torch.zeros(1, device=device)], self._summing).wait()
+
+    def _stream_behind(self, device: torch.device) -> torch.cuda.Stream | None:
+        """Return the stream that exchanges of several messages compute on, behind what the caller has queued."""
+        if device.type != "cuda":
+            return None
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(device)
+        self._stream.wait_stream(torch.cuda.current_stream(device))
+        return self._stream
+
     def flush(self) -> None:
-        """Say that no exchange follows for now, so that those that the thread carries can end."""
-        if self._thread is not None:
+        """Say that no exchange follows for now, so that those of several messages can end."""
+        if self._carrier is not None:
+            self._carrier.take(_FLUSH)
+        elif self._thread is not None:
             self._thread.tasks.put(_FLUSH)
 
     def average(
@@ -216,17 +251,22 @@ class _Mean:
 _EXECUTORS: weakref.WeakValueDictionary[str, Executor] = weakref.WeakValueDictionary()  # by the name of their groups
 
 
-def executor_of(parent: dist.ProcessGroup | None, timeout_s: float) -> Executor:
+def executor_of(parent: dist.ProcessGroup | None, timeout_s: float, device: torch.device | None = None) -> Executor:
     """Return the executor of a process group: that of other models in use, or a new one; all its workers must call it.
 
-    Models that share a group share its executor, because their messages must have one order too. No message of an
-    exchange goes over ``parent``.
+    Models that share a group share its executor, because their messages must have one order too.
+
+    Args:
+        parent: process group, or None for the default one. On a CPU no message of an exchange goes over it.
+        timeout_s: seconds after which a message fails that a worker did not answer.
+        device: of what is sent, None for the CPU.
     """
     ranks = dist.get_process_group_ranks(parent)
-    groups = groups_of(parent, "engine", (ranks, ranks), timeout_s)
+    parts = (ranks, ranks) if device is None or device.type == "cpu" else ()
+    groups = groups_of(parent, "engine", parts, timeout_s)
     executor = _EXECUTORS.get(groups.name)
     if executor is None:
-        executor = _EXECUTORS[groups.name] = Executor(groups, timeout_s)
+        executor = _EXECUTORS[groups.name] = Executor(groups, known_group(parent), timeout_s)
     return executor
 
 
@@ -274,38 +314,21 @@ class Promise:
         return ended.value()
 
 
-class _Stream:
-    """Where an exchange computes: a stream of its own on CUDA, which waits for what the caller has queued."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device if device.type == "cuda" else None
-        self._stream: torch.cuda.Stream | None = None
-        if self._device is not None:
-            self._stream = torch.cuda.Stream(self._device)
-            self._stream.wait_stream(torch.cuda.current_stream(self._device))
-
-    @contextlib.contextmanager
-    def entered(self) -> Iterator[None]:
-        if self._stream is None:
-            yield
-        else:
-            with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
-                yield
-
-
 @dataclass(eq=False)
 class _Queued:
-    """A task that the thread carries, and the promise that its end fulfils."""
+    """A task that is carried, and the promise that its end fulfils."""
 
     task: _Task
-    stream: _Stream
+    stream: torch.cuda.Stream | None
     promise: Promise
 
-    def step(self, group: dist.ProcessGroup, *, first: bool) -> bool:
-        """Send the first message, or move on by one; False when the exchange has ended."""
+    def step(self, group: dist.ProcessGroup, *, first: bool, behind: _Queued | None) -> bool:
+        """Send the first message, or move on by one, behind that of another; False when the exchange has ended."""
         task = self.task
-        with self.stream.entered():
+        with torch.cuda.stream(self.stream):  # None changes nothing
             try:
+                if behind is not None:
+                    behind.task.exchange.work.wait()  # on NCCL the stream waits, not this thread
                 if first:
                     task.exchange = task.start(group)
                     return True
@@ -320,8 +343,8 @@ class _Queued:
 _FLUSH, _STOP = object(), object()
 
 
-class _Thread(threading.Thread):
-    """Carry exchanges until told to stop.
+class _Carrier:
+    """Carry exchanges of several messages, in one order.
 
     The order, which must be the same on all workers, follows from the order of tasks and flushes alone:
 
@@ -333,6 +356,51 @@ class _Thread(threading.Thread):
     After the first lost message no other can be right, so that all exchanges fail with it, in flight and to come.
 
     Args:
+        group: what they send over.
+        one_at_a_time: let each message begin when the one before has ended: of two groups they would run at once.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, *, one_at_a_time: bool) -> None:
+        self._group, self._one_at_a_time = group, one_at_a_time
+        self._flying: list[_Queued] = []
+        self._latest: _Queued | None = None  # whose message is the last one
+        self._broken: Exception | None = None
+
+    @torch.no_grad()
+    def take(self, task: _Queued | object) -> None:
+        """Take a task, or end what is in flight at a flush."""
+        try:
+            if self._broken is not None:
+                raise self._broken
+            if isinstance(task, _Queued):
+                self._step(task, first=True)
+            self._move_on()
+            if isinstance(task, _Queued):
+                self._flying.append(task)
+            while task is _FLUSH and self._flying:
+                self._move_on()
+            if not self._flying:
+                self._latest = None
+        except Exception as error:  # noqa: BLE001  of any kind: else every reader would wait for ever
+            self._broken = error
+            for one in [*self._flying, task]:
+                if isinstance(one, _Queued):
+                    one.promise.set_exception(error)
+            self._flying = []
+
+    def _move_on(self) -> None:
+        """Move each on by one message, and keep those that have not ended."""
+        self._flying = [one for one in self._flying if self._step(one, first=False)]
+
+    def _step(self, task: _Queued, *, first: bool) -> bool:
+        behind, self._latest = self._latest, task if self._one_at_a_time else None
+        return task.step(self._group, first=first, behind=behind)
+
+
+class _Thread(threading.Thread):
+    """Carry exchanges until told to stop.
+
+    Args:
         group: nobody else sends over it.
 
     Attributes:
@@ -342,38 +410,16 @@ class _Thread(threading.Thread):
     def __init__(self, group: dist.ProcessGroup) -> None:
         super().__init__(name="gaussiank exchange", daemon=True)
         self.tasks: queue.SimpleQueue[_Queued | object] = queue.SimpleQueue()
-        self._group = group
+        self._carrier = _Carrier(group, one_at_a_time=False)
 
     def stop(self) -> None:
         """Let it end when it has come so far."""
         self.tasks.put(_STOP)
 
-    @torch.no_grad()
     def run(self) -> None:
         """Carry."""
-        flying: list[_Queued] = []
-        broken: Exception | None = None
         while (task := self.tasks.get()) is not _STOP:
-            try:
-                if broken is not None:
-                    raise broken
-                if isinstance(task, _Queued):
-                    task.step(self._group, first=True)
-                flying = self._moved_on(flying)
-                if isinstance(task, _Queued):
-                    flying.append(task)
-                while task is _FLUSH and flying:
-                    flying = self._moved_on(flying)
-            except Exception as error:  # noqa: BLE001  of any kind: without this thread every reader would wait for ever
-                broken = error
-                for one in [*flying, task]:
-                    if isinstance(one, _Queued):
-                        one.promise.set_exception(error)
-                flying = []
-
-    def _moved_on(self, flying: list[_Queued]) -> list[_Queued]:
-        """Move each on by one message; returns those that have not ended."""
-        return [one for one in flying if one.step(self._group, first=False)]
+            self._carrier.take(task)
 
 
 _longest_s = [0.0]  # time-out of any message

@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import uuid
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store, _new_process_group_helper, _world
 
 from .communicator import known_group, quiet
+from .consistency import group_timeout_s
 
 _Key = tuple[str, tuple[tuple[int, ...], ...], float]
 
@@ -47,20 +48,44 @@ group, it would wait for itself to end, and abort the process. So they wait here
 _GLOO_AND_CUDA = (2, 11)  # of torch: earlier futures of Gloo do not tell streams that a message is over (issue 155714)
 
 
-def require_backend(group: dist.ProcessGroup | None, device: torch.device) -> None:
-    """Refuse a process group whose messages of a device arrive before they are there.
+def require_backend(
+    group: dist.ProcessGroup | None, devices: Iterable[torch.device], timeout_s: float | None = None
+) -> torch.device:
+    """Refuse a process group that cannot carry the messages of a model.
 
     Args:
         group: None for the default one.
-        device: of what is sent.
+        devices: of the model's parameters.
+        timeout_s: that was asked for.
+
+    Returns:
+        The one device.
 
     Raises:
-        ValueError: so it is.
+        ValueError: there are several, means would arrive before they are there, or messages have another time-out.
     """
-    if device.type != "cuda" or _torch_release() >= _GLOO_AND_CUDA:
-        return
+    different = sorted(set(devices), key=str)
+    if len(different) != 1:
+        raise ValueError(
+            f"model must have its parameters on one device, got {', '.join(map(str, different)) or 'none'}. Move them "
+            "before it is wrapped."
+        )
+    device = different[0]
+    if device.type == "cpu":
+        return device
+    own_s = group_timeout_s(group)
+    if timeout_s not in (None, own_s):
+        raise ValueError(
+            f"timeout_s must be left out on {device}, got {timeout_s:g} for a process group of {own_s:g} s: messages "
+            "go over that group, whose watchdog ends the process. Give init_process_group the time as timeout."
+        )
+    _require_futures(group, device)
+    return device
+
+
+def _require_futures(group: dist.ProcessGroup | None, device: torch.device) -> None:
     backends = dist.BackendConfig(dist.Backend(dist.get_backend_config(group))).get_device_backend_map()
-    if backends.get("cuda") == "gloo":
+    if backends.get(device.type) == "gloo" and _torch_release() < _GLOO_AND_CUDA:
         raise ValueError(
             f"process group must be of NCCL for parameters on {device}, got gloo with torch {torch.__version__}, whose "
             'means arrive before they are there. Use init_process_group("nccl"), or torch '
@@ -84,7 +109,11 @@ def groups_of(parent: dist.ProcessGroup | None, what: str, parts: Sequence[Seque
         parts: global ranks of each group that this worker is in, in their order. The i-th of all workers must not
             overlap, or be the same.
         timeout_s: seconds after which a message fails.
+
+    Raises:
+        ValueError: NCCL would wait for workers outside of ``parent``.
     """
+    _require_all_to_split(parent, parts)
     _free()
     key = (what, tuple(map(tuple, parts)), timeout_s)
     shared = _KNOWN.setdefault(known_group(parent), weakref.WeakValueDictionary())
@@ -93,6 +122,17 @@ def groups_of(parent: dist.ProcessGroup | None, what: str, parts: Sequence[Seque
     if groups is None or groups.name != name:
         groups = shared[key] = Groups(name, parts, parent, timeout_s)
     return groups
+
+
+def _require_all_to_split(parent: dist.ProcessGroup | None, parts: Sequence[Sequence[int]]) -> None:
+    """Refuse what would hang: NCCL splits a default group that has a device, with all of its ranks."""
+    world = known_group(None)
+    if parts and world.bound_device_id is not None and dist.get_world_size(parent) < world.size():
+        raise ValueError(
+            f"process group must be the default one for groups of its workers, got {dist.get_world_size(parent)} of "
+            f"{world.size()} ranks, and the others would be waited for. Leave device_id out of init_process_group, or "
+            'take collective="allgather".'
+        )
 
 
 def _agreed(known: str, parent: dist.ProcessGroup | None) -> str:

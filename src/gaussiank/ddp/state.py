@@ -46,6 +46,7 @@ class DDPCompression(Compression):
             group=model.process_group,
             observer=observer,
             use=OptimizerUse(dict(model.module.named_parameters())),
+            device=next(model.parameters()).device,
         )
         if observer:
             observer.attach(self.config, numels, self._reducer.feedback, model.process_group)

@@ -76,6 +76,7 @@ class FSDPCompression(Compression):
             group=self._replicas,
             observer=observer,
             use=OptimizerUse({name: one.parameter for name, one in parameters.items()}),
+            device=torch.device(mesh.device_type),
         )
         if observer:
             held = {name: one.numel for name, one in parameters.items()}

@@ -77,7 +77,7 @@ class Fragment:
             for vector in self.vectors
             for name, numel in zip(vector.layout.names, vector.layout.numels, strict=True)
         }
-        self.reducer = GradientReducer(numels, settings, group=group)
+        self.reducer = GradientReducer(numels, settings, group=group, device=self.vectors[0].device)
         self.flight: Flight | None = None
 
     @property

@@ -151,8 +151,7 @@ class LocalSteps:
         optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
         module = inner_module(model, group)
         parameters = trained_parameters(module, optimizers)
-        for device in {one.device for one in parameters.values()}:
-            require_backend(group, device)
+        device = require_backend(group, {one.device for one in parameters.values()}, timeout_s)
         require_turns(sync_every, fragments, sync_delay, mixing, len(parameters))
         require_outlier_rule(on_outlier, norm_limit)
         require_options(scope, buffers, check_every, residual_dtype, offload)
@@ -192,7 +191,7 @@ class LocalSteps:
         await_all(group, what="gaussiank.LocalSteps")
         require_agreement(self._config, group)
         self._broadcast()
-        self._executor = executor_of(group, group_timeout_s(group) if timeout_s is None else timeout_s)
+        self._executor = executor_of(group, group_timeout_s(group) if timeout_s is None else timeout_s, device)
         whole = wire is None or settings.wire.exact
         home = torch.device(offload) if offload else None
         self._fragments = [

@@ -172,6 +172,7 @@ class GradientReducer:
         group: process group, or None for the default one; messages go over groups of their own with its workers.
         observer: told of every vector on its way, or None.
         use: tells whether optimizers have used the means; without it every mean counts as used.
+        device: of the gradients, None for the CPU.
 
     Attributes:
         step: steps begun and sealed so far; the last one counts until it is found that no optimizer has used it.
@@ -189,13 +190,15 @@ class GradientReducer:
         group: dist.ProcessGroup | None = None,
         observer: Observer | None = None,
         use: OptimizerUse | None = None,
+        device: torch.device | None = None,
     ) -> None:
         timeout_s = group_timeout_s(group) if settings.timeout_s is None else settings.timeout_s
         self.wire, self.compressor = settings.fitting_wire, settings.compressor
         self.keeps_rest = self.compressor.keeps_rest
         self._schedule, self._clip = settings.schedule, settings.clip
         self.raise_nonfinite = settings.on_nonfinite == "raise"
-        self.executor = executor_of(group, timeout_s)
+        self._cuda = device is not None and device.type == "cuda"
+        self.executor = executor_of(group, timeout_s, device)
         self._rank, self.world_size = dist.get_rank(group), dist.get_world_size(group)
         self.observer = observer
         self.selector = Selector(self.compressor, per_layer=settings.scope == "layer", rank=self._rank)
@@ -245,6 +248,11 @@ class GradientReducer:
         Args:
             scale: what a ``GradScaler`` multiplies this step's loss by; residuals follow when it changes.
         """
+        if self._cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "backward must not be captured in a CUDA graph with a compression: what it decides at each step would "
+                "be replayed. Capture the forward alone, or leave gaussiank.compress out."
+            )
         self.step -= self._unused  # if no optimizer has used the last one, this one takes its number
         self._counted = False
         if self._use is not None:
