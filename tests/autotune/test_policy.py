@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
 from tests.each import each
 
 from gaussiank.autotune import Auto, CollectivePlan, Link, link_probe, parse_policy, policy
@@ -63,7 +64,7 @@ def test_the_longest_message_is_that_of_any_candidate_and_of_the_probe() -> None
 
 def test_a_given_collective_and_a_given_link_are_never_revised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policy.dist, "get_world_size", lambda group: 4)
-    nobody = cast(Any, None)
+    nobody = cast(Any, SimpleNamespace(in_callers_thread=False))
     given, choosing = (CollectivePlan(one, nobody, None, 60.0, Wire()) for one in (DenseAllReduce(), Auto(mbit=1e6)))
     assert given.choose(1000, 10) is given.policy
     assert choosing.choose(1000, 10) is None  # dense, by choice
@@ -77,6 +78,25 @@ def test_a_given_collective_and_a_given_link_are_never_revised(monkeypatch: pyte
 def test_a_link_is_measured_where_its_messages_are(monkeypatch: pytest.MonkeyPatch, backends: str, where: str) -> None:
     monkeypatch.setattr(link_probe.dist, "get_backend_config", lambda group: backends)
     assert link_probe._device(cast(Any, SimpleNamespace(group=None))) == where
+
+
+@each(("device", "messages"), [("cpu", 1), ("meta", 8)])
+def test_a_fast_link_of_accelerators_is_measured_by_several_messages(
+    monkeypatch: pytest.MonkeyPatch, device: str, messages: int
+) -> None:
+    sent = []
+
+    def message_s(comm: Any, row: torch.Tensor, messages: int = 1, *, straight: bool = False) -> float:
+        sent.append((row.numel(), messages))
+        return float(30e-6 + 7 * 20e-6 + messages * 7 * row.numel() / 2e11)  # what starting takes is no bandwidth
+
+    monkeypatch.setattr(link_probe, "_device", lambda comm: device)
+    monkeypatch.setattr(link_probe, "_message_s", message_s)
+    monkeypatch.setattr(link_probe, "max_over_workers", lambda comm, seconds: seconds)
+    link = link_probe.remeasure(cast(Any, SimpleNamespace(world_size=8)), Link(1.0, 1.0, 0.5, 1.0))
+    assert max(sent) == (PROBE_BYTES, messages)
+    assert link.bytes_per_s / 2e11 == pytest.approx(1.0, rel=0.05)
+    assert link.select_s == 0.5
 
 
 def test_collectives_are_known_by_the_names_of_their_papers() -> None:

@@ -18,7 +18,9 @@ from gaussiank.comm import Communicator
 PROBE_BYTES = 1 << 22
 """Most bytes of a message that measures the link."""
 _LONGER = 16  # times the message before, where that was over too soon to tell; then it takes so many times as long
-_SELECTED_NUMEL = 1 << 18
+_AT_ONCE_BYTES = 1 << 28  # that arrive of such messages, on an accelerator: one tells what it takes to start it
+_SELECTED_NUMEL = 1 << 18  # on a CPU
+_SELECTED_THERE = 1 << 24  # on an accelerator, which is done with less before it was told to begin
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ def measure(group: dist.ProcessGroup | None = None) -> Link:
     comm = Communicator(group)
     if comm.world_size == 1:
         return Link(0.0, float("inf"), 0.0, 0.0)
-    select_s = min(_selection_s(comm) for _ in range(3)) / _SELECTED_NUMEL
+    numel = _SELECTED_NUMEL if _device(comm) == "cpu" else _SELECTED_THERE
+    select_s = min(_selection_s(comm, numel) for _ in range(3)) / numel
     return _speed(comm, 1 << 16, select_s, enough_s=0.02, tries=9)
 
 
@@ -87,15 +90,20 @@ def _speed(comm: Communicator, length: int, select_s: float, *, enough_s: float,
     max_over_workers(comm, [0.0])  # so that all begin together
     latency_s = min(_message_s(comm, zeros[:1]) for _ in range(tries)) / peers
     straight_s = min(_message_s(comm, zeros[:1], straight=True) for _ in range(tries))
+    messages, most = 1, 1 if zeros.is_cpu else max(1, _AT_ONCE_BYTES // (PROBE_BYTES * comm.world_size))
     while True:
-        took_s = _message_s(comm, zeros[:length])
-        if took_s < 4 * enough_s and (took_s >= enough_s or length >= PROBE_BYTES):  # or noise; above, surely slow
-            took_s = min(took_s, *(_message_s(comm, zeros[:length]) for _ in range(2)))
+        took_s = _message_s(comm, zeros[:length], messages)
+        longest = length >= PROBE_BYTES and messages >= most
+        if took_s < 4 * enough_s and (took_s >= enough_s or longest):  # or noise; above, surely slow
+            took_s = min(took_s, *(_message_s(comm, zeros[:length], messages) for _ in range(2)))
         sending_s = took_s - peers * latency_s  # what waiting adds must not pass for a slow link
-        if sending_s >= enough_s or length >= PROBE_BYTES:
+        if sending_s >= enough_s or longest:
             _give_back()
-            return Link(latency_s, peers * length / max(sending_s, 1e-9), select_s, straight_s)
-        length = min(_LONGER * length, PROBE_BYTES)
+            return Link(latency_s, peers * length * messages / max(sending_s, 1e-9), select_s, straight_s)
+        if length < PROBE_BYTES:
+            length = min(_LONGER * length, PROBE_BYTES)
+        else:
+            messages = min(_LONGER * messages, most)
 
 
 def _give_back() -> None:
@@ -107,16 +115,17 @@ def _give_back() -> None:
 _MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
-def _message_s(comm: Communicator, sent: Tensor, *, straight: bool = False) -> float:
-    """Time a message that all workers begin together, and let them begin the next one so."""
+def _message_s(comm: Communicator, sent: Tensor, messages: int = 1, *, straight: bool = False) -> float:
+    """Time messages that all workers begin together, and let them begin the next ones so."""
     began = time.perf_counter()
-    comm.all_gather(sent, straight=straight).wait().cpu()
+    works = [comm.all_gather(sent, straight=straight) for _ in range(messages)]
+    works[-1].wait()[-1, -1:].cpu()  # they run in order; of a GPU's one byte tells, and no bus is measured
     return max_over_workers(comm, [time.perf_counter() - began])[0]
 
 
-def _selection_s(comm: Communicator) -> float:
-    grad = torch.linspace(-1, 1, _SELECTED_NUMEL, dtype=torch.float32, device=_device(comm)).sin_()
+def _selection_s(comm: Communicator, numel: int) -> float:
+    grad = torch.linspace(-1, 1, numel, dtype=torch.float32, device=_device(comm)).sin_()
     began = time.perf_counter()
     accumulated = ops.accumulate(grad, grad, out=torch.empty_like(grad))
-    ops.select_topk(accumulated, _SELECTED_NUMEL // 1000).cpu()
+    ops.select_topk(accumulated, numel // 1000).cpu()
     return max_over_workers(comm, [time.perf_counter() - began])[0]
