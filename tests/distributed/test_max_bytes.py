@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 import gaussiank
 from gaussiank.codec import Wire
-from gaussiank.collectives import entries_within
+from gaussiank.collectives import AllGather, entries_within
 from gaussiank.comm import Communicator, Executor, all_reduce_bytes
 from gaussiank.sparse import SparseGradient
 
@@ -93,6 +93,19 @@ def exchanged(rank: int, world_size: int) -> list[tuple[str, int, int]]:
                         hint = message.finish(torch.empty(NUMEL, dtype=dtype)).hint
                 found.append((f"{spec} {wire} {dtype}", budget, max(sizes)))
     return found
+
+
+def test_a_budget_counts_what_rows_are_filled_up_with() -> None:
+    how = (AllGather(), Wire("raw", "fp32"))
+    for budget in (128, 255, 256, 383):
+        here, there = (
+            entries_within(budget, *how, [torch.zeros(500, device=device)], 4, layers=False)
+            for device in ("cpu", "meta")
+        )
+        assert here == (budget - 20) // 8
+        assert there == (budget // 128 * 128 - 20) // 8
+    with pytest.raises(ValueError, match="max_bytes must be at least 128, the longest message of AllGather with one"):
+        entries_within(127, *how, [torch.zeros(500, device="meta")], 4, layers=False)
 
 
 def test_no_message_of_an_exchange_is_longer_than_asked(three_workers: Any, four_workers: Any) -> None:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gaussiank.codec import VALUE_CODES, SharedDraw, Wire, sections
-from gaussiank.comm import Communicator, Work
+from gaussiank.comm import ALIGNED_BYTES, Communicator, Work
 from gaussiank.compressors import Compressor
 from gaussiank.cost import TRAILER_BYTES, Cost, Load, Traffic
 from gaussiank.sparse import MAX_NUMEL, SparseGradient
@@ -347,7 +347,7 @@ def entries_within(
     all parameters, and a message of a shorter one is not longer.
 
     Args:
-        max_bytes: the budget.
+        max_bytes: the budget; on an accelerator whole multiples of 128 of it are used.
         collective: how workers agree.
         wire: how entries travel.
         parameters: of the model.
@@ -371,7 +371,8 @@ def entries_within(
     def longest(k: int) -> int:
         return collective.message_bytes(min(k * times, numel), numel, world_size, wire, dtype)
 
-    least = longest(1)
+    step = 1 if all(parameter.is_cpu for parameter in held) else ALIGNED_BYTES  # gathered rows are filled up to it
+    least = -(-longest(1) // step) * step
     if max_bytes < least:
         raise ValueError(
             f"max_bytes must be at least {least}, the longest message of {type(collective).__name__} with one entry"
@@ -380,5 +381,5 @@ def entries_within(
     low, high = 1, numel
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if longest(middle) <= max_bytes else (low, middle - 1)
+        low, high = (middle, high) if longest(middle) <= max_bytes - max_bytes % step else (low, middle - 1)
     return low

@@ -3,12 +3,13 @@
 import warnings
 from typing import Any
 
-from .communicator import AnyFuture, Communicator, Work, all_reduce_bytes, then
+from .communicator import ALIGNED_BYTES, AnyFuture, Communicator, Work, all_reduce_bytes, then
 from .consistency import await_all, group_timeout_s, require_agreement, together
 from .executor import Done, Executor, Promise, executor_of
 from .groups import Groups, groups_of, require_backend
 
 __all__ = [
+    "ALIGNED_BYTES",
     "AnyFuture",
     "Communicator",
     "Done",

@@ -112,8 +112,8 @@ class Communicator:
         of 128 bytes: NCCL copies 16 bytes at a time only where every rank's row begins at such an address.
         """
         length = row.numel()
-        if not row.is_cpu and length % _ALIGNED_BYTES:
-            row = torch.cat([row, row.new_zeros(-length % _ALIGNED_BYTES)])
+        if not row.is_cpu and length % ALIGNED_BYTES:
+            row = torch.cat([row, row.new_zeros(-length % ALIGNED_BYTES)])
         rows = row.new_empty(self.world_size * row.numel())
         goes_straight = straight and row.is_cpu and rows.numel() <= STRAIGHT_BYTES
         sent = row.repeat(self.world_size) if goes_straight else row
@@ -200,7 +200,8 @@ def reduction(op: Any) -> AllreduceOptions:
     return options
 
 
-_ALIGNED_BYTES = 128
+ALIGNED_BYTES = 128
+"""What a gathered row on an accelerator is a multiple of."""
 
 # all_gather_into_tensor has had this name since torch 2.13, which deprecates the old one
 _all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
