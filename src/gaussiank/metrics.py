@@ -31,7 +31,8 @@ class Metrics:
         sent_bytes: bytes that this worker put on the wire.
         dense_bytes: what a ring all-reduce of the same gradients would have put there.
         select_s: seconds in accumulation, selection and encoding; they delay backward. A collective of several
-            messages encodes in a thread, beside backward: that is in ``exchange_s``.
+            messages encodes in a thread, beside backward: that is in ``exchange_s``. On an accelerator this,
+            ``exchange_s`` and ``finish_s`` are seconds in which the host enqueued that work, not those of the device.
         exchange_s: seconds from the start of each exchange to the arrival of its last message, summed over exchanges;
             part of them hides behind backward.
         finish_s: seconds in decoding and averaging.

@@ -114,7 +114,7 @@ def test_the_form_for_accelerators_reads_the_same_and_fills_up_with_nothing(
         codes = wire._codes(sparse.values.dtype).with_draw(shared)
         got = read_unchecked(payload, codes, capacity, numel)
         require_same(SparseGradient(got.indices[:count], got.values[:count], numel), sparse)
-        assert got.indices[count:].tolist() == [numel - 1] * (capacity - count)
+        assert got.indices[count:].tolist() == [*range(numel - capacity + count, numel)]
         assert got.values[count:].tolist() == [0.0] * (capacity - count)
 
 

@@ -1,4 +1,4 @@
-"""The reducer on a simulated CUDA device: the bits of a CPU, no race, no early free, one order of messages, few waits."""
+"""The reducer on a simulated CUDA device: the bits of a CPU, no race, no early free, one order of messages."""
 
 from __future__ import annotations
 

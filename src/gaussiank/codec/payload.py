@@ -175,15 +175,17 @@ def read(
 def read_unchecked(payload: Tensor, codes: Codes, slots: int, numel: int) -> SparseGradient:
     """Read a payload with room for ``slots`` entries on its device, without waiting for it and without a check.
 
-    Unused slots come back as zeros at the last index: they add nothing.
+    Unused slots come back as zeros at the last indices, one each: they add nothing, and at one address an accelerator
+    would add them one after another.
     """
     assert isinstance(codes.index, DeviceCode)
     start = HEADER_BYTES + codes.index.max_bytes(slots, numel)
     count = payload[8:12].clone().view(torch.int32)  # stays on the device
-    used = torch.arange(slots, device=payload.device) < count
+    slot = torch.arange(slots, device=payload.device, dtype=torch.int32)
+    used = slot < count
     indices = codes.index.decode_unchecked(payload[HEADER_BYTES:start], slots, numel)
     values = codes.values.decode(payload[start : start + codes.values.bytes_for(slots)], slots, slots)
-    return SparseGradient(torch.where(used, indices, numel - 1), torch.where(used, values, 0.0), numel)
+    return SparseGradient(torch.where(used, indices, slot + (numel - slots)), torch.where(used, values, 0.0), numel)
 
 
 def _view(section: Tensor) -> memoryview:

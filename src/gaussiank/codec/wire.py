@@ -190,7 +190,7 @@ class Wire:
 
         On the CPU the payload is untrusted and all of it is checked. On an accelerator, with ``capacity`` given and an
         index code that can, nothing waits for the device and nothing is checked: unused room comes back as zeros at the
-        last index. Otherwise the payload is moved to the CPU first.
+        last indices. Otherwise the payload is moved to the CPU first.
 
         Args:
             payload: uint8 ``[bytes]``.

@@ -176,9 +176,9 @@ def require_accumulation(grad: Tensor, residual: Tensor, out: Tensor) -> None:
             raise ValueError(f"{name} must have grad's {numel} entries, got {vector.numel()}. Pass vectors that fit.")
         if vector.device != device:
             raise ValueError(f"{name} must be on grad's device {device}, got {vector.device}. Move one of them.")
-    if device.type == "meta":
+    start = out.data_ptr() if device.type != "meta" else 0
+    if not start:  # without memory: of "meta", or of torch's FakeTensorMode
         return
-    start = out.data_ptr()
     end = start + out.numel() * out.element_size()
     if out is not residual:
         other = residual.data_ptr()

@@ -152,7 +152,7 @@ def write_back(mean: Tensor, grads: Sequence[Tensor], finite: Tensor) -> Tensor:
         >>> write_back(mean, [grad], torch.tensor(True)), grad.tolist(), mean.tolist()[0]
         (tensor(True), [1.0, 1.0], 0.0)
     """
-    if len(grads) == 1 and grads[0].data_ptr() == mean.data_ptr():
+    if grads[0] is mean:
         return finite
     start = 0
     for grad in grads:
