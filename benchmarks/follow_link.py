@@ -17,8 +17,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from gaussiank_lab.bench.net.exchanges import parse_method
 from gaussiank_lab.bench.net.links import UNSHAPED, missing, parse_rate
+from gaussiank_lab.bench.net.methods import parse_method
 from gaussiank_lab.bench.net.run import Ranks
 from gaussiank_lab.bench.net.training import Trainer, Window, parse_workload
 from gaussiank_lab.machine import origin

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from gaussiank_lab.bench.net.exchanges import ALONE, DDP, parse_method
 from gaussiank_lab.bench.net.links import parse_rate
+from gaussiank_lab.bench.net.methods import ALONE, DDP, parse_method
 from gaussiank_lab.bench.rows import Row, read_rows
 from gaussiank_lab.bench.tables import columns, ms_text
 from gaussiank_lab.cluster.advice import WIRES, compact_wire

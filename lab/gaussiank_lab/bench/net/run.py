@@ -18,7 +18,6 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from gaussiank_lab.bench.measure import spread
-from gaussiank_lab.bench.net.exchanges import ALONE, DDP, NetMethod, parse_method
 from gaussiank_lab.bench.net.links import (
     DEVICE,
     LOOPBACK,
@@ -33,6 +32,7 @@ from gaussiank_lab.bench.net.links import (
     serve_hub,
     shape,
 )
+from gaussiank_lab.bench.net.methods import ALONE, DDP, NetMethod, parse_method
 from gaussiank_lab.bench.net.training import Trainer, Window, Workload, parse_workload
 from gaussiank_lab.bench.rows import Row
 from gaussiank_lab.machine import origin

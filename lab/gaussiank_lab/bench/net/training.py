@@ -23,17 +23,9 @@ from gaussiank.layout import Layout
 from gaussiank.reducer import GradientReducer, Settings
 from gaussiank.schedule import Constant
 from gaussiank.sparse import MAX_NUMEL
-from gaussiank_lab.bench.net.exchanges import (
-    DDP,
-    PAPER,
-    TIMEOUT_S,
-    Carrier,
-    NetMethod,
-    PaperExchange,
-    Spent,
-    carrier_of,
-)
+from gaussiank_lab.bench.net.exchanges import TIMEOUT_S, Carrier, PaperExchange, Spent, carrier_of
 from gaussiank_lab.bench.net.links import DEVICE, Counters, read_counters
+from gaussiank_lab.bench.net.methods import DDP, PAPER, NetMethod
 from gaussiank_lab.data import Batch, Batches, Data
 from gaussiank_lab.models import MODELS, find_model
 from gaussiank_lab.tasks import Task

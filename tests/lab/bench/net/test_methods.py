@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.each import each
 
-from gaussiank_lab.bench.net.exchanges import parse_method
+from gaussiank_lab.bench.net.methods import parse_method
 from gaussiank_lab.bench.net.training import parse_workload
 
 

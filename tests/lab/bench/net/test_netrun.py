@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from gaussiank_lab.bench.net import run as netrun
-from gaussiank_lab.bench.net.exchanges import NetMethod, Spent, parse_method
+from gaussiank_lab.bench.net.exchanges import Spent
 from gaussiank_lab.bench.net.links import missing, parse_rate
+from gaussiank_lab.bench.net.methods import NetMethod, parse_method
 from gaussiank_lab.bench.net.run import NetBench, NetConfig, Ranks, Setting, possible
 from gaussiank_lab.bench.net.training import StepRow, Trainer, Window, parse_workload
 from gaussiank_lab.bench.rows import Row
