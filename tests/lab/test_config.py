@@ -46,6 +46,8 @@ from gaussiank_lab.train.config import TrainConfig
         ({"methods": ("local",), "ema": 0.9}, r"ema must be left out with local, got 0.9\."),
         ({"methods": ("local:density=2",)}, r"density must be in \(0, 1\], got 2\.0\."),
         ({"methods": ("diloco:k=2",)}, r"settings of diloco must be among values=..., lr=..., momentum=..."),
+        ({"methods": ("powersgd:rank=0",)}, r"rank must be at least 1, got 0\."),
+        ({"methods": ("powersgd",), "precision": "fp16"}, r"precision must be fp32 or bf16 with powersgd, got fp16"),
         ({"methods": ("topk", "topk")}, r"methods must differ, got topk, topk\. Name each once\."),
         ({"methods": ("topkk",)}, r"compressor must be one of dense, topk, .* got 'topkk'\."),
         ({"density": 0.0}, r"density must be in \(0, 1\], got 0\.0\."),

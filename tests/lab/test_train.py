@@ -129,6 +129,18 @@ def test_adamw_is_taken_when_asked_for() -> None:
     assert of_kind(sgd, "method")[0]["digest"] != of_kind(adam, "method")[0]["digest"]
 
 
+def test_powersgd_of_torch_trains_and_says_what_it_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gaussiank_lab.train import powersgd
+
+    monkeypatch.setattr(powersgd, "all_reduce_bytes", lambda tensor, workers: tensor.numel())
+    records, _ = train("powersgd:rank=2", model="fnn3", steps=6, batch_size=8, clip_grad=1.0)
+    steps = of_kind(records, "step")
+    sent = [step["sent_bytes"] for step in steps]
+    assert sent[:2] == [199_210, 199_210]  # it begins dense
+    assert 0 < max(sent[2:]) < 0.05 * sent[0]
+    assert all(step["kept"] == step["k"] == 199_210 and math.isfinite(step["loss"]) for step in steps)
+
+
 def test_augmentation_changes_the_training_and_nothing_else() -> None:
     plain, changed, again = (
         train("dense", model="fnn3", steps=3, batch_size=8, augment=augment)[0] for augment in (False, True, True)

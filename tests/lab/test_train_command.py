@@ -259,6 +259,11 @@ def test_impossible_options_are_refused(
     assert not list(tmp_path.iterdir())
 
 
+def test_what_torch_does_not_save_has_no_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="checkpoint_every must be left out with powersgd, got 9: the hook of torch"):
+        start(Options(checkpoint_every=9, out=tmp_path), {"model": "fnn3", "methods": ("powersgd",)})
+
+
 @each(
     ("given", "sentence"),
     [

@@ -150,11 +150,12 @@ def net_table(rows: Sequence[Row]) -> Group:
         )
     seconds = [f"{row['method']} {row['loss_s']:.2f} s" for row in rows if row["loss_s"] is not None]
     title = Text(net_title(rows[0]), style="bold")
-    target = rows[0]["until_loss"]
-    if target is None:
-        return Group(title, table)
-    below = Text(f"Time to a loss of {target:g}: {', '.join(seconds) or 'none reached it'}.")
-    return Group(title, table, below)
+    target, below = rows[0]["until_loss"], []
+    if seldom := [f"{row['method']}, every {row['period']}" for row in rows if row["period"] > 1]:
+        below.append(Text(f"Steps are means over whole rounds of methods that exchange seldom: {'; '.join(seldom)}."))
+    if target is not None:
+        below.append(Text(f"Time to a loss of {target:g}: {', '.join(seconds) or 'none reached it'}."))
+    return Group(title, table, *below)
 
 
 def off_percent(row: Row) -> float:

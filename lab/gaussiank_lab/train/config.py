@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 from gaussiank.schedule import Constant, DenseStart, Schedule, Warmup, require_density
 from gaussiank_lab.limits import require_numbers
 from gaussiank_lab.outputs import write_whole
-from gaussiank_lab.train.local import local_method
+from gaussiank_lab.train.local import local_method, powersgd_method
 
 if TYPE_CHECKING:  # the command line reads the settings' help from here, and must not wait for torch
     from gaussiank.compressors import Compressor
@@ -52,7 +52,7 @@ class TrainConfig:
         augment: shift and mirror training images at random.
         methods: compressors to compare, separated by commas; settings follow a colon: ``randomk:feedback=false``;
             ``local`` and ``diloco`` exchange what optimizers did, seldom: ``local:density=0.0625``,
-            ``diloco:values=8bit``.
+            ``diloco:values=8bit``; ``powersgd`` is torch's own hook.
         density: share of the entries to send, in (0, 1].
         workers: local processes to start (4); under torchrun, torchrun's number is used.
         batch_size: examples per worker and step.
@@ -180,6 +180,13 @@ class TrainConfig:
         from gaussiank.collectives import require_feedback
         from gaussiank.compressors import parse_compressor
 
+        if powersgd_method(method) is not None:
+            if self.precision == "fp16":
+                raise ValueError(
+                    f"precision must be fp32 or bf16 with {method}, got fp16. What the hook of torch keeps does not "
+                    "follow a GradScaler."
+                )
+            return
         local = local_method(method)
         collective = parse_policy(self.collective)
         compressor = parse_compressor(local.settings()["compressor"] if local else method)

@@ -1,4 +1,4 @@
-"""Methods of ``gaussiank train`` that exchange seldom: what optimizers did, by ``gaussiank.LocalSteps``."""
+"""Methods of ``gaussiank train`` beside the compressors: those that exchange seldom, and torch's PowerSGD."""
 
 from __future__ import annotations
 
@@ -95,6 +95,35 @@ class DiLoCo:
         import torch
 
         return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0)
+
+
+@dataclass(frozen=True)
+class PowerSGD:
+    """PowerSGD by torch's own hook, after two dense steps.
+
+    Args:
+        rank: columns of the thin matrices that are sent in place of each gradient matrix.
+
+    Source: Vogels et al. 2019, "PowerSGD: Practical Low-Rank Gradient Compression for Distributed Optimization".
+    """
+
+    rank: int = 1
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank must be at least 1, got {self.rank}. 1 sends least.")
+
+
+POWERSGD = "powersgd"
+
+
+def powersgd_method(method: str) -> PowerSGD | None:
+    """Read ``powersgd:rank=1``; None where the name is another.
+
+    Raises:
+        ValueError: an unknown setting, or a value that does not fit.
+    """
+    return parse_spec("method", method, {POWERSGD: PowerSGD}) if method.strip().partition(":")[0] == POWERSGD else None
 
 
 LOCAL_METHODS: dict[str, type[Local] | type[DiLoCo]] = {"local": Local, "diloco": DiLoCo}

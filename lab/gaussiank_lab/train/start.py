@@ -17,6 +17,7 @@ from gaussiank_lab.outputs import new_folder
 from gaussiank_lab.report.records import RECORDS_NAME
 from gaussiank_lab.study.study import STUDY_NAME
 from gaussiank_lab.train.config import Options, TrainConfig, checked_fields, learning_rate, read_config, resolve
+from gaussiank_lab.train.local import powersgd_method
 from gaussiank_lab.train.progress import require_trackers
 from gaussiank_lab.train.run import epoch_steps_of, records_of, require_startable, run, study_dir, study_of
 
@@ -79,6 +80,12 @@ def start(options: Options, given: Mapping[str, Any]) -> None:
     settings = _settings(options, given, resume)
     run_dir = _run_dir(options, settings, resume)
     plan, record = _plan(options, run_dir, resume), _record(options, resume)
+    for method in settings.methods:
+        if plan is not None and powersgd_method(method) is not None:
+            raise ValueError(
+                f"checkpoint_every must be left out with {method}, got {plan.every}: the hook of torch is not saved. "
+                "Compare it in a run of its own."
+            )
     trackers = tuple(name.strip() for name in (options.track or "").split(",") if name.strip())
     if not restarts():  # what was started once can be started again
         if resume is not None:

@@ -23,7 +23,8 @@ from gaussiank.compressors import parse_compressor
 from gaussiank.metrics import Metrics, Observer
 from gaussiank_lab.data import Batch, Data
 from gaussiank_lab.train.config import PrecisionName, TrainConfig
-from gaussiank_lab.train.local import SYNC_EVERY, DiLoCo, Local, local_method, local_steps
+from gaussiank_lab.train.local import SYNC_EVERY, DiLoCo, Local, PowerSGD, local_method, local_steps, powersgd_method
+from gaussiank_lab.train.powersgd import PowerSGDExchange
 
 
 class Precision:
@@ -262,7 +263,11 @@ class Stepper:
         self._exchange: DistributedDataParallel | None = None
         self._local: LocalSteps | None = None
         self._compression: Compression | None = None
-        if (seldom := local_method(method)) is not None:
+        self._low_rank: PowerSGDExchange | None = None
+        self._metrics = Metrics()
+        if (low_rank := powersgd_method(method)) is not None:
+            self._exchange_low_rank(low_rank)
+        elif (seldom := local_method(method)) is not None:
             self._exchange_seldom(seldom)
         else:
             self._exchange_often(method, epoch_steps, recorder)
@@ -279,7 +284,13 @@ class Stepper:
         self._dense_bytes = sum(
             all_reduce_bytes(one.detach(), dist.get_world_size()) for one in self.model.parameters()
         )
-        self._metrics = Metrics()
+
+    def _exchange_low_rank(self, method: PowerSGD) -> None:
+        config = self._config
+        self._clips, self._sends_all = config.clip_grad is not None, True
+        self._low_rank = PowerSGDExchange(GradientCarrier(self.model) if self._clips else self.model, method.rank)
+        self._exchange = self._low_rank.module
+        self._optimizer = self._make_optimizer(config.optimizer, config.momentum)
 
     def _exchange_often(self, method: str, epoch_steps: int, recorder: Observer | None) -> None:
         config = self._config
@@ -340,6 +351,8 @@ class Stepper:
         started = self._now()
         loss = self._backward(batches)
         back = self._now()
+        if self._low_rank is not None:
+            self._metrics = self._low_rank.measured()
         if self._config.clip_mean is not None:
             self.precision.scaler.unscale_(self._optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self._config.clip_mean)
@@ -409,7 +422,7 @@ class Stepper:
         """Return what belongs to this worker alone."""
         if self._local is not None:
             return self._local.state_dict(inner=True)
-        assert self._compression is not None  # one of them
+        assert self._compression is not None  # one of them: PowerSGD is not saved
         return self._compression.state_dict()
 
     def shared_state(self) -> dict[str, Any]:

@@ -14,10 +14,12 @@ from torch._C._distributed_c10d import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from gaussiank import Compression, compress
+from gaussiank import AdamRows, Compression, LocalSteps, compress
 from gaussiank.comm import all_reduce_bytes, then
-from gaussiank_lab.bench.net.methods import DDP, PAPER, NetMethod
+from gaussiank_lab.bench.net.methods import DDP, PAPER, NetMethod, Rows
 from gaussiank_lab.bench.operators import PEERS
+from gaussiank_lab.train.local import SYNC_EVERY, DiLoCo, Local, local_steps
+from gaussiank_lab.train.powersgd import ONE_BUCKET_MB
 
 # all_gather_into_tensor has had this name since torch 2.13, which deprecates the old one
 _all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
@@ -92,9 +94,6 @@ class PaperExchange:
         return rows
 
 
-ONE_BUCKET_MB = 1 << 20
-"""PowerSGD starts messages inside callbacks: on Gloo it hangs with more than one bucket."""
-
 TIMEOUT_S = 120.0
 _Hook = Callable[[Any, GradBucket], torch.futures.Future[Tensor]]
 
@@ -124,16 +123,22 @@ class Carrier(ABC):
 
     Attributes:
         module: what the training loop calls.
+        clips: whether it clips gradients itself, before they are exchanged.
     """
 
     module: nn.Module
+    clips = False
 
-    def attach(self) -> None:
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Set up what may measure the link; comes once, before the first step."""
         return
 
     def after_backward(self) -> None:
         """Exchange what backward itself has not."""
+        return
+
+    def after_step(self) -> None:
+        """Exchange what the optimizer did."""
         return
 
     @abstractmethod
@@ -174,7 +179,7 @@ class PlainDdp(Carrier):
         self._name = name
         self._sent_numel = 0
 
-    def attach(self) -> None:
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Register the hook."""
         if self._name != DDP:
             self._ddp.register_comm_hook(self._clock, _timed)
@@ -212,21 +217,24 @@ def _timed(state: _Clock, bucket: GradBucket) -> torch.futures.Future[Tensor]:
 class Ours(Carrier):
     """Compress with this library, bucket by bucket."""
 
-    def __init__(self, model: nn.Module, method: NetMethod, density: float) -> None:
+    clips = True
+
+    def __init__(self, model: nn.Module, method: NetMethod, density: float, clip_norm: float | None) -> None:
         self.module = self._ddp = _wrapped(model)
-        self._method, self._density = method, density
+        self._settings: dict[str, Any] = {
+            "density": density,
+            "compressor": method.compressor,
+            "collective": method.collective,
+            "wire": method.wire,
+        }
+        if isinstance(method.special, Rows):
+            self._settings = {"precondition": AdamRows(), **vars(method.special)}
+        self._settings["clip_norm"] = clip_norm
         self._compression: Compression | None = None
 
-    def attach(self) -> None:
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Register the hook; ``auto`` measures the link here."""
-        self._compression = compress(
-            self._ddp,
-            self._density,
-            compressor=self._method.compressor,
-            collective=self._method.collective,
-            wire=self._method.wire,
-            timeout_s=TIMEOUT_S,
-        )
+        self._compression = compress(self._ddp, timeout_s=TIMEOUT_S, **self._settings)
 
     def spent(self) -> Spent:
         """Return the metrics of the step."""
@@ -258,12 +266,43 @@ class Paper(Carrier):
         )  # fmt: skip
 
 
-def carrier_of(method: NetMethod, model: nn.Module, density: float) -> Carrier:
+class Seldom(Carrier):
+    """Train alone, and exchange every so many steps what the optimizer did."""
+
+    def __init__(self, model: nn.Module, method: Local | DiLoCo) -> None:
+        self.module = model
+        self._method = method
+        self._local: LocalSteps | None = None
+        self._sent_bytes = 0
+        self._ended = False
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Begin at rank 0's weights."""
+        self._local = local_steps(
+            self._method, self.module, optimizer, sync_every=SYNC_EVERY, collective="allgather", timeout_s=TIMEOUT_S
+        )
+
+    def after_step(self) -> None:
+        """Count the step; begin and end the rounds whose turn it is."""
+        assert self._local is not None  # attached
+        self._sent_bytes = self._local.sent_bytes
+        self._ended = self._local.step()
+
+    def spent(self) -> Spent:
+        """Return what the rounds that ended in it have sent; what they took is spread over steps."""
+        assert self._local is not None
+        kept = self._local.metrics.kept if self._ended else 0
+        return Spent(None, None, None, self._local.sent_bytes - self._sent_bytes, kept, dense=False)
+
+
+def carrier_of(method: NetMethod, model: nn.Module, density: float, clip_norm: float | None) -> Carrier:
     """Make the carrier of a method; every worker calls it with a model of the same weights."""
+    if isinstance(method.special, (Local, DiLoCo)):
+        return Seldom(model, method.special)
     if method.family == "alone":
         return Alone(model)
     if method.family == "ddp":
         return PlainDdp(model, method.name)
     if method.family == "paper":
         return Paper(model, method.name, density)
-    return Ours(model, method, density)
+    return Ours(model, method, density, clip_norm)

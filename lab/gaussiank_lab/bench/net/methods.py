@@ -7,19 +7,44 @@ from dataclasses import dataclass
 from gaussiank.autotune import parse_policy
 from gaussiank.codec import Wire
 from gaussiank.compressors import parse_compressor
+from gaussiank.schedule import require_density
+from gaussiank.spec import parse_spec
+from gaussiank_lab.train.local import LOCAL_METHODS, SYNC_EVERY, DiLoCo, Local, local_method
 
 DDP = "ddp"
 HOOKS = ("ddp-fp16", "ddp-bf16", "ddp-powersgd")
 PAPER = {"paper-topk": "torch.topk", "paper-dgc": "published DGC", "paper-gaussiank": "published Gaussian_k"}
 """Name -> rule among the benchmark's peers."""
 
+ADAM_ROWS = "adamrows"
+
 ALONE = "alone"
 """No exchange at all: what the others are compared with to tell computing from waiting."""
 
 
 @dataclass(frozen=True)
+class Rows:
+    """AdamW's step with a sparse exchange: gradients divided by rows (``AdamRows``), Top_k, then SGD.
+
+    Args:
+        density: share of entries to send.
+        scope: where k is counted.
+        wire: how they travel.
+        collective: how workers agree.
+    """
+
+    density: float = 1 / 64
+    scope: str = "layer"
+    wire: str = "rice+2bit"
+    collective: str = "allgather"
+
+    def __post_init__(self) -> None:
+        require_density(self.density)
+
+
+@dataclass(frozen=True)
 class NetMethod:
-    """A way to exchange gradients.
+    """A way to exchange gradients, or what optimizers did.
 
     Attributes:
         name: as the user wrote it.
@@ -27,6 +52,7 @@ class NetMethod:
         compressor: of ours.
         collective: of ours.
         wire: of ours, or None for its default.
+        special: settings of ``adamrows``, ``local`` or ``diloco``, which have a density of their own; or None.
     """
 
     name: str
@@ -34,6 +60,12 @@ class NetMethod:
     compressor: str = ""
     collective: str = "allgather"
     wire: str | None = None
+    special: Rows | Local | DiLoCo | None = None
+
+    @property
+    def period(self) -> int:
+        """Steps after which they repeat: those of a round, or 1."""
+        return 1 if self.special is None or isinstance(self.special, Rows) else self.special.sync_every or SYNC_EVERY
 
     @property
     def measures_link(self) -> bool:
@@ -50,6 +82,8 @@ def parse_method(text: str) -> NetMethod:
     Example:
         >>> parse_method("topk/split").collective, parse_method("paper-dgc").family
         ('split', 'paper')
+        >>> parse_method("local:sync_every=30").period, parse_method("adamrows").special.density
+        (30, 0.015625)
     """
     name = text.strip()
     if name == ALONE:
@@ -58,12 +92,19 @@ def parse_method(text: str) -> NetMethod:
         return NetMethod(name, "ddp")
     if name in PAPER:
         return NetMethod(name, "paper")
+    if (local := local_method(name)) is not None:
+        return NetMethod(name, "ours", special=local)
+    if name.partition(":")[0] == ADAM_ROWS:
+        rows = parse_spec("methods", name, {ADAM_ROWS: Rows})
+        parse_policy(rows.collective)
+        Wire.parse(rows.wire)
+        return NetMethod(name, "ours", collective=rows.collective, special=rows)
     compressor, _, rest = name.partition("/")
     collective, _, wire = rest.partition("/")
     try:
         parse_compressor(compressor)
     except ValueError as error:
-        known = ", ".join((DDP, *HOOKS, *PAPER))
+        known = ", ".join((DDP, *HOOKS, *PAPER, ADAM_ROWS, *LOCAL_METHODS))
         raise ValueError(f"methods must be {known}, or compressor/collective/wire of ours: {error}") from None
     method = NetMethod(name, "ours", compressor, collective or "allgather", wire or None)
     parse_policy(method.collective)

@@ -33,7 +33,7 @@ from gaussiank_lab.bench.net.links import (
     shape,
 )
 from gaussiank_lab.bench.net.methods import ALONE, DDP, NetMethod, parse_method
-from gaussiank_lab.bench.net.training import Trainer, Window, Workload, parse_workload
+from gaussiank_lab.bench.net.training import StepRow, Trainer, Window, Workload, parse_workload
 from gaussiank_lab.bench.rows import Row
 from gaussiank_lab.machine import origin
 
@@ -289,7 +289,7 @@ class NetConfig:
 
     def _require_vector_methods(self) -> None:
         for name in self.methods:
-            if name.strip() in (ALONE, "ddp-powersgd"):
+            if name.strip() in (ALONE, "ddp-powersgd") or parse_method(name).special is not None:
                 raise ValueError(f"methods of a vector must exchange a vector, got {name}. Leave it out.")
         if self.until_loss is not None:
             raise ValueError(f"until_loss must be left out for a vector, got {self.until_loss}. A vector has no loss.")
@@ -385,7 +385,7 @@ class NetBench:
         shared = {**_about(setting, self.config), "load_before": round(self._load_before, 2), **origin()}
         rows = [_row(method, windows) for method, windows in rounds.items()]
         _compare(rows)
-        return [{**row, **shared} for row in rows]
+        return [{**shared, **row} for row in rows]
 
     def _window(self, ranks: Ranks, setting: Setting, method: NetMethod, again: bool) -> list[Window]:
         config = self.config
@@ -430,16 +430,20 @@ def _about(setting: Setting, config: NetConfig) -> Row:
 
 
 def _row(method: NetMethod, rounds: Sequence[Sequence[Window]]) -> Row:
-    """Sum up the rounds of one method: medians over steps of means over workers."""
-    steps = [step for windows in rounds for step in zip(*(window.steps for window in windows), strict=True)]
+    """Sum up the rounds of one method: medians over steps of means over workers.
+
+    Where steps differ because the method exchanges every so many, the median is over means of as many.
+    """
+    each = [list(zip(*(window.steps for window in windows), strict=True)) for windows in rounds]
+    steps = [step for one in each for step in one]
 
     def median(read: Callable[[Any], float | None]) -> float | None:
-        values = [[read(row) for row in step] for step in steps]
-        if any(value is None for row in values for value in row):
+        if any(read(row) is None for step in steps for row in step):
             return None
-        return statistics.median(statistics.fmean(value for value in row if value is not None) for row in values)
+        return statistics.median(_spells(steps, method.period, read))
 
-    step_s = spread([statistics.fmean(row.step_s for row in step) for step in steps])
+    spells = [_spells(one, method.period, attrgetter("step_s")) for one in each]
+    step_s = spread([spell_s for one in spells for spell_s in one])
     counted = [_counted(windows) for windows in rounds]
     return {
         "method": method.name,
@@ -447,13 +451,12 @@ def _row(method: NetMethod, rounds: Sequence[Sequence[Window]]) -> Row:
         "numel": rounds[0][0].numel,
         "rounds": len(rounds),
         "steps": len(steps),
+        "period": method.period,
+        **({} if method.special is None else {"density": getattr(method.special, "density", 1.0)}),
         "step_s": step_s.median,
         "step_low_s": step_s.low,
         "step_high_s": step_s.high,
-        "round_step_s": [
-            statistics.median(statistics.fmean(row.step_s for row in step) for step in zip(*parts, strict=True))
-            for parts in ([window.steps for window in windows] for windows in rounds)
-        ],
+        "round_step_s": [statistics.median(one) for one in spells],
         **{f"{name}_s": median(attrgetter(f"{name}_s")) for name in _OUTER},
         **{f"{name}_s": median(attrgetter(f"spent.{name}_s")) for name in _INNER},
         "kept": median(lambda row: row.spent.kept),
@@ -466,6 +469,12 @@ def _row(method: NetMethod, rounds: Sequence[Sequence[Window]]) -> Row:
         "accounted_bytes": statistics.fmean(row.spent.sent_bytes for step in steps for row in step),
         "loss_s": _seconds_to_loss(rounds[0]),
     }
+
+
+def _spells(steps: Sequence[Sequence[StepRow]], period: int, read: Callable[[Any], float | None]) -> list[float]:
+    """Return means of what is read of steps, over workers and over ``period`` steps each."""
+    means = [statistics.fmean(value for row in step if (value := read(row)) is not None) for step in steps]
+    return [statistics.fmean(means[start : start + period]) for start in range(0, len(means), period)]
 
 
 _OUTER = ("forward", "backward", "optimizer")

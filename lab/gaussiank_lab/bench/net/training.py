@@ -7,6 +7,7 @@ import gc
 import os
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from gaussiank import AdamWarning
 from gaussiank.autotune import parse_policy
 from gaussiank.codec import chosen_wire
 from gaussiank.comm import all_reduce_bytes
@@ -25,7 +27,7 @@ from gaussiank.schedule import Constant
 from gaussiank.sparse import MAX_NUMEL
 from gaussiank_lab.bench.net.exchanges import TIMEOUT_S, Carrier, PaperExchange, Spent, carrier_of
 from gaussiank_lab.bench.net.links import DEVICE, Counters, read_counters
-from gaussiank_lab.bench.net.methods import DDP, PAPER, NetMethod
+from gaussiank_lab.bench.net.methods import DDP, PAPER, NetMethod, Rows
 from gaussiank_lab.data import Batch, Batches, Data
 from gaussiank_lab.models import MODELS, find_model
 from gaussiank_lab.tasks import Task
@@ -124,7 +126,7 @@ class VectorCarrier:
         self._paper = PaperExchange(PAPER[method.name], density) if method.family == "paper" else None
         self._spent = Spent(None, None, None, 0, 0, dense=True)
 
-    def attach(self) -> None:
+    def attach(self, optimizer: None) -> None:
         """Set up what may measure the link."""
         if self._method.family == "ours":
             self._reducer = GradientReducer(
@@ -199,7 +201,7 @@ class StepRow(NamedTuple):
         step_s: the whole step.
         forward_s: data, forward and loss.
         backward_s: backward, and the exchange within it or after it.
-        optimizer_s: the optimizer's step.
+        optimizer_s: the optimizer's step, and the exchange after it.
         loss: of this worker's batch, before the step.
         spent: what the exchange took.
     """
@@ -234,6 +236,16 @@ class _Course(NamedTuple):
     task: Task
     batches: Iterator[Any]
     optimizer: torch.optim.Optimizer
+    clip_norm: float | None
+
+
+def _optimizer(config: TrainConfig, method: NetMethod, parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
+    """Make the optimizer of the model's recipe, in torch's fused form; divided gradients take SGD without momentum."""
+    if isinstance(method.special, Rows):
+        return torch.optim.SGD(parameters, config.lr, fused=True)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, config.lr, betas=(config.momentum, 0.999), fused=True)
+    return torch.optim.SGD(parameters, config.lr, momentum=0.9, fused=True)
 
 
 class Trainer:
@@ -247,6 +259,7 @@ class Trainer:
 
     def __init__(self, rank: int, world_size: int, url: str) -> None:
         self._rank, self._world_size = rank, world_size
+        warnings.filterwarnings("ignore", category=AdamWarning)  # steps are timed here, however well they train
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // world_size))
         timeout = datetime.timedelta(seconds=TIMEOUT_S)
         dist.init_process_group("gloo", init_method=url, rank=rank, world_size=world_size, timeout=timeout)
@@ -254,11 +267,13 @@ class Trainer:
         self._data: dict[str, tuple[TrainConfig, Data]] = {}
         self._carrier: Carrier | VectorCarrier | None = None
         self._course: _Course | None = None
-        self._kept: dict[str, tuple[Carrier | VectorCarrier | None, _Course | None, int]] = {}
+        self._period = 1
+        self._kept: dict[str, tuple[Carrier | VectorCarrier | None, _Course | None, int, int]] = {}
 
     def prepare(self, workload: Workload, method: NetMethod, density: float, batch_size: int, seed: int) -> None:
         """Make the model and whatever carries its gradients."""
         torch.manual_seed(seed)
+        self._period = method.period
         if workload.numel:
             self._carrier = VectorCarrier(method, workload.numel, density)
             return
@@ -266,23 +281,31 @@ class Trainer:
         build = workload.build or config.spec.build
         model = build(data.outputs)
         self._numel = sum(parameter.numel() for parameter in model.parameters())
-        self._carrier = carrier_of(method, model, density)
-        optimizer = torch.optim.SGD(model.parameters(), config.lr, momentum=0.9, fused=True)
-        self._course = _Course(data.task, self._endless(data, batch_size, seed), optimizer)
+        self._carrier = carrier_of(method, model, density, config.clip_grad)
+        clip_norm = None if self._carrier.clips else config.clip_grad
+        optimizer = _optimizer(config, method, model.parameters())
+        self._course = _Course(data.task, self._endless(data, batch_size, seed), optimizer, clip_norm)
         torch.manual_seed((seed << 16) + 1 + self._rank)  # every worker drops out its own activations
 
     def attach(self) -> None:
         """Set up what may look at the link."""
-        assert self._carrier is not None  # prepared
-        self._carrier.attach()
+        carrier = self._carrier
+        assert carrier is not None  # prepared
+        if isinstance(carrier, VectorCarrier):
+            carrier.attach(None)
+        else:
+            assert self._course is not None
+            carrier.attach(self._course.optimizer)
 
     def warm(self, steps: int) -> None:
-        """Take steps that do not count: DDP orders its buckets anew, hints settle."""
-        for _ in range(steps):
+        """Take steps that do not count: DDP orders its buckets anew, hints settle, two rounds of local steps end."""
+        for _ in range(max(steps, 2 * self._period) if steps and self._period > 1 else steps):
             self._step()
 
     def measure(self, most: int, budget_s: float, until_loss: float | None) -> Window:
         """Take steps that count.
+
+        Where a method exchanges every so many steps, whole rounds of them are taken, at least one.
 
         Args:
             most: steps at most.
@@ -298,9 +321,11 @@ class Trainer:
             rows = [self._step()]
             if until_loss is not None:
                 return self._until(until_loss, most, rows)
-            slowest = torch.tensor([rows[0].step_s], dtype=torch.float64)
+            rows += [self._step() for _ in range(self._period - 1)]
+            slowest = torch.tensor([sum(row.step_s for row in rows)], dtype=torch.float64)
             dist.all_reduce(slowest, op=dist.ReduceOp.MAX)  # all must take as many steps
-            rows += [self._step() for _ in range(min(most, int(budget_s / float(slowest))) - 1)]
+            rounds = min(most // self._period, int(budget_s / float(slowest)))
+            rows += [self._step() for _ in range(self._period * (rounds - 1))]
         finally:
             if collected:
                 gc.enable()
@@ -331,11 +356,11 @@ class Trainer:
 
     def keep(self, name: str) -> None:
         """Put the model aside; another may be prepared."""
-        self._kept[name] = self._carrier, self._course, self._numel
+        self._kept[name] = self._carrier, self._course, self._numel, self._period
 
     def recall(self, name: str) -> None:
         """Go on with a model that was put aside."""
-        self._carrier, self._course, self._numel = self._kept[name]
+        self._carrier, self._course, self._numel, self._period = self._kept[name]
 
     def drop(self) -> None:
         """Forget the model, and all that were put aside."""
@@ -353,7 +378,7 @@ class Trainer:
             return StepRow(step_s, 0.0, step_s, 0.0, 0.0, carrier.spent())
         assert carrier is not None  # prepared
         assert self._course is not None
-        task, batches, optimizer = self._course
+        task, batches, optimizer, clip_norm = self._course
         began = time.perf_counter()
         optimizer.zero_grad()
         batch = next(batches)
@@ -361,9 +386,12 @@ class Trainer:
         loss = task.loss(output, batch.targets)
         lost = time.perf_counter()
         loss.backward()
+        if clip_norm is not None:
+            nn.utils.clip_grad_norm_(carrier.module.parameters(), clip_norm)
         carrier.after_backward()
         back = time.perf_counter()
         optimizer.step()
+        carrier.after_step()
         ended = time.perf_counter()
         return StepRow(ended - began, lost - began, back - lost, ended - back, loss.item(), carrier.spent())
 

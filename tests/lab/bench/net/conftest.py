@@ -7,7 +7,10 @@ import pytest
 from gaussiank_lab.bench.net.run import NetBench, NetConfig
 from gaussiank_lab.bench.rows import Row
 
-METHODS = ("ddp", "ddp-fp16", "ddp-powersgd", "paper-topk", "paper-dgc", "topk", "topk/auto", "gaussiank/split")
+METHODS = (
+    *("ddp", "ddp-fp16", "ddp-powersgd", "paper-topk", "paper-dgc", "topk", "topk/auto", "gaussiank/split"),
+    *("adamrows:density=0.01", "local:sync_every=2:density=0.01"),
+)
 
 
 @pytest.fixture(scope="session")

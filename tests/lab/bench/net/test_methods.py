@@ -18,6 +18,8 @@ from gaussiank_lab.bench.net.training import parse_workload
         ("topk", "ours", "allgather", None, False),
         ("dgc:sample=0.02/split:slack=1.5/raw+fp32", "ours", "split:slack=1.5", "raw+fp32", False),
         ("topk/auto", "ours", "auto", None, True),
+        ("adamrows:collective=auto", "ours", "auto", None, True),
+        ("diloco:values=8bit", "ours", "allgather", None, False),
     ],
 )
 def test_methods_are_read(text: str, family: str, collective: str, wire: str | None, measures_link: bool) -> None:
@@ -32,6 +34,9 @@ def test_methods_are_read(text: str, family: str, collective: str, wire: str | N
         ("best", "methods must be ddp, ddp-fp16, .*: compressor must be one of"),
         ("topk/best", "collective must be one of"),
         ("topk/split/best", "wire must"),
+        ("adamrows:k=2", "settings of adamrows must be among density=..., scope=..., wire=..."),
+        ("adamrows:density=2", "density must be in"),
+        ("local:density=2", "density must be in"),
     ],
 )
 def test_other_methods_are_refused(text: str, sentence: str) -> None:

@@ -71,6 +71,10 @@ def test_bytes_are_those_of_each_way(rows: list[Row]) -> None:
     assert found["paper-dgc"]["accounted_bytes"] <= 8 * 1.3 * k + 8
     assert found["topk"]["kept"] == k
     assert found["topk"]["accounted_bytes"] < 4 * k
+    assert k < found["adamrows:density=0.01"]["accounted_bytes"] < 4 * k
+    local = found["local:sync_every=2:density=0.01"]
+    assert k / 2 < local["accounted_bytes"] < k  # in every second step
+    assert (local["period"], local["steps"], found["topk"]["period"]) == (2, 4, 1)
 
 
 def test_phases_and_ratios_are_told(rows: list[Row]) -> None:
@@ -125,6 +129,14 @@ def test_a_shaped_link_slows_the_dense_exchange_and_the_kernel_counts_it() -> No
     assert dense["kernel_sent_content_bytes"] == pytest.approx(dense["accounted_bytes"], rel=0.02)
     assert sparse["speedup"] > 2
     assert not auto["sent_dense"]
+
+
+def test_a_step_is_the_mean_over_a_round_where_exchanges_are_seldom() -> None:
+    spent = Spent(None, None, None, 0, 0, dense=False)
+    seconds = [1.0, 1.0, 4.0, 1.0, 1.0, 7.0]
+    window = Window([StepRow(one, 0.0, 0.0, one, 2.0, spent) for one in seconds], None, 2)
+    row = netrun._row(parse_method("local:sync_every=3"), [[window], [window]])
+    assert (row["step_s"], row["round_step_s"], row["optimizer_s"], row["steps"]) == (2.5, [2.5, 2.5], 2.5, 12)
 
 
 class Interrupted(NetBench):

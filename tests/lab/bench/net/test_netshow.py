@@ -37,6 +37,7 @@ def test_the_table_is_80_columns_wide_and_has_every_method(rows: list[Row]) -> N
     for one in rows:
         assert f"\n{one['method'][:6]}" in text
     assert "lenet5, 2 workers, loopback, density 0.01, batch 2" in text
+    assert "whole rounds of methods that exchange seldom: local:sync_every=2" in " ".join(text.split())
 
 
 def test_plots_are_written_for_each_model(rows: list[Row], tmp_path: Path) -> None:
