@@ -161,6 +161,64 @@ def test_every_worker_ends_a_round_with_the_same_bits(workers: Any) -> None:
         assert len(losses) >= 7 * settings.get("fragments", 1), settings
 
 
+def finished(rank: int, world_size: int, settings: dict[str, Any]) -> None:
+    """A dense last round leaves nothing anywhere: the weights are the mean of all that was learnt."""
+    model = net()
+    inner = torch.optim.AdamW(model.parameters(), lr=0.01)
+    local = LocalSteps(model, inner, sync_every=4, density=0.05, **settings)
+    for step in range(10):
+        train(model, inner, rank, step)
+        local.step()
+    if not settings.get("sync_delay"):
+        left = [residual_of(local) + agreed_of(local) - weights(model)]
+        expected = agreed_of(local) - gathered(left[0]).mean(0)
+    with pytest.raises(ValueError, match=r"density must be 1 or None in finish, got 0\.5"):
+        local.finish(density=0.5)
+    local.finish(density=1)
+    assert not residual_of(local).any()
+    assert local.residual_norm() == 0
+    if not settings.get("sync_delay"):
+        torch.testing.assert_close(weights(model), expected, rtol=0, atol=1e-6)
+    assert sum(one.kept for one in local.ended[-settings.get("fragments", 1) :]) == weights(model).numel()
+    train(model, inner, rank, 10)
+    local.step()
+    local.finish()
+    assert sum(one.kept for one in local.ended) < weights(model).numel() / 2  # the density is as it was
+
+
+def test_a_dense_last_round_leaves_nothing(two_workers: Any) -> None:
+    for settings in ({}, {"fragments": 2, "sync_delay": 2}, {"wire": "rice+8bit", "compressor": "topk"}):
+        two_workers.run(finished, settings)
+
+
+def told(rank: int, world_size: int) -> None:
+    """What rounds say of themselves, and when nothing ended."""
+    model = net()
+    inner = torch.optim.AdamW(model.parameters(), lr=0.01)
+    local = LocalSteps(model, inner, sync_every=4, fragments=2, sync_delay=1, density=0.2)
+    seen = []
+    for step in range(1, 13):
+        train(model, inner, rank, step)
+        norm = [float(torch.cat([one.flatten() for one in each.differences()]).norm()) for each in local._fragments]
+        changed = local.step()
+        assert changed == bool(local.ended)
+        seen += [(step, one) for one in local.ended]
+        if step in (2, 4):
+            begun = norm[step // 2 - 1]
+        elif step in (3, 5):
+            assert local.ended[0].difference_norm == pytest.approx(begun)
+    assert [(step, one.began, one.fragment) for step, one in seen] == [
+        (began + 1, began, began // 2 % 2 ^ 1) for began in (2, 4, 6, 8, 10)
+    ]
+    assert sum(one.sent_bytes for _, one in seen) == local.sent_bytes
+    assert all(0 < one.waited_s < one.round_s for _, one in seen)
+    assert local.residual_norm() == pytest.approx(float(residual_of(local).norm()))
+
+
+def test_rounds_tell_of_themselves(two_workers: Any) -> None:
+    two_workers.run(told)
+
+
 def spoilt(rank: int, world_size: int, settings: dict[str, Any], factor: float) -> tuple[str, list[str], bool]:
     """Return the error, the warnings, and whether training went on well, where rank 1's weights are spoilt once."""
     model = net()
@@ -436,7 +494,7 @@ def bits_by_entry(rank: int, world_size: int, settings: dict[str, Any]) -> float
 
 
 def test_an_entry_takes_at_most_ten_bits(two_workers: Any) -> None:
-    assert max(two_workers.run(bits_by_entry, {})) <= 10
+    assert max(two_workers.run(bits_by_entry, {"density": 1 / 64})) <= 10
 
 
 def message(work: Any) -> str:
@@ -451,7 +509,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"sync_every": 0}, "sync_every must be at least 1, got 0."),
     ({"fragments": 9}, "fragments must be in [1, 6], at most sync_every and the model's parameters, got 9."),
     ({"sync_every": 4, "fragments": 5}, "fragments must be in [1, 4], at most sync_every"),
-    ({"sync_delay": 30}, "sync_delay must be in [0, 29], below sync_every, got 30."),
+    ({"sync_delay": 10}, "sync_delay must be in [0, 9], below sync_every, got 10."),
     ({"mixing": 0.5}, "mixing must be None where sync_delay is 0, got 0.5."),
     ({"mixing": 2.0, "sync_delay": 1}, "mixing must be in [0, 1] or None, got 2.0."),
     ({"density": 0.0}, "density must be in (0, 1], got 0.0."),
@@ -722,6 +780,16 @@ def tells_of_forgotten_calls(rank: int, world_size: int) -> None:
         local.finish()
     local.step()
     local.finish()
+    model = nn.Linear(20, 1)
+    wrapped = [DistributedDataParallel(model)]
+    for inside in (True, False):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        local = LocalSteps(model, optimizer, sync_every=2)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            train(model, optimizer, rank, 0)
+        assert ["is inside a DistributedDataParallel" in str(one.message) for one in caught] == [True] * inside
+        wrapped.clear()
 
 
 def test_forgotten_calls_are_told_of(two_workers: Any) -> None:

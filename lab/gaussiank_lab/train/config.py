@@ -76,7 +76,7 @@ class TrainConfig:
         precondition: divide gradients by the root mean squares of their rows (``AdamRows``) before the selection, and
             step with SGD without momentum, in methods with error feedback.
         clip_norm: norm to which the momentum correction clips a worker's gradient.
-        sync_every: steps between two exchanges of the methods local and diloco (30).
+        sync_every: steps between two exchanges of the methods local and diloco (10).
         scope: where k is counted: ``bucket``, ``layer`` or ``model``.
         max_bytes: most bytes of a message from one worker to another.
         collective: how workers agree on the mean: allgather, oktopk, leader, gtopk, hierarchical, auto or dense; fields

@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # settings are checked before torch is loaded
 
     from gaussiank import LocalSteps
 
-SYNC_EVERY = 30
+SYNC_EVERY = 10
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Local:
         sync_every: steps between two rounds, 0 for the run's.
     """
 
-    density: float = 1 / 64
+    density: float = 1 / 16
     compressor: str = "chunktopk"
     scope: str = "fragment"
     wire: str = "rice+2bit"
-    decay: float = 0.95
+    decay: float = 1.0
     fragments: int = 1
     sync_delay: int = 0
     sync_every: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -42,6 +43,33 @@ def inner_module(model: nn.Module, group: dist.ProcessGroup | None) -> nn.Module
         if (mesh := getattr(parameter, "device_mesh", None)) is not None:
             _require_apart(own, mesh.mesh.flatten().tolist(), "fully_shard (FSDP2)")
     return module
+
+
+def warn_of_ddp(module: nn.Module, group: dist.ProcessGroup | None) -> None:
+    """Warn where a ``DistributedDataParallel`` over the same workers has a part of the module inside, unseen.
+
+    Who gives ``LocalSteps`` the bare module of a DDP model gets gradients that are averaged at every step as well.
+    """
+    if not _under_ddp(module, group):
+        return
+    gc.collect()  # what was found may be garbage
+    if _under_ddp(module, group):
+        warnings.warn(
+            "model is inside a DistributedDataParallel over workers of LocalSteps' group, which averages gradients at "
+            "every step as well: nothing is saved. Leave DDP out, or give it a group inside a node and LocalSteps one "
+            "between nodes.",
+            stacklevel=5,
+        )
+
+
+def _under_ddp(module: nn.Module, group: dist.ProcessGroup | None) -> bool:
+    own, workers = {id(one) for one in module.parameters()}, set(dist.get_process_group_ranks(group))
+    for one in gc.get_objects():
+        if issubclass(type(one), DistributedDataParallel) and (inside := one._modules.get("module")) is not None:
+            shared = workers & set(dist.get_process_group_ranks(one.process_group))
+            if len(shared) > 1 and any(id(parameter) in own for parameter in inside.parameters()):
+                return True
+    return False
 
 
 def _require_apart(own: set[int], theirs: Sequence[int], kind: str) -> None:
@@ -87,12 +115,17 @@ class StepWatch:
         optimizer: the first inner one.
         sync_every: so many steps without ``local.step()`` are warned of.
         differences: each returns agreed weights less the model's.
+        at_first: called before the first step.
     """
 
     def __init__(
-        self, optimizer: Optimizer, sync_every: int, differences: Sequence[Callable[[], Iterable[Tensor]]]
+        self,
+        optimizer: Optimizer,
+        sync_every: int,
+        differences: Sequence[Callable[[], Iterable[Tensor]]],
+        at_first: Callable[[], None],
     ) -> None:
-        self._sync_every, self._differences = sync_every, differences
+        self._sync_every, self._differences, self._at_first = sync_every, differences, at_first
         self._begun = self._told = False
         self._alone = 0  # steps since local.step()
         optimizer.register_step_pre_hook(partial(_look, weakref.ref(self)))
@@ -113,6 +146,8 @@ class StepWatch:
                 "model must begin at the weights that it had when LocalSteps was made, got others: of a checkpoint "
                 "loaded since, most would stay in the residual. Load it before LocalSteps is made, or call local.load."
             )
+        if not self._begun:
+            self._at_first()
         self._begun = True
         self._alone += 1
         if self._alone > self._sync_every and not self._told:
@@ -188,7 +223,7 @@ def require_turns(sync_every: int, fragments: int, sync_delay: int, mixing: floa
         ValueError: they do not.
     """
     if sync_every < 1:
-        raise ValueError(f"sync_every must be at least 1, got {sync_every}. 30 exchanges after every 30 steps.")
+        raise ValueError(f"sync_every must be at least 1, got {sync_every}. 10 exchanges after every 10 steps.")
     if not 1 <= fragments <= min(sync_every, parameters):
         raise ValueError(
             f"fragments must be in [1, {min(sync_every, parameters)}], at most sync_every and the model's parameters, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -34,6 +34,7 @@ class Flight:
         under_way: futures of the means, none once they have arrived.
         before: ``[numel]`` local weights when it began, one a vector; none where nothing is carried over.
         note: future of what every worker told of it, or None once that was read.
+        clock: when it began and what of it this worker has waited for, in seconds; None where it was resumed.
     """
 
     began: int
@@ -41,6 +42,38 @@ class Flight:
     under_way: list[Done]
     before: list[Tensor]
     note: Done | None
+    clock: Clock | None = None
+
+
+@dataclass
+class Clock:
+    """Seconds of a round: when it began, and what training has stood still for it."""
+
+    started: float
+    norm: float
+    waited_s: float = 0.0
+
+
+class Round(NamedTuple):
+    """A round that has ended, as this worker saw it.
+
+    Attributes:
+        fragment: its number.
+        began: inner step at which it began.
+        sent_bytes: that this worker sent.
+        kept: entries that it chose.
+        difference_norm: of what it had learnt since the round before; NaN in a round that was resumed.
+        round_s: seconds from its beginning to its end; NaN likewise.
+        waited_s: those in which training stood still: selection, waiting, applying; the others are overlapped.
+    """
+
+    fragment: int
+    began: int
+    sent_bytes: int
+    kept: int
+    difference_norm: float
+    round_s: float
+    waited_s: float
 
 
 class Fragment:
@@ -120,7 +153,7 @@ class Fragment:
         held = [slice(0, difference.numel())] if left_out else []
         if left_out:
             difference.zero_()
-        if not (self._whole and self.reducer.dense):
+        if not ((self._whole or self.reducer.whole) and self.reducer.dense):
             return self.reducer.reduce_sparse(layout, [difference], held)
         repeated = self.reducer.repeat(lambda: layout, difference)
         return repeated or self.reducer.reduce_dense(lambda: layout, difference, held)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import time
 import warnings
 import zlib
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +42,10 @@ from .acceptance import (
     require_options,
     require_turns,
     trained_parameters,
+    warn_of_ddp,
 )
 from .buffers import RunningStatistics
-from .fragment import Fragment
+from .fragment import Clock, Flight, Fragment, Round
 from .notes import Note, OnOutlier, digest, median_of, outliers, require_outlier_rule, require_together
 from .state import FORMAT, among_more, gathered, parted, without_own
 from .vector import local_part, split
@@ -71,7 +74,7 @@ class LocalSteps:
         collective: how workers agree on the mean: a name, ``name:field=value``, or a collective. The default leaves
             half a per cent of room over the last round's payload; what does not fit waits in the residual.
         decay: what a residual is multiplied by in each round, in [0, 1]; at 1 nothing is forgotten, below it is an
-            outer momentum.
+            outer momentum (0.95: SparseLoCo's).
         outer_optimizer: makes the optimizer of the agreed weights from its parameters, ``lambda parameters:
             torch.optim.SGD(parameters, lr=0.7, momentum=0.9, nesterov=True)`` for DiLoCo; None for SGD with learning
             rate 1, the mean itself.
@@ -96,6 +99,7 @@ class LocalSteps:
         outer_optimizer: steps the agreed weights; for a scheduler of its learning rate.
         steps: inner steps so far.
         metrics: measurements of the last round that ended; its ``step`` counts the rounds of a fragment.
+        ended: the rounds that ended in the last call of ``step`` or ``finish``: their bytes, norms and seconds.
         sent_bytes: bytes that this worker has sent in rounds that have ended.
 
     Raises:
@@ -119,7 +123,7 @@ class LocalSteps:
         ...     optimizer.step()
         ...     changed = local.step()
         >>> local.metrics.kept, local.metrics.numel
-        (16, 1010)
+        (63, 1010)
         >>> dist.destroy_process_group()
     """
 
@@ -128,13 +132,13 @@ class LocalSteps:
         model: nn.Module,
         optimizer: Optimizer | Sequence[Optimizer],
         *,
-        sync_every: int = 30,
-        density: float | Schedule = 1 / 64,
+        sync_every: int = 10,
+        density: float | Schedule = 1 / 16,
         compressor: str | Compressor = "chunktopk",
         scope: LocalScope = "fragment",
         wire: str | Wire | None = None,
         collective: str | Collective = "allgather:spread=1.005",
-        decay: float = 0.95,
+        decay: float = 1.0,
         outer_optimizer: OuterOptimizer | None = None,
         fragments: int = 1,
         sync_delay: int = 0,
@@ -163,6 +167,7 @@ class LocalSteps:
             wire=wire if isinstance(wire, Wire) else Wire.parse(wire or _WIRE),
             timeout_s=timeout_s,
             decay=decay,
+            caller="LocalSteps",
         )
         self._module, self._optimizers, self._group = module, optimizers, group
         self._members = Membership(module, optimizers)
@@ -211,7 +216,9 @@ class LocalSteps:
         self._told: set[int] = set()  # ranks whose outlying difference was warned of
         self.metrics = self._fragments[-1].metrics
         self.sent_bytes = 0
-        self._watch = StepWatch(optimizers[0], sync_every, [fragment.differences for fragment in self._fragments])
+        self.ended: tuple[Round, ...] = ()
+        differences = [fragment.differences for fragment in self._fragments]
+        self._watch = StepWatch(optimizers[0], sync_every, differences, partial(warn_of_ddp, module, group))
 
     def agreed(self) -> dict[str, Tensor]:
         """Return copies of the weights that all workers agreed on last, by parameter: those to evaluate and keep."""
@@ -272,7 +279,7 @@ class LocalSteps:
             RuntimeError: a worker is gone or silent, or parameters are not what they were.
         """
         self._watch.counted()
-        self.steps += 1
+        self.steps, self.ended = self.steps + 1, ()
         ended = self._land(self.steps - self._sync_delay) if self._sync_delay else False
         for number, fragment in enumerate(self._fragments):
             if self.steps % self._sync_every == self._turn(number) % self._sync_every:
@@ -280,20 +287,31 @@ class LocalSteps:
         return ended or (not self._sync_delay and self._land(self.steps))
 
     @torch.no_grad()
-    def finish(self) -> None:
+    def finish(self, *, density: float | None = None) -> None:
         """End training: end all rounds, run one more of every fragment, and give the model the agreed weights.
 
-        Call it on every worker. What its density leaves in the residuals is not in the weights.
+        Call it on every worker.
+
+        Args:
+            density: 1 for a last round that sends everything, residuals too, in full precision: nothing is left over,
+                for the price of one dense all-reduce. None keeps the density of the others, whose residuals are not in
+                the weights.
 
         Raises:
+            ValueError: another density.
             RuntimeError: the optimizer has taken more steps than a round has since ``step`` was called last.
         """
+        if density not in (None, 1):
+            raise ValueError(f"density must be 1 or None in finish, got {density}. 1 leaves nothing in the residuals.")
         self._watch.require_counted()
+        self.ended = ()
         self._land(self.steps)
         for fragment in self._fragments:
+            fragment.reducer.whole = density is not None
             self._begin(fragment)
         self._land(self.steps)
         for fragment in self._fragments:
+            fragment.reducer.whole = False
             fragment.rewind()
 
     def state_dict(self, *, inner: bool = False) -> dict[str, Any]:
@@ -463,6 +481,7 @@ class LocalSteps:
     def _begin(self, fragment: Fragment) -> None:
         """Begin a fragment's round: tell the others of it, judge the difference, and send."""
         self._members.require_same()
+        started = time.perf_counter()
         number, differences = self._fragments.index(fragment), fragment.differences()
         norm = _norm_of(differences)
         checks = self._check_every and fragment.reducer.exchanges % self._check_every == 0
@@ -486,6 +505,8 @@ class LocalSteps:
         if self._statistics is not None and number == len(self._fragments) - 1:
             self._statistics.send(self._executor, self.steps, left_out=left_out)
         self._flying.append(fragment)
+        if fragment.flight is not None:
+            fragment.flight.clock = Clock(started, norm, time.perf_counter() - started)
 
     def _rewind(self) -> None:
         """Begin again at the agreed weights, and forget what optimizers remember that is not finite."""
@@ -531,7 +552,7 @@ class LocalSteps:
         """End the rounds that began at a step or before; tells whether there were any."""
         ended = False
         while self._flying and (flight := self._flying[0].flight) is not None and flight.began <= began:
-            fragment = self._flying[0]
+            fragment, started = self._flying[0], time.perf_counter()
             self._arrive(fragment)
             self._flying.popleft()
             agreed = [[self._weights[name] for name in vector.layout.names] for vector in fragment.vectors]
@@ -540,7 +561,21 @@ class LocalSteps:
                 self._statistics.land()
             self.metrics, ended = fragment.metrics, True
             self.sent_bytes += self.metrics.sent_bytes
+            self.ended += (self._round(fragment, flight, time.perf_counter() - started),)
         return ended
+
+    def _round(self, fragment: Fragment, flight: Flight, landed_s: float) -> Round:
+        clock, metrics = flight.clock, fragment.metrics
+        took = (math.nan,) * 3
+        if clock is not None:
+            took = (clock.norm, time.perf_counter() - clock.started, clock.waited_s + landed_s)
+        return Round(self._fragments.index(fragment), flight.began, metrics.sent_bytes, metrics.kept, *took)
+
+    def residual_norm(self) -> float:
+        """Return the norm of all that waits in this worker's residuals: one pass over them."""
+        return _norm_of(
+            fragment.reducer.feedback.residual(name) for fragment in self._fragments for name in fragment.names
+        )
 
     @torch.no_grad()
     def _broadcast(self) -> None:
@@ -552,7 +587,7 @@ class LocalSteps:
             held.copy_(whole)
 
 
-def _norm_of(vectors: Sequence[Tensor]) -> float:
+def _norm_of(vectors: Iterable[Tensor]) -> float:
     norms = [torch.linalg.vector_norm(one, dtype=torch.float64) for one in vectors]
     return float(torch.linalg.vector_norm(torch.stack([norm.cpu() for norm in norms])))
 

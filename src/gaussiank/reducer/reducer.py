@@ -30,6 +30,10 @@ from .settings import Settings
 
 FORMAT = 1
 _DENSE_STEPS = 200  # in a row, by the choice of ``auto``, until the user is told
+_DENSE_REMEDIES = {
+    "compress": ("gradients", "Leave out gaussiank.compress to save the time of its hook."),
+    "LocalSteps": ("differences", "Give gaussiank.LocalSteps density=1, which keeps no residual."),
+}  # caller -> what it sends, and what to do
 
 
 @dataclass(eq=False)
@@ -180,6 +184,7 @@ class GradientReducer:
         measured: measurements of the step under way or, after it, of the last one.
         dense: whether that step sends everything.
         feedback: the residuals.
+        whole: whether steps that begin from now on send everything, whatever the schedule says.
     """
 
     def __init__(
@@ -196,6 +201,7 @@ class GradientReducer:
         self.wire, self.compressor = settings.fitting_wire, settings.compressor
         self.keeps_rest = self.compressor.keeps_rest
         self._schedule, self._clip = settings.schedule, settings.clip
+        self.whole, self._caller = False, settings.caller
         self.raise_nonfinite = settings.on_nonfinite == "raise"
         self._cuda = device is not None and device.type == "cuda"
         self.executor = executor_of(group, timeout_s, device)
@@ -233,7 +239,7 @@ class GradientReducer:
     @property
     def density(self) -> float:
         """Density of the step that ``begin`` starts next."""
-        return require_density(self._schedule(self.step))
+        return 1.0 if self.whole else require_density(self._schedule(self.step))
 
     @property
     def collective(self) -> Policy:
@@ -362,9 +368,10 @@ class GradientReducer:
         self._dense_steps += 1
         if self._dense_steps == _DENSE_STEPS and not self._told_of_dense and self._rank == 0:
             self._told_of_dense = True
+            what, remedy = _DENSE_REMEDIES[self._caller]
             warnings.warn(
-                f"collective {self.collective} has sent whole gradients for {_DENSE_STEPS} steps: dense all-reduce is "
-                "faster on this link. Leave out gaussiank.compress to save the time of its hook.",
+                f"collective {self.collective} has sent whole {what} for {_DENSE_STEPS} steps: dense all-reduce is "
+                f"faster on this link. {remedy}",
                 stacklevel=2,
             )
 

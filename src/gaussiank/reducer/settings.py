@@ -36,6 +36,7 @@ class Settings:
         timeout_s: seconds after which a message fails that a worker did not answer; None for the process group's own.
         decay: what a residual is multiplied by before a gradient joins it, in [0, 1]; at 1 nothing is forgotten.
         precondition: what a gradient is divided by before anything is selected, or None.
+        caller: what the user called, for warnings.
 
     Raises:
         ValueError: what does not go together, or is out of its range.
@@ -58,6 +59,7 @@ class Settings:
     timeout_s: float | None = None
     decay: float = 1.0
     precondition: AdamRows | None = None
+    caller: Literal["compress", "LocalSteps"] = "compress"
 
     def __post_init__(self) -> None:
         require_scope(self.scope)
