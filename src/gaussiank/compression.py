@@ -163,8 +163,7 @@ class Compression:
                 nothing has changed on any.
             RuntimeError: a worker does not call it.
         """
-        self._reducer.load_state_dict(checkpoint.load(folder, self._require_fitting, self._group))
-        self._resumed = True
+        self._load(checkpoint.load(folder, self._require_fitting, self._group))
 
     def state_dict(self) -> dict[str, Any]:
         """Return this worker's residuals, velocities, hints and step. Each worker must save its own: ``save`` does.
@@ -191,6 +190,10 @@ class Compression:
             return int(state["step"])
 
         checkpoint.require_one(together(fitting_step, self._group, what="load_state_dict"), "step")
+        self._load(state)
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state that fits every worker."""
         self._reducer.load_state_dict(state)
         self._resumed = True
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import GradBucket  # torch.distributed shows it at run time only, not to type checkers
 from torch.nn.parallel import DistributedDataParallel
 
-from gaussiank.comm import Done, Promise, then
+from gaussiank.comm import Done, Promise, then, together
 from gaussiank.compression import Compression
 from gaussiank.feedback import OptimizerUse
 from gaussiank.layout import Layout, Strides, strides_in_memory
@@ -19,7 +21,10 @@ from gaussiank.metrics import Observer
 from gaussiank.ops import RESIDUAL_DTYPES
 from gaussiank.reducer import GradientReducer, Settings
 
+from .buckets import BACKWARDS, Bucket, Names, SavedBuckets, next_buckets
 from .copies import CopiedCompression, copy_of
+
+_LOG = logging.getLogger(__name__)
 
 
 class DDPCompression(Compression):
@@ -40,12 +45,13 @@ class DDPCompression(Compression):
         numels = _checked_numels(model)
         self._configure(settings, numels, model.process_group, observer)
         named = dict(model.module.named_parameters())
+        self._use = OptimizerUse(named)
         self._reducer = GradientReducer(
             {name: parameter.shape for name, parameter in named.items()},
             settings,
             group=model.process_group,
             observer=observer,
-            use=OptimizerUse(dict(model.module.named_parameters())),
+            use=self._use,
             device=next(model.parameters()).device,
         )
         if observer:
@@ -60,10 +66,52 @@ class DDPCompression(Compression):
         self._strides: dict[str, Strides] | None = {name: strides_in_memory(one) for name, one in named.items()}
         self._rebuilds = model.static_graph or not model.find_unused_parameters
         self._backwards = 0
-        self._waiting: list[tuple[GradBucket, Promise]] = []
+        self._waiting: list[tuple[Bucket, Promise]] = []
+        self._buckets: list[Names] = []  # as they were last built
+        self._saved: SavedBuckets | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return copy_of(self.config, self.step, self._model())  # process groups cannot be copied
+
+    # ------------------------------------------------------------------ saving
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return this worker's residuals, velocities, hints and step. Each worker must save its own: ``save`` does.
+
+        Between a backward and the optimizer's step it holds what was before that backward, as the weights do; where no
+        optimizer of torch was ever seen to step, the backward counts as used. It also holds which parameters lie in
+        which of DDP's buckets, which a fresh process takes its first step by.
+
+        Tensors are copies; ``torch.load(..., weights_only=True)`` reads what ``torch.save`` makes of it.
+        """
+        if self._saved is not None:
+            buckets = list(self._saved.saved)
+        elif self._backwards == 1 and self._rebuilds:
+            buckets = self._next_buckets()
+        else:
+            buckets = self._buckets
+        return {**super().state_dict(), "buckets": [list(names) for names in buckets]}
+
+    def _next_buckets(self) -> list[Names]:
+        """Return what DDP will make of the buckets of the first backward, or as they are if that cannot be told."""
+        model = self._model()
+        if model is None or model.static_graph:
+            return self._buckets
+        named, own = dict(model.module.named_parameters()), {name for names in self._buckets for name in names}
+        arrived = [(name, named[name]) for name in self._use.arrived if name in own]
+        return next_buckets(model, arrived) if len(arrived) == len(own) else self._buckets
+
+    def _require_fitting(self, state: Mapping[str, Any]) -> None:
+        super()._require_fitting(state)
+        buckets = state.get("buckets", [])
+        if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in buckets):
+            raise ValueError("buckets of the state must be lists of names, got others. Load the state as it was saved.")
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        # rank 0's, as with DDP's own: older states have none
+        buckets = together(lambda: state.get("buckets", []), self._group, what="load")[0]
+        super()._load(state)
+        self._saved = SavedBuckets([tuple(names) for names in buckets]) if buckets else None
 
     # ------------------------------------------------------------------ the buckets of one backward
 
@@ -74,21 +122,36 @@ class DDPCompression(Compression):
             self._backwards += 1
             if self._backwards == 2 and self._rebuilds:
                 self._strides, self._layouts = None, {}
+            if self._backwards <= BACKWARDS:
+                self._buckets = []
+            if self._saved is not None and not self._saved.begin():
+                self._saved = None
             self._reducer.begin(scale=self._scaler.get_scale() if self._scaler else 1.0)
         future = self._start(bucket)
         if bucket.is_last():
+            if self._saved is not None and (parted := self._saved.part()):
+                _LOG.info("step %d takes the %d buckets of the run that saved", self.step, len(parted))
+                self._saved.fulfil([self._exchange(one) for one in parted])
             if self._waiting:
                 self._reduce_waiting()
             self._reducer.seal()
         return future
 
-    def _start(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+    def _start(self, bucket: Bucket) -> torch.futures.Future[Tensor]:
         grad = bucket.buffer()
         if grad.is_sparse:
             return self._reducer.pass_through(grad)
         if not grad.numel():  # of an empty parameter that is alone in its bucket
             (empty := Promise(grad.device)).set_result(grad)
             return empty.future
+        if self._backwards <= BACKWARDS:
+            self._buckets.append(self._layout([bucket]).names)
+        if self._saved is not None and (held := self._saved.hold(bucket, self._layout([bucket]))) is not None:
+            return held
+        return self._exchange(bucket)
+
+    def _exchange(self, bucket: Bucket) -> Done:
+        grad = bucket.buffer()
         if self._whole_model and not self._reducer.dense:
             self._waiting.append((bucket, Promise(grad.device)))
             return self._waiting[-1][1].future
@@ -117,7 +180,7 @@ class DDPCompression(Compression):
 
         then(self._reducer.reduce_sparse(self._layout(buckets), grads, held), hand_out)
 
-    def _layout(self, buckets: list[GradBucket]) -> Layout:
+    def _layout(self, buckets: list[Bucket]) -> Layout:
         # by parameter: after DDP rebuilds its buckets, one can have the same size and its parameters reversed
         parameters = [parameter for bucket in buckets for parameter in bucket.parameters()]
         key = tuple(map(id, parameters))
@@ -132,7 +195,7 @@ class DDPCompression(Compression):
     def _strides_of(self, parameter: Tensor) -> Strides:
         return self._strides[self._names[id(parameter)]] if self._strides else strides_in_memory(parameter)
 
-    def _without_gradient(self, buckets: list[GradBucket], grads: list[Tensor]) -> list[slice]:
+    def _without_gradient(self, buckets: list[Bucket], grads: list[Tensor]) -> list[slice]:
         """Find the parameters without gradient: DDP drops what comes back for one that no worker used."""
         if not self._unused_possible:
             return []

@@ -68,6 +68,7 @@ class OptimizerUse:
 
     Attributes:
         steps: optimizer steps over these parameters that torch has shown.
+        arrived: names, in the order in which gradients came in the first backward that was sealed.
 
     Example:
         >>> import torch
@@ -93,6 +94,9 @@ class OptimizerUse:
         self._joined = self._inside = False
         self._since: list[Tensor | None] = []  # what a scaler told each step since the last backward, if it did
         self.steps = 0
+        self.arrived: dict[str, None] = {}
+        self._sealed = False
+        self._looking.append(weakref.ref(self))
         _WATCHING[:] = [own for own in _WATCHING if own() is not None] + [weakref.ref(self)]
         looks = [
             parameter.register_hook(partial(_look, self._looking, name))
@@ -134,6 +138,7 @@ class OptimizerUse:
     def seal(self) -> None:
         """End the exchanges of a backward: what the next one adds to is worth a look, unless a step comes before."""
         self._looking[:] = [weakref.ref(self)] if self.steps and self._waiting else []
+        self._sealed = True
 
     def of(self, names: Iterable[str]) -> bool | None:
         """Return whether the last mean of these parameters counts as used; None where that cannot be told yet.
@@ -255,6 +260,9 @@ register_optimizer_step_post_hook(_tell_end)
 def _look(looking: list[weakref.ref[OptimizerUse]], name: str, _: Tensor) -> None:
     if looking:  # in an ordinary loop it never is
         use = looking[0]()
+        if use is not None and not use._sealed:
+            use.arrived.pop(name, None)
+            use.arrived[name] = None
         if use is not None and (mean := use._means.get(name)) is not None:
             use._see(name, mean)
 
