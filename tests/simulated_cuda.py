@@ -8,13 +8,17 @@ runs in the thread that gave it, on a stream of a pool. What is found is told in
 - ``host wait``: the host stops until the device has done what is queued, in the thread that runs the training loop;
 - ``thread wait``: another thread does;
 - ``race``: an op uses memory that another stream still uses, with no order between the two;
+- ``two devices``: an op takes a tensor of the CPU beside one of the device;
 - ``order``: a message is started by another thread than the one that runs the training loop, or while one over another
   group may still run, or, as the first of its group, between some of its workers alone;
 - ``freed in use``: memory goes back to the stream that allocated it, which may hand it out again at once, while another
   stream still uses it: the last reference was dropped too early, and there was no ``record_stream``.
 
+What waits it knows by torch's own tags, as FakeTensorMode does. That would show no more: it knows neither values nor
+streams, and no thread carries it from the hook to a callback.
+
 It knows nothing of the package's names: torch's own are replaced while ``installed``. It does not know DDP's reducer,
-two devices, CUDA graphs, or what NCCL does when a worker is gone.
+several devices, CUDA graphs, or what NCCL does when a worker is gone.
 """
 
 from __future__ import annotations
@@ -39,7 +43,7 @@ CUDA = torch.device("cuda:0")
 Clock = Counter[int]  # stream -> how many of its ops have ended; what is not in it has not begun
 Use = tuple["Stream", int, str]  # on which stream, as which of its ops, called from where
 
-_WAITING = ("_local_scalar_dense", "nonzero", "equal", "_unique2", "unique_dim", "unique_consecutive", "masked_select")
+_WAITING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}  # by which FakeTensorMode refuses an op
 _FACTORIES = (
     *("arange", "as_tensor", "empty", "empty_strided", "full", "linspace"),
     *("ones", "rand", "randint", "randn", "randperm", "scalar_tensor", "tensor", "zeros"),
@@ -365,7 +369,8 @@ class SimulatedCuda:
         given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, SimulatedTensor)]
         if space == "c10d":
             return self._message(function, name, args, kwargs, given)
-        host = self._host_side(name, args, kwargs)
+        host = self._host_side(function, name, args, kwargs)
+        self._same_device(name, args, kwargs)
         result = function(*tree_map(_real, args), **tree_map(_real, kwargs))
         if not _is_view(function, name):
             self._run(name, given, _written(function, args, kwargs))
@@ -377,9 +382,19 @@ class SimulatedCuda:
             self.host_wait(host)
         return wrapped
 
-    def _host_side(self, name: str, args: Any, kwargs: dict[str, Any]) -> str:
+    def _same_device(self, name: str, args: Any, kwargs: dict[str, Any]) -> None:
+        """Tell of a tensor on the CPU where CUDA takes none: only numbers, copies, and indices, for which it waits."""
+        tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
+        foreign = [one for one in tensors if not isinstance(one, SimulatedTensor) and one.dim()]
+        if foreign and name != "copy_":
+            if name.startswith("index"):
+                self.host_wait("copy of indices to the device")
+            else:
+                self.tell("two devices", f"{name} at {_where()}")
+
+    def _host_side(self, function: Any, name: str, args: Any, kwargs: dict[str, Any]) -> str:
         """Return why the host waits for the op, or "" if it does not."""
-        if name in _WAITING:
+        if _WAITING & set(function.tags) and not name.startswith("index"):  # which waits for masks alone
             return name
         if name.startswith("index") and any(
             isinstance(one, torch.Tensor) and one.dtype == torch.bool

@@ -19,7 +19,7 @@ from torch import Tensor
 from gaussiank.autotune import parse_policy
 from gaussiank.codec import Wire
 from gaussiank.collectives import parse_collective
-from gaussiank.comm import Executor, executor_of
+from gaussiank.comm import Communicator, Executor, Work, executor_of
 from gaussiank.comm.executor import _Queued
 from gaussiank.compressors import parse_compressor
 from gaussiank.layout import Layout
@@ -187,6 +187,56 @@ def test_the_simulated_device_sees_what_is_let_go_too_early_and_what_has_no_orde
             assert all(fault in one for one in findings if not one.startswith("thread wait"))
             if fault == "freed in use":
                 assert len(findings) >= 3  # the indices, the rounding errors, and the joined gradient
+
+
+def test_the_simulated_device_sees_waits_and_two_devices() -> None:
+    for ops, kinds in (
+        (
+            (lambda one: bool(one.any()), torch.Tensor.nonzero, lambda one: one[one > 1], torch.Tensor.unique),
+            "host wait",
+        ),
+        ((lambda one: one + torch.ones(2), lambda one: torch.cat([one, torch.ones(2)])), "two devices"),
+        ((lambda one: one + torch.tensor(1.0), lambda one: one.topk(1)), None),
+    ):
+        for op in ops:
+            with SimulatedCuda().installed() as device:
+                op(device.tensor(torch.ones(2)))
+            assert {kind for kind, _ in device.findings} == ({kinds} if kinds else set())
+
+
+LAUNCHES = {2: 117, 8: 255, 64: 1543}
+"""Kernels of one bucket, there and back, by number of workers: topk, allgather and chunks+bf16, in torch's own ops.
+
+Fewer are welcome: write them here and in docs/gpu.md."""
+
+
+def launches(rank: int, world_size: int) -> dict[int, int]:
+    """Count them; one worker's row arrives as often as if so many had sent it."""
+    alone = [dist.new_group([one]) for one in range(world_size)][rank]
+    settings = Settings(Constant(0.001), parse_compressor("topk"), wire=Wire("chunks", "bf16"))
+    counted, plain = {}, Communicator.all_gather
+    for workers in LAUNCHES:
+        with pytest.MonkeyPatch.context() as patch, SimulatedCuda().installed() as device, torch.no_grad():
+            patch.setattr(Communicator, "all_gather", lambda *given, workers=workers: _repeated(plain(*given), workers))
+            reducer = GradientReducer({"a": 1 << 16}, settings, group=alone, device=CUDA)
+            for _ in range(2):
+                before, grad = device.launches, device.tensor(torch.linspace(-1, 1, 1 << 16).sin_())
+                reducer.begin()
+                done = reducer.reduce_sparse(Layout(("a",), (1 << 16,)), [grad])
+                reducer.seal()
+                done.wait()
+                device.end_step()
+                counted[workers] = device.launches - before
+    return counted
+
+
+def _repeated(work: Work[Tensor], workers: int) -> Work[Tensor]:
+    return Work(work.works, work.result.expand(workers, -1), work.sent)
+
+
+def test_a_bucket_launches_no_more_kernels_than_are_written_down(two_workers: Workers) -> None:
+    for counted in two_workers.run(launches):
+        assert all(counted[workers] <= most for workers, most in LAUNCHES.items()), counted
 
 
 def refusals(rank: int, world_size: int) -> list[str]:
