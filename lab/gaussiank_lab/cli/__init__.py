@@ -15,6 +15,7 @@ from gaussiank_lab.cli.bench_ops import ops
 from gaussiank_lab.cli.bench_predict import predict
 from gaussiank_lab.cli.command import Commands
 from gaussiank_lab.cli.data import data
+from gaussiank_lab.cli.gpu_check import gpu_check
 from gaussiank_lab.cli.probe import probe
 from gaussiank_lab.cli.replay import replay
 from gaussiank_lab.cli.report import report
@@ -64,6 +65,7 @@ app.add(folders=("out", "pages"))(reproduce)
 app.add(folders=("out",))(simulate)
 app.add(files=("apply",))(advise)
 app.add(files=("out",))(probe)
+app.add("gpu-check", folders=("out",))(gpu_check)
 bench.add(folders=("out",))(ops)
 bench.add(folders=("out",))(net)
 bench.add()(predict)

@@ -317,7 +317,7 @@ def _select_s(name: str, numel: int, device: torch.device, effort: Effort, alone
     layout, grad, taken = Layout(("vector",), (numel,)), torch.empty(numel, device=device), []
     wire = default_wire([grad])
     reducer = GradientReducer(
-        {"vector": numel}, Settings(Constant(MEASURED_DENSITY), compressor, wire=wire), group=alone
+        {"vector": numel}, Settings(Constant(MEASURED_DENSITY), compressor, wire=wire), group=alone, device=device
     )
     generator = torch.Generator(device).manual_seed(0)
     for _ in range(WARM_RUNS + effort.least):
@@ -357,6 +357,7 @@ def _exchange_s(name: str, numel: int, device: torch.device, effort: Effort) -> 
             wire=default_wire([grad]),
             collective=parse_policy(name),
         ),
+        device=device,
     )
     for _ in range(WARM_RUNS + 3 * effort.least):
         grad.normal_()
