@@ -3,6 +3,7 @@
 # make kills  kill a short run 100 times at random moments (COUNT=100), resume it, and compare the bits
 # make setup  only the set-up that both do first
 # make core   the library alone: install it into an empty environment, and run the core's tests there
+# make docs   build the site into build/site, with warnings as errors and every link checked
 # make dist   build sdists and wheels of library and lab into dist/, check them, and install them into empty environments
 # make wheel-core  the core's tests against the wheel of make dist, with no checkout in reach (KERNELS=no: the one without)
 # make fuzz   feed the codec's C decoders with damaged bytes for a minute, guided by coverage; needs a C compiler
@@ -25,7 +26,7 @@ STAMP = $(VENV)/.gaussiank-ready
 SITE = $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit lab core dist wheel wheel-core sanitize fuzz kills clean
+.PHONY: help setup demo test lint types unit lab core docs dist wheel wheel-core sanitize fuzz kills clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -73,6 +74,19 @@ core:
 	@$(CORE)/bin/python -m pip install --quiet --disable-pip-version-check -e .
 	@$(CORE)/bin/python -m pip install --quiet --disable-pip-version-check $$(grep -E "^(pytest|hypothesis)" requirements/tools.txt)
 	$(CORE)/bin/python -m pytest -p tests.alone -p no:cacheprovider --ignore tests/lab $(CORE_TESTS)
+
+# Sphinx lies in a folder of its own, beside the torch and the project that it reads from the usual environment.
+DOCS_TOOLS = build/docs-tools
+
+$(DOCS_TOOLS)/.ready: $(STAMP) requirements/docs.txt
+	@rm -rf $(DOCS_TOOLS)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --target $(DOCS_TOOLS) -r requirements/docs.txt
+	@touch $@
+
+docs: $(DOCS_TOOLS)/.ready
+	@rm -rf build/site
+	PYTHONPATH=$(DOCS_TOOLS) $(PY) -m sphinx -q -W --keep-going -d build/doctrees -c docs . build/site
+	@echo "build/site/index.html: $$(find build/site -name '*.html' | wc -l) pages, every link and public name checked"
 
 # What is released. GAUSSIANK_SITE=https://... makes the README's links on a package index lead into the built documentation.
 TOOLS = build/tools

@@ -43,6 +43,12 @@ def test_names_are_sorted_unique_and_told_to_type_checkers() -> None:
     assert told | {"__version__"} == set(gaussiank.__all__)
 
 
+def test_every_public_name_is_in_the_reference() -> None:
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs/api").glob("*.rst"))
+    described = set(re.findall(r"^[.][.] auto(?:class|function):: gaussiank[.](\w+)$", pages, re.MULTILINE))
+    assert set(gaussiank.__all__) - {"__version__"} == described
+
+
 def test_unknown_name() -> None:
     with pytest.raises(AttributeError, match=r"^module 'gaussiank' has no attribute 'TopKK'$"):
         gaussiank.TopKK  # noqa: B018  looking it up is what raises
