@@ -1,7 +1,7 @@
 """The site: Sphinx reads docs/, results/ and the root's own pages where they lie. ``make docs`` builds it.
 
-Warnings are errors. Beside Sphinx's own (a link to a page or heading that is not there, a picture that is missing) there
-are some from here: a dead link in what was built, a public name that the reference lacks, a page further than two clicks
+Warnings are errors. Beside Sphinx's own (a link to a page or heading that is not there, a picture that is missing) some
+come from here: a dead link in what was built, a public name that the reference lacks, a page further than two clicks
 from the first.
 """
 
