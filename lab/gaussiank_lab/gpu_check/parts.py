@@ -162,11 +162,16 @@ def _gradient(numel: int, step: int) -> Tensor:
 def _same(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
     """Tell whether tensors on the CPU have the same bits; NaN equals NaN."""
     return len(left) == len(right) and all(
-        one.shape == two.shape
-        and one.dtype == two.dtype
-        and bool(((one == two) | (one.isnan() & two.isnan()) if one.is_floating_point() else one == two).all())
+        one.shape == two.shape and one.dtype == two.dtype and bool(_equal(one, two).all())
         for one, two in zip(left, right, strict=True)
     )
+
+
+def _equal(one: Tensor, two: Tensor) -> Tensor:
+    if not one.is_floating_point():
+        return one == two
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[one.itemsize]
+    return (one.view(bits) == two.view(bits)) | (one.isnan() & two.isnan())
 
 
 # ---------------------------------------------------------------------- order: memory, streams
