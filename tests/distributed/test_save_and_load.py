@@ -238,3 +238,56 @@ def interrupted(rank: int, world_size: int, folder: str, how: str) -> tuple[str,
 def test_a_save_that_ends_badly_when_the_list_is_written_is_whole(tmp_path: Path, two_workers: Any) -> None:
     assert two_workers.run(interrupted, str(tmp_path / "1"), "Ctrl-C") == [("", True), ("KeyboardInterrupt", True)]
     assert two_workers.run(interrupted, str(tmp_path / "2"), "sync") == [("OSError", True)] * 2
+
+
+OTHER: tuple[dict[str, Any], ...] = (
+    {"density": 0.1},
+    {"compressor": "gaussiank"},
+    {"collective": "split"},
+    {"collective": "tree", "wire": "raw+fp32"},
+    {"wire": "raw+fp32"},
+    {"scope": "layer"},
+    {"scope": "model"},
+    {"clip_norm": 1.0},
+    {"max_bytes": 600},
+    {"on_nonfinite": "raise"},
+    {"timeout_s": 30.0},
+)
+REFUSED = ({"momentum": gaussiank.MomentumCorrection(0.9)}, {"precondition": gaussiank.AdamRows()})
+
+
+def loaded_by_others(rank: int, world_size: int) -> tuple[list[bool], list[str]]:
+    """Save with the defaults; load with other settings, and take a step."""
+
+    def one(**settings: Any) -> tuple[nn.Module, gaussiank.Compression]:
+        torch.manual_seed(0)
+        model = DistributedDataParallel(nn.Linear(50, 60))
+        return model, gaussiank.compress(model, **{"density": 0.01, **settings})
+
+    def step(model: nn.Module) -> None:
+        model(torch.randn(4, 50, generator=torch.Generator().manual_seed(rank))).square().sum().backward()
+
+    model, compression = one()
+    for _ in range(3):
+        step(model)
+    state, same_residuals, messages = compression.state_dict(), [], []
+    for settings in OTHER:
+        model, compression = one(**settings)
+        compression.load_state_dict(state)
+        found = compression.state_dict()
+        same_residuals.append(same(found["feedback"], state["feedback"]) and found["step"] == 3)
+        step(model)
+        assert compression.step == 4
+    for settings in REFUSED:
+        _, compression = one(**settings)
+        messages.append(refusal(lambda compression=compression: compression.load_state_dict(state), compression))
+    return same_residuals, messages
+
+
+def test_what_may_change_between_save_and_load_is_what_the_docs_say(two_workers: Any) -> None:
+    for same_residuals, (momentum, precondition) in two_workers.run(loaded_by_others):
+        assert same_residuals == [True] * len(OTHER)
+        assert "ValueError: state must fit the momentum correction, got a state that has no velocity" in momentum
+        assert (
+            precondition.startswith("ValueError: state must be of a run with precondition") or "moments" in precondition
+        )
