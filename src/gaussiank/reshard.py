@@ -144,7 +144,12 @@ def _scaled_sums(
     """Add up what each part holds of each parameter; a part that never saw a parameter holds zeros of it."""
     sums: dict[str, Tensor] = {}
     for name in parameters:
-        held = [part[name] for part in parts if name in part]
+        held = [_wide(part[name]) for part in parts if name in part]
         if held:
             sums[name] = torch.stack(held).sum(0) * factor if len(held) > 1 else held[0] * factor
     return sums
+
+
+def _wide(vector: Tensor) -> Tensor:
+    """Return a residual in 32 bits at least: of 16, a sum would be rounded, and not at random."""
+    return vector.to(torch.promote_types(vector.dtype, torch.float32))

@@ -4,13 +4,15 @@ A step is a transaction. ``take`` writes the new residuals beside the old ones; 
 every mean of the step arrived, was finite, and was used by an optimizer, as far as torch shows that (``usage``), and
 forgets them otherwise. So an overflow under mixed precision, a step that raised or that the loop skipped, or a dead
 peer leaves each residual as it was. A mean that no optimizer has used yet and that still lies in ``grad`` stays open:
-the next backward, which adds to it, goes on from there. The price is a second buffer of the residual's size.
+the next backward, which adds to it, goes on from there. The price is a second buffer of the residual's size: what would
+put one buffer back is the gradient, which the mean has overwritten. Both buffers in 16 bits take what one does in 32.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -73,6 +75,7 @@ class ResidualBuffers:
         next_velocity: ``[numel]`` likewise.
         clean: whether the residual is known to be all zeros.
         open: whether ``next_residual`` holds a step that is neither committed nor forgotten.
+        turn: what the next rounding to 16 bits draws by.
     """
 
     layout: Layout
@@ -82,16 +85,44 @@ class ResidualBuffers:
     next_velocity: Tensor | None
     clean: bool = True
     open: bool = False
+    turn: int = 0
     _spare: tuple[Tensor, Tensor | None] | None = None
 
     @classmethod
-    def of_zeros(cls, layout: Layout, dtype: torch.dtype, device: torch.device, *, moving: bool) -> ResidualBuffers:
-        """Make the part of a layout without any residual yet; ``moving``: with a velocity."""
+    def of_zeros(
+        cls, layout: Layout, dtype: torch.dtype, device: torch.device, *, velocity: torch.dtype | None
+    ) -> ResidualBuffers:
+        """Make the part of a layout without any residual yet; with a velocity of another dtype if one is given."""
 
-        def zeros() -> Tensor:
+        def zeros(dtype: torch.dtype) -> Tensor:
             return ops.residual_buffer(layout.numel, dtype, device)
 
-        return cls(layout, zeros(), zeros() if moving else None, zeros(), zeros() if moving else None)
+        moving = None if velocity is None else (zeros(velocity), zeros(velocity))
+        return cls(layout, zeros(dtype), moving and moving[0], zeros(dtype), moving and moving[1])
+
+    @property
+    def narrow(self) -> bool:
+        """Whether the residual has 16 bits."""
+        return self.residual.dtype is torch.bfloat16
+
+    def keep(self, accumulated: Tensor) -> None:
+        """Write what is left of an accumulated vector to ``next_residual``, in 16 bits."""
+        ops.round_randomly(accumulated, self.next_residual, self._turned())
+
+    def add(self, rest: SparseGradient | Tensor) -> None:
+        """Add to ``next_residual``."""
+        if isinstance(rest, Tensor):
+            ops.add_randomly(self.next_residual, rest, self._turned()) if self.narrow else self.next_residual.add_(rest)
+        elif self.narrow:
+            held = self.next_residual[rest.indices]
+            ops.add_randomly(held, rest.values, self._turned())
+            self.next_residual[rest.indices] = held
+        else:
+            self.next_residual.index_add_(0, rest.indices, rest.values)
+
+    def _turned(self) -> int:
+        self.turn += 1
+        return self.turn
 
     def begin(self) -> tuple[Tensor, Tensor | None]:
         """Open a step; returns the residual and velocity that it starts from: an open step's, or the committed ones."""
@@ -155,11 +186,16 @@ class ErrorFeedback:
     in the gradient's place; with a decay, for ``decay * residual_before``). Residuals are float32 (float64 for float64
     gradients), lie in bucket order, and move when the order changes.
 
+    Attributes:
+        turn: number of the step, of this worker; what rounding to 16 bits draws by.
+
     Args:
         parameters: name -> shape of every parameter that may come, or its numel.
         momentum: momentum correction, or None.
         world_size: number of workers; scales the clipping norm.
         use: tells whether optimizers have used the means; without it every mean counts as used.
+        dtype: ``torch.bfloat16`` for residuals of 16 bits, each rounded at random in every step so that nothing is lost
+            on average; None for float32, or float64 for float64 gradients, of which nothing is lost.
         decay: what a residual is multiplied by, in float32, before a gradient joins it; below 1 it forgets.
         follower: told of every layout whose step is committed or forgotten, or None.
 
@@ -181,6 +217,7 @@ class ErrorFeedback:
         momentum: MomentumCorrection | None = None,
         world_size: int = 1,
         use: OptimizerUse | None = None,
+        dtype: torch.dtype | None = None,
         decay: float = 1.0,
         follower: Follower | None = None,
     ) -> None:
@@ -191,7 +228,9 @@ class ErrorFeedback:
         self._momentum = momentum
         self._world_size = world_size
         self._use = use
+        self._dtype = dtype
         self._decay = decay
+        self.turn = 0
         self._follower = follower
         self._open_parts: list[ResidualBuffers] = []
         self._parts: dict[Layout, ResidualBuffers] = {}
@@ -207,7 +246,7 @@ class ErrorFeedback:
 
         Args:
             layout: what lies in ``grad``.
-            grad: ``[numel]`` local gradient. Not modified.
+            grad: ``[numel]`` local gradient. Not modified, unless residuals have 16 bits: then used for the sum.
             select: chooses from the accumulated vector; what it returns counts as sent.
             held: places of parameters that got no gradient: nothing of them is sent, their residual stays.
             fused: does all three at once; used instead of ``select`` where nothing else has to happen between adding
@@ -222,14 +261,16 @@ class ErrorFeedback:
         part, residual, velocity = self._open(layout, grad)
         addend = grad if velocity is None else self._advance(part, velocity, grad)
         held = tuple(held)
-        if fused and not held:
+        if fused and not held and not part.narrow:
             sparse = fused(addend, residual, part.next_residual)
         else:
-            accumulated = ops.accumulate(residual, addend, out=part.next_residual)
+            accumulated = self._accumulate(part, residual, addend, grad)
             for place in held:
                 accumulated[place] = 0
             sparse = select(accumulated)
             accumulated[sparse.indices] = 0
+            if part.narrow:
+                part.keep(accumulated)
         if part.next_velocity is not None and self._momentum is not None and self._momentum.masking:
             part.next_velocity[sparse.indices] = 0
         if held:
@@ -260,27 +301,30 @@ class ErrorFeedback:
             return False
         part, residual, velocity = self._open(layout, grad)
         addend, held = grad if velocity is None else self._advance(part, velocity, grad), tuple(held)
-        accumulated = ops.accumulate(residual, addend, out=part.next_residual)
-        for place in held:
-            accumulated[place] = grad[place]
-        grad.copy_(accumulated)
-        accumulated.sub_(grad)
+        kept = [grad[place].clone() for place in held]
+        accumulated = self._accumulate(part, residual, addend, grad)
+        for place, one in zip(held, kept, strict=True):
+            accumulated[place] = one
+        if accumulated is grad:
+            part.next_residual.zero_()
+        else:
+            grad.copy_(accumulated)
+            accumulated.sub_(grad)
+            if part.narrow:
+                part.keep(accumulated)
         self._hold(part, residual, velocity, held)
         part.clean = not held and grad.dtype == accumulated.dtype
         return True
 
     def put_back(self, layout: Layout, rest: SparseGradient | Tensor) -> None:
         """Put back what was taken but did not enter the mean: rejected entries, or a ``[numel]`` rounding error."""
-        part = self._parts[layout]
-        if isinstance(rest, SparseGradient):
-            part.next_residual.index_add_(0, rest.indices, rest.values)
-        else:
-            part.next_residual.add_(rest)
+        self._parts[layout].add(rest)
 
     def take_more(self, layout: Layout, indices: Tensor) -> Tensor:
         """Take more after ``take``: what still lies at int32 ``indices`` without repeats; it counts as sent."""
         part = self._parts[layout]
         values = part.next_residual[indices]
+        values = values.float() if part.narrow else values
         part.next_residual[indices] = 0
         if part.next_velocity is not None and self._momentum is not None and self._momentum.masking:
             part.next_velocity[indices] = 0
@@ -453,7 +497,7 @@ class ErrorFeedback:
         ops.require_vector(grad, "grad")
         if grad.numel() != layout.numel:
             raise ValueError(f"grad must fit its layout of {layout.numel} entries, got {grad.numel()}. Pass all of it.")
-        part, dtype = self._parts.get(layout), RESIDUAL_DTYPES[grad.dtype]
+        part, dtype = self._parts.get(layout), self._dtype or RESIDUAL_DTYPES[grad.dtype]
         if part is None or part.residual.device != grad.device or part.residual.dtype != dtype:
             part = self._move_in(layout, grad)
         elif part.open:
@@ -463,9 +507,17 @@ class ErrorFeedback:
         if not part.open:
             self._open_parts.append(part)
         self._step.parts.append(part)
+        part.turn = zlib.crc32(f"{layout.names[0]} {self.turn}".encode())
         residual, velocity = part.begin()
-        # a copy, so that a step which is forgotten has decayed nothing
-        return part, residual if self._decay == 1 else residual * self._decay, velocity
+        # a copy, so that a step which is forgotten has decayed nothing; of 16 bits, the sum multiplies by it
+        return part, residual if self._decay == 1 or part.narrow else residual * self._decay, velocity
+
+    def _accumulate(self, part: ResidualBuffers, residual: Tensor, addend: Tensor, grad: Tensor) -> Tensor:
+        """Return the sum of residual and addend: in ``next_residual``, or in ``grad`` where that has 16 bits."""
+        if part.narrow:
+            total = grad.to(RESIDUAL_DTYPES[grad.dtype])  # the gradient itself, where that has 32
+            return ops.add_narrow(total if addend is grad else total.copy_(addend), residual, self._decay)
+        return ops.accumulate(residual, addend, out=part.next_residual)
 
     def _go_on_or_forget(self, part: ResidualBuffers) -> None:
         """Decide on an open part, which no optimizer has used: keep it so only if its mean was still in ``grad``."""
@@ -505,8 +557,9 @@ class ErrorFeedback:
                 part.next_velocity[place] = velocity[place]
 
     def _new_part(self, layout: Layout, like: Tensor) -> ResidualBuffers:
-        moving = self._momentum is not None
-        part = ResidualBuffers.of_zeros(layout, RESIDUAL_DTYPES[like.dtype], like.device, moving=moving)
+        own = RESIDUAL_DTYPES[like.dtype]
+        velocity = None if self._momentum is None else own
+        part = ResidualBuffers.of_zeros(layout, self._dtype or own, like.device, velocity=velocity)
         self._parts[layout] = part
         self._places.update({name: (part, piece) for name, piece in layout.pieces()})
         return part

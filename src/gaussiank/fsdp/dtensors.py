@@ -58,9 +58,11 @@ def dtensors(state: Mapping[str, Any], parameters: Iterable[ShardedParameter], m
 
 
 def _held(known: Mapping[str, Tensor], one: ShardedParameter, numel: int, mesh: DeviceMesh) -> Tensor:
-    """Return what is held of a parameter, zeros where nothing is yet."""
+    """Return what is held of a parameter, zeros where nothing is yet; 32 bits at least, the same on every rank."""
     held = known.get(one.name)
-    return torch.zeros(numel, dtype=torch.float32, device=mesh.device_type) if held is None else held
+    if held is None:
+        return torch.zeros(numel, dtype=torch.float32, device=mesh.device_type)
+    return held.to(torch.promote_types(held.dtype, torch.float32))
 
 
 def _rows(one: ShardedParameter, *, whole: bool = False) -> int:

@@ -19,6 +19,7 @@ from .dispatch import (
     use_backend,
 )
 from .histogram import magnitudes
+from .narrow import add_narrow, add_randomly, round_randomly
 from .native import residual_buffer
 from .reference import Magnitudes, Moments, Taken, TakenAbove, accumulate, all_finite, nonfinite_indices
 
@@ -32,6 +33,8 @@ __all__ = [
     "accumulate",
     "accumulate_threshold",
     "accumulate_topk",
+    "add_narrow",
+    "add_randomly",
     "all_finite",
     "backends",
     "count_above",
@@ -42,6 +45,7 @@ __all__ = [
     "require_k",
     "require_vector",
     "residual_buffer",
+    "round_randomly",
     "scatter_mean",
     "select_above",
     "select_topk",

@@ -225,6 +225,7 @@ class GradientReducer:
             momentum=settings.momentum,
             world_size=self.world_size,
             use=use,
+            dtype=torch.bfloat16 if settings.narrow else None,
             decay=settings.decay,
             follower=self._rows,
         )
@@ -277,6 +278,7 @@ class GradientReducer:
         if self._in_flight:
             self._let_go()
         self._phased = False
+        self.feedback.turn = self.exchanges * self.world_size + self._rank
         if self._rows is not None:
             self._rows.begin()
         self._dense.expected, self._dense.sent = (self._dense.expected if same else []), []

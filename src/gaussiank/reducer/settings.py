@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+import torch
+
 from gaussiank.autotune import Policy
 from gaussiank.codec import Wire
 from gaussiank.collectives import EXACT, AllGather, fitting_wire, require_feedback
@@ -37,6 +39,7 @@ class Settings:
         decay: what a residual is multiplied by before a gradient joins it, in [0, 1]; at 1 nothing is forgotten.
         precondition: what a gradient is divided by before anything is selected, or None.
         caller: what the user called, for warnings.
+        residual_dtype: ``torch.bfloat16`` for residuals of 16 bits, or None.
 
     Raises:
         ValueError: what does not go together, or is out of its range.
@@ -60,6 +63,7 @@ class Settings:
     decay: float = 1.0
     precondition: AdamRows | None = None
     caller: Literal["compress", "LocalSteps"] = "compress"
+    residual_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         require_scope(self.scope)
@@ -79,6 +83,14 @@ class Settings:
         if self.precondition is not None and (self.momentum is not None or not self.compressor.keeps_rest):
             beside = "momentum" if self.momentum is not None else "a compressor without feedback"
             raise ValueError(f"precondition must be None beside {beside}, got {self.precondition}. Leave one out.")
+        if self.residual_dtype not in (None, torch.float32, torch.bfloat16):
+            raise ValueError(
+                f"residual_dtype must be torch.float32 or torch.bfloat16, got {self.residual_dtype}. Leave it out."
+            )
+        if self.narrow and not self.compressor.keeps_rest:
+            raise ValueError(
+                "residual_dtype must be None for a compressor without feedback, got bfloat16. Leave it out."
+            )
         if self.timeout_s is not None and not 0 < self.timeout_s <= _YEAR_S:
             raise ValueError(
                 f"timeout_s must be above 0 and at most {_YEAR_S:.0f}, a year, got {self.timeout_s}. "
@@ -88,6 +100,11 @@ class Settings:
             raise ValueError(f"decay must be in [0, 1], got {self.decay}. 1 forgets nothing.")
         require_feedback(self.collective, self.compressor)
         fitting_wire(self.wire, self.compressor, self.collective)
+
+    @property
+    def narrow(self) -> bool:
+        """Whether residuals have 16 bits."""
+        return self.residual_dtype is torch.bfloat16
 
     @property
     def fitting_wire(self) -> Wire:
@@ -108,6 +125,7 @@ class Settings:
             "timeout_s": self.timeout_s,
             **({} if self.decay == 1 else {"decay": self.decay}),
             **({} if self.precondition is None else {"precondition": self.precondition}),
+            **({"residual_dtype": self.residual_dtype} if self.narrow else {}),
         }
 
 
