@@ -111,7 +111,7 @@ def peak_bytes(step: Callable[[], None]) -> tuple[int, int]:
     """Return the largest sum of what torch's allocator has handed out in a step, and the largest piece of it."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         step()
-    kineto: Any = recorded.profiler.kineto_results  # type: ignore[union-attr]
+    kineto: Any = recorded.profiler.kineto_results
     events = [one for one in kineto.events() if one.name() == "[memory]"]
     now = peak = largest = 0
     for one in sorted(events, key=lambda one: one.start_ns()):
