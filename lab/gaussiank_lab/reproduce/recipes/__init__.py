@@ -1,4 +1,4 @@
-"""The recipes: one a file, one line each in the table."""
+"""The recipes: one a file, or two of one comparison, and one line each in the table."""
 
 from gaussiank_lab.reproduce.recipe import Recipe
 
@@ -6,9 +6,8 @@ from .accuracy_bytes import ACCURACY_BYTES
 from .accuracy_table import ACCURACY_TABLE
 from .batch_size import BATCH_SIZE
 from .bounds import BOUNDS_REAL, BOUNDS_SYNTHETIC
-from .convergence import CONVERGENCE
+from .convergence import CONVERGENCE, GAUSSIANK_CONVERGENCE
 from .distributions import HISTOGRAMS, PI_SQUARED
-from .gaussiank_convergence import GAUSSIANK_CONVERGENCE
 from .iteration_time import ITERATION_TIME
 from .kept import KEPT
 from .operator_time import OPERATOR_TIME
