@@ -88,7 +88,8 @@ def compress(
             no indices with ``allgather`` and ``leader``, whatever the index code.
         timeout_s: seconds after which an exchange fails that a worker did not answer, above 0; larger than any pause
             that one worker takes alone between two backwards, for an evaluation or a checkpoint. The default is the
-            process group's own, for which DDP itself waits (in the first two steps whatever is set here).
+            process group's own, for which DDP itself waits (in the first two steps whatever is set here). On an
+            accelerator no other is taken: messages go over that group.
         recorder: an ``Observer`` of gradients, residuals and selections, ``gaussiank_lab.Recorder`` for example.
             It changes nothing.
 

@@ -160,7 +160,7 @@ class Executor:
         Returns:
             A future of ``vector``, with errors as those of ``submit``.
         """
-        mean = _Mean(self, label, vector, vector, arrived, time.perf_counter())
+        mean = _Average(self, label, vector, vector, arrived, time.perf_counter())
         vector.div_(self._world_size)
         if dtype is not None:
             mean.sent = vector.to(dtype)
@@ -224,7 +224,7 @@ class _Task:
 
 
 @dataclass(eq=False)
-class _Mean:
+class _Average:
     """One dense vector on its way; ``sent`` is itself, or what it is rounded to."""
 
     executor: Executor

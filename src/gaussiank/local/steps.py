@@ -93,7 +93,8 @@ class LocalSteps:
         residual_dtype: ``torch.bfloat16`` halves what residuals take between rounds, and loses what that rounds off.
         offload: ``cpu`` to keep agreed weights and residuals in the memory of the host between rounds.
         group: process group, or None for the default one.
-        timeout_s: seconds after which an exchange fails that a worker did not answer; None for the group's own.
+        timeout_s: seconds after which an exchange fails that a worker did not answer; None for the group's own, the
+            only one that an accelerator takes.
 
     Attributes:
         outer_optimizer: steps the agreed weights; for a scheduler of its learning rate.
