@@ -15,7 +15,7 @@ from gaussiank import ops
 from gaussiank_lab.cli import main
 from gaussiank_lab.gpu_check import parts
 from gaussiank_lab.gpu_check import run as runner
-from gaussiank_lab.gpu_check.parts import PARTS, Answer, Part
+from gaussiank_lab.gpu_check.parts import PARTS, Answer, Check
 
 CPU = torch.device("cpu")
 
@@ -76,7 +76,7 @@ def test_it_writes_a_file_and_a_page(tmp_path: Path) -> None:
 
 
 def test_what_ends_or_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    nowhere = Part("nowhere", "?", 60, lambda device: Answer(None, ""))
+    nowhere = Check("nowhere", "?", 60, lambda device: Answer(None, ""))
     ended, _ = runner.answered(nowhere, "cpu", 60)
     assert (ended.passed, ended.said) == (False, "ended with status 1: StopIteration")
     late, _ = runner.answered(nowhere, "cpu", 0.0)

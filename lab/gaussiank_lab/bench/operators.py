@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 
 from gaussiank import ops
 from gaussiank.compressors import COMPRESSORS, Compressor, SelectContext, SIDCo
+from gaussiank.ops import Taken
 
 
 class Switch:
@@ -271,13 +272,6 @@ SETTLE_TURNS = 30  # after these SIDCo's controller has found its stages: it mov
 SETTLE_ENTRIES = 1_000_000
 
 
-class Taken(NamedTuple):
-    """What an operator sends; it has removed it from the residual."""
-
-    indices: Tensor
-    values: Tensor
-
-
 @dataclass(eq=False)
 class Operator(ABC):
     """Add the gradient to the residual in place, choose, and remove what was chosen.
@@ -338,7 +332,7 @@ class Ours(Operator):
         taken = self.compressor.take(grad, residual, residual, k, context)
         if taken is not None:
             self.hint = taken.hint
-            return Taken(taken.indices, taken.values)
+            return taken
         ops.accumulate(residual, grad, out=residual)
         indices, self.hint = self.compressor.select(residual, k, context)
         values = residual[indices]

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from gaussiank import ops
+from gaussiank.ops import Taken
 from gaussiank.sparse import MAX_NUMEL
 from gaussiank_lab.bench.measure import Case, interleave, ratios, spread
-from gaussiank_lab.bench.operators import LAWS, Operator, Switch, Taken, Vectors, operator_names, operators
+from gaussiank_lab.bench.operators import LAWS, Operator, Switch, Vectors, operator_names, operators
 from gaussiank_lab.bench.rows import Row
 from gaussiank_lab.machine import origin
 

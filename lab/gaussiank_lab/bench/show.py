@@ -25,7 +25,7 @@ from gaussiank_lab.report.summary import MISSING
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 
 
-class Note(Protocol):
+class Tick(Protocol):
     """Says what is measured now, and how much of the whole is done since the last note."""
 
     def __call__(self, text: str, advance: float = 0.0) -> None:
@@ -42,7 +42,7 @@ def run_ops(config: OpsConfig, out: Path) -> int:
     require_memory(config)
     console = Console()
 
-    def measure(note: Note) -> Iterator[list[Row]]:
+    def measure(note: Tick) -> Iterator[list[Row]]:
         def on_round(setting: Setting) -> None:
             note(str(setting), 1 / (config.rounds(setting.numel) + 1))
 
@@ -76,7 +76,7 @@ def run_net(config: NetConfig, out: Path) -> int:
         console.print(refused, highlight=False, markup=False)
     settings = len(config.models) * len(config.rates) * len(config.workers)
 
-    def measure(note: Note) -> Iterator[list[Row]]:
+    def measure(note: Tick) -> Iterator[list[Row]]:
         console.print(
             f"Measuring {len(config.methods)} methods in {settings} setting{'s' * (settings > 1)}.\n", highlight=False
         )
@@ -128,7 +128,7 @@ def _checked(
     console: Console,
     out: Path,
     targets: Mapping[str, Target],
-    check: Callable[[Note], Iterator[Row]],
+    check: Callable[[Tick], Iterator[Row]],
     total: float | None = None,
 ) -> int:
     """Run a check and show its table."""
@@ -140,7 +140,7 @@ def _checked(
 
 
 def _written(
-    console: Console, out: Path, measure: Callable[[Note], Iterator[list[Row]]], total: float | None = None
+    console: Console, out: Path, measure: Callable[[Tick], Iterator[list[Row]]], total: float | None = None
 ) -> tuple[int, RowWriter]:
     """Write the rows as they are measured; returns 0, or 130 after Ctrl-C, and the writer."""
     with _ending_in_order(), RowWriter(out) as writer, _progress(console, total) as note:
@@ -179,7 +179,7 @@ def _say_where(console: Console, paths: Sequence[Path]) -> None:
 
 
 @contextmanager
-def _progress(console: Console, total: float | None) -> Iterator[Note]:
+def _progress(console: Console, total: float | None) -> Iterator[Tick]:
     """Show what is measured, on a terminal; a bar that pulses where the whole is unknown."""
     progress = Progress(
         TextColumn("{task.fields[now]}"),

@@ -19,7 +19,7 @@ from gaussiank_lab.sim import (
     Method,
     Scenario,
     Spread,
-    Wire,
+    WireSize,
     Workload,
     fixed_bits,
     simulate,
@@ -47,13 +47,13 @@ def rice_bits(density: float) -> float:
 
 RICE = Curve.of((rho, rice_bits(rho)) for rho in MEASURED_DENSITIES)
 
-WIRES: dict[str, Wire] = {
+WIRES: dict[str, WireSize] = {
     wire.name: wire
     for wire in (
         RAW,
-        Wire("rice+bf16", 16, RICE, COMPACT_HEADER_BYTES),
-        Wire("rice+bf16-rice", MAGNITUDE_BITS, RICE, COMPACT_HEADER_BYTES + MAGNITUDES_HEADER_BYTES, 16),
-        Wire("chunks+bf16", 16, fixed_bits(16.2), COMPACT_HEADER_BYTES),
+        WireSize("rice+bf16", 16, RICE, COMPACT_HEADER_BYTES),
+        WireSize("rice+bf16-rice", MAGNITUDE_BITS, RICE, COMPACT_HEADER_BYTES + MAGNITUDES_HEADER_BYTES, 16),
+        WireSize("chunks+bf16", 16, fixed_bits(16.2), COMPACT_HEADER_BYTES),
     )
 }
 """Name, as the codec takes it -> bits. ``rice`` is packed on a CPU; ``chunks``, 16-bit offsets, on a GPU too."""

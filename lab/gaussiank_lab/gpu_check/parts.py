@@ -59,7 +59,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Part:
+class Check:
     """A question.
 
     Args:
@@ -576,13 +576,13 @@ def _captured(once: Callable[[], None], device: torch.device) -> Callable[[], No
 
 
 PARTS = (
-    Part("order", "Does anything read memory that was let go, or before it is there?", 60, order),
-    Part("fault", "Would that have been seen?", 30, fault),
-    Part("bits", "Do all ops and wires give the bits of the CPU?", 100, bits),
-    Part("waits", "Does the host wait for the device only where the docs say so?", 60, waits),
-    Part("speed", "How fast are the ops, against this card's memory and torch.topk?", 90, speed),
-    Part("nccl", "What does a bucket cost with one worker, and as of 8 and 64?", 80, nccl),
-    Part("two_ranks", "Do all collectives agree between two ranks on NCCL?", 60, two_ranks),
-    Part("graph", "Can selection and mean be captured in a CUDA graph?", 30, graph),
+    Check("order", "Does anything read memory that was let go, or before it is there?", 60, order),
+    Check("fault", "Would that have been seen?", 30, fault),
+    Check("bits", "Do all ops and wires give the bits of the CPU?", 100, bits),
+    Check("waits", "Does the host wait for the device only where the docs say so?", 60, waits),
+    Check("speed", "How fast are the ops, against this card's memory and torch.topk?", 90, speed),
+    Check("nccl", "What does a bucket cost with one worker, and as of 8 and 64?", 80, nccl),
+    Check("two_ranks", "Do all collectives agree between two ranks on NCCL?", 60, two_ranks),
+    Check("graph", "Can selection and mean be captured in a CUDA graph?", 30, graph),
 )
 """In order of their worth, as long as there is time; each in a process of its own."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from gaussiank_lab.gpu_check.parts import PARTS, Answer, Part, kernels_of
+from gaussiank_lab.gpu_check.parts import PARTS, Answer, Check, kernels_of
 from gaussiank_lab.machine import origin
 from gaussiank_lab.outputs import write_whole
 
@@ -73,7 +73,7 @@ def run(out: Path, parts: Sequence[str] = (), device: str = "cuda", tell: Callab
     return int(any(part["passed"] is False for part in found["parts"]))
 
 
-def answered(part: Part, device: str, limit_s: float) -> tuple[Answer, float]:
+def answered(part: Check, device: str, limit_s: float) -> tuple[Answer, float]:
     """Run a part in a process of its own: an error on a GPU leaves nothing that another part could use."""
     if limit_s <= 5:
         return Answer(None, "not begun: the nine minutes were over"), 0.0

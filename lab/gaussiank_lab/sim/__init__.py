@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from gaussiank.cost import ring_bytes
-from gaussiank_lab.sim.curve import Curve, Overlap, Wire, fixed_bits
-from gaussiank_lab.sim.prediction import LocalSteps, Prediction, local_steps, predict, summarise
+from gaussiank_lab.sim.curve import Curve, Overlap, WireSize, fixed_bits
+from gaussiank_lab.sim.prediction import LocalRound, Prediction, local_steps, predict, summarise
 from gaussiank_lab.sim.timeline import Event, Scenario, Timeline, chrome_trace, chrome_trace_text, events, simulate
 from gaussiank_lab.sim.topology import (
     ALGORITHMS,
@@ -41,7 +41,7 @@ __all__ = [
     "Level",
     "Link",
     "Load",
-    "LocalSteps",
+    "LocalRound",
     "Method",
     "Overlap",
     "Prediction",
@@ -49,7 +49,7 @@ __all__ = [
     "Spread",
     "Tier",
     "Timeline",
-    "Wire",
+    "WireSize",
     "Workload",
     "all_gather_s",
     "all_reduce_s",

@@ -9,7 +9,7 @@ from functools import partial
 from typing import NamedTuple
 
 from gaussiank import cost
-from gaussiank_lab.sim.curve import Overlap, Wire
+from gaussiank_lab.sim.curve import Overlap, WireSize
 from gaussiank_lab.sim.topology import Cluster
 
 from .operations import (
@@ -54,7 +54,7 @@ class Load:
 
     numel: int
     room: float
-    wire: Wire
+    wire: WireSize
     overlap: Overlap = field(default_factory=Overlap)
 
     @property

@@ -145,7 +145,7 @@ class Overlap:
 
 
 @dataclass(frozen=True)
-class Wire:
+class WireSize:
     """Say how many bits an entry has on the wire; the numbers come from the real codec, which is not imported here.
 
     Args:
@@ -156,7 +156,7 @@ class Wire:
         header_bytes: of a payload.
 
     Example:
-        >>> raw = Wire("raw+fp32", 32, Curve.of([(1e-6, 32), (1, 32)]), header_bytes=20)
+        >>> raw = WireSize("raw+fp32", 32, Curve.of([(1e-6, 32), (1, 32)]), header_bytes=20)
         >>> raw.payload_bytes(1000, 10**6)
         8020.0
     """
@@ -171,11 +171,11 @@ class Wire:
         require_at_least(f"value_bits of wire {self.name}", self.value_bits, 0, "32 for float32.")
         require_at_least(f"header_bytes of wire {self.name}", self.header_bytes, 0, "20 for ours.")
 
-    def fixed(self) -> Wire:
+    def fixed(self) -> WireSize:
         """Return the wire of messages that have room for any values.
 
         Example:
-            >>> Wire("w", 7, fixed_bits(12), fixed_value_bits=16).fixed().payload_bytes(8, 100)
+            >>> WireSize("w", 7, fixed_bits(12), fixed_value_bits=16).fixed().payload_bytes(8, 100)
             48.0
         """
         return self if self.fixed_value_bits is None else replace(self, value_bits=self.fixed_value_bits)

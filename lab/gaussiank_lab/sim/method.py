@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from gaussiank_lab.sim.curve import Overlap, Wire, fixed_bits
+from gaussiank_lab.sim.curve import Overlap, WireSize, fixed_bits
 from gaussiank_lab.sim.topology import Cluster, Device
 
 from .collectives import COLLECTIVES, Load, dense
 
-RAW = Wire("raw+fp32", 32, fixed_bits(32), header_bytes=20)
+RAW = WireSize("raw+fp32", 32, fixed_bits(32), header_bytes=20)
 
 
 class Journey(NamedTuple):
@@ -50,7 +50,7 @@ class Method:
     name: str
     compressor: str = "topk"
     density: float = 0.001
-    wire: Wire = field(default=RAW)
+    wire: WireSize = field(default=RAW)
     collective: str = "allgather"
     scope: str = "bucket"
     value_bytes: int = 4

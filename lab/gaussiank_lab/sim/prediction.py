@@ -98,7 +98,7 @@ def _vectors(timeline: Timeline) -> list[int]:
     return [bucket.numel for bucket in workload.buckets]
 
 
-class LocalSteps(NamedTuple):
+class LocalRound(NamedTuple):
     """What a round of local steps costs.
 
     Attributes:
@@ -118,7 +118,7 @@ class LocalSteps(NamedTuple):
 
 def local_steps(
     scenario: Scenario, method: Method, workers: int, every: int, *, rounds: int = 8, seed: int = 0
-) -> LocalSteps:
+) -> LocalRound:
     """Cost rounds of ``every`` steps without communication and one exchange of the whole model.
 
     Jitter averages out within a round, so that more local steps also wait less for the slowest worker; a straggler
@@ -148,4 +148,4 @@ def local_steps(
     journey = method.journey(workload.numel, scenario.device, scenario.cluster, workers, scenario.overlap)
     exchange_s = journey.prepare_s + journey.network_s + journey.finish_s
     step_s = compute_s + exchange_s / every
-    return LocalSteps(step_s, compute_s, exchange_s, journey.sent_bytes, workload.alone_s / step_s)
+    return LocalRound(step_s, compute_s, exchange_s, journey.sent_bytes, workload.alone_s / step_s)
