@@ -50,6 +50,18 @@ def test_setting_repeats_what_was_measured(tmp_path: Path) -> None:
     assert simulate(setting.scenario, Method("topk"), 64).step_s > setting.scenario.workload.alone_s
 
 
+@each(("name", "encodes"), [("allgather", False), ("split", True), ("tree", True), ("leader", True)])
+def test_what_an_exchange_encodes_is_counted_once(tmp_path: Path, name: str, encodes: bool) -> None:
+    write_probe(tmp_path / "probe.json", replace(PROBE, exchanges={name: ((61_706.0, 0.025),)}))
+    one = resolve(None, tmp_path / "probe.json", None)
+    method = Method("m", "topk", MEASURED_DENSITY, WIRES[compact_wire(accelerator=False)], name)
+    journey = method.journey(61_706, one.scenario.device, one.scenario.cluster, 4, one.scenario.overlap)
+    selected_s = one.scenario.device.select_s("topk", 61_706)
+    assert journey.prepare_s > selected_s
+    begun_s = selected_s if encodes else journey.prepare_s
+    assert journey.prepare_s + journey.network_s + journey.finish_s == pytest.approx(begun_s + 0.025)
+
+
 def test_an_exchange_takes_what_it_was_measured_to_take(tmp_path: Path) -> None:
     write_probe(tmp_path / "probe.json", replace(PROBE, exchanges={"allgather": ((61_706.0, 0.025),)}))
     slow, quick = resolve(None, tmp_path / "probe.json", None), PROBE.setting("quick")
