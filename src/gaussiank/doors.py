@@ -56,8 +56,8 @@ def compress(
             be wrapped in ``torch.compile`` already. Or one of ``fully_shard(..., mesh=mesh["shard"])``: gradients are
             dense within its shard group, and sparse between replicas.
         density: share of entries to send, in (0, 1], or a schedule of it; a larger one sends more and delays less.
-        mesh: for a model of ``fully_shard`` alone: the ``DeviceMesh`` of all workers, with the dimensions ``replicate``
-            and ``shard``.
+        mesh: for a model of ``fully_shard`` alone: the ``DeviceMesh`` of all workers, with two dimensions, replicas and
+            then shards, by whatever names.
         compressor: which entries: a name, ``name:field=value``, or a compressor. The default is exact Top_k.
         scope: where k is counted: on each ``bucket`` (of DDP, or FSDP module), on each parameter (``layer``), or on the
             whole ``model`` (the paper's setting; waits for the end of backward).

@@ -101,7 +101,7 @@ def test_what_is_no_model_of_shards_is_refused(mesh: DeviceMesh) -> None:
 
 def test_meshes_without_both_dimensions_are_refused(mesh: DeviceMesh) -> None:
     flat = init_device_mesh("cpu", (1,), mesh_dim_names=("shard",))
-    with pytest.raises(ValueError, match=r"^mesh must have the dimensions replicate and shard, in this order, got "):
+    with pytest.raises(ValueError, match=r"^mesh must have two dimensions, replicas and then shards, got "):
         gaussiank.compress(two(flat), mesh=flat)
 
 

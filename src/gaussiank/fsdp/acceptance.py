@@ -18,7 +18,6 @@ from gaussiank.sparse import MAX_NUMEL
 
 from .shard import ModuleShard
 
-DIMENSIONS = ("replicate", "shard")
 _HOW = 'mesh = init_device_mesh(device, (replicas, shards), mesh_dim_names=("replicate", "shard"))'
 _WRAP = 'Write fully_shard(module, mesh=mesh["shard"]) for each module and for the model.'
 _WRAPPED_NAMES = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
@@ -35,10 +34,9 @@ def require_mesh(mesh: object) -> DeviceMesh:
             f"mesh must be the DeviceMesh with the dimensions replicate and shard for a model of fully_shard, got "
             f'{mesh!r}. Write {_HOW}, shard over mesh["shard"], and give mesh=mesh.'
         )
-    if mesh.mesh_dim_names != DIMENSIONS:
+    if mesh.mesh_dim_names is None or mesh.ndim != 2:
         raise ValueError(
-            f"mesh must have the dimensions replicate and shard, in this order, got {mesh.mesh_dim_names}. "
-            f"Write {_HOW}."
+            f"mesh must have two dimensions, replicas and then shards, got {mesh.mesh_dim_names}. Write {_HOW}."
         )
     if mesh.size() != dist.get_world_size():
         raise ValueError(
@@ -195,10 +193,11 @@ def _require_sharded_over(mesh: DeviceMesh, path: str, module: FSDPModule) -> No
                 f'module {name!r} must be sharded over mesh["shard"] alone, got a mesh with replicas, over which torch '
                 f"sends dense gradients itself. {_WRAP}"
             )
-        own, wanted = (dist.get_process_group_ranks(one) for one in (info.shard_process_group, mesh.get_group("shard")))
+        own, wanted = (dist.get_process_group_ranks(one) for one in (info.shard_process_group, mesh.get_group(1)))
         if own != wanted:
             raise ValueError(
-                f'module {name!r} must be sharded over mesh["shard"], ranks {wanted}, got ranks {own}. {_WRAP}'
+                f"module {name!r} must be sharded over the mesh's second dimension, ranks {wanted}, got ranks {own}. "
+                f"{_WRAP}"
             )
         if group._all_reduce_hook is not None:
             raise RuntimeError(

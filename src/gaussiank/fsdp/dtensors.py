@@ -103,7 +103,7 @@ def state_of(
     kinds = ("residual", "velocity") if moving else ("residual",)
     moments = [kind for kind in ("moment", "weight") if any(name.startswith(f"{PREFIX}/{kind}/") for name in found)]
     parameters = [one for one in parameters if one.numel]
-    rank, replicas = mesh.get_local_rank("replicate"), mesh.size(0)
+    rank, replicas = mesh.get_local_rank(0), mesh.size(0)
     states = [
         {
             "format": 1,
@@ -150,7 +150,7 @@ def _shards(
                 "checkpoint of this model."
             )
         start = [0] * len(shape)
-        start[one.dim] = _span(one.parameter.shape[one.dim], mesh.size(1), mesh.get_local_rank("shard"))[0]
+        start[one.dim] = _span(one.parameter.shape[one.dim], mesh.size(1), mesh.get_local_rank(1))[0]
         held[one.name] = entry.region((source, *start), (1, *shape)).flatten()
     return held
 
@@ -159,7 +159,7 @@ def _moments(
     found: Mapping[str, Entry], kind: str, parameters: Iterable[ShardedParameter], mesh: DeviceMesh
 ) -> dict[str, Tensor]:
     """Read second moments of this rank's rows, or of the columns that it has now, weighted by whose they were."""
-    held, shards, rank = {}, mesh.size(1), mesh.get_local_rank("shard")
+    held, shards, rank = {}, mesh.size(1), mesh.get_local_rank(1)
     for one in parameters:
         if (entry := found.get(f"{PREFIX}/{kind}/{one.name}")) is None:
             continue

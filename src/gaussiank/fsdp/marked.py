@@ -37,7 +37,8 @@ def require_known_order(mesh: DeviceMesh) -> None:
         mark = torch.arange(start, start + torch.Size(shape).numel(), dtype=torch.float32, device=device)
         marks.append(mark.view(shape))
         start += mark.numel()
-    model: Any = fully_shard(Marked(device), mesh=mesh["shard"])
+    assert mesh.mesh_dim_names is not None
+    model: Any = fully_shard(Marked(device), mesh=mesh[mesh.mesh_dim_names[1]])
     (group,) = model._get_fsdp_state()._fsdp_param_groups
     shard = ModuleShard("", model, group, {id(one): name for name, one in model.named_parameters()})
     seen: list[bool] = []
@@ -46,7 +47,7 @@ def require_known_order(mesh: DeviceMesh) -> None:
         plan = shard.plan(vector.numel())
         for (one, piece), mark in zip(plan.pieces(plan.gradient(vector)), marks, strict=True):
             rows = -(-len(mark) // mesh.size(1))
-            own = mark[rows * mesh.get_local_rank("shard") :][:rows]
+            own = mark[rows * mesh.get_local_rank(1) :][:rows]
             seen.append(one.numel == own.numel() and torch.equal(piece, own.flatten()))
 
     model.set_all_reduce_hook(look)

@@ -44,7 +44,7 @@ class FSDPDoor:
         self._mesh = require_mesh(mesh)
         self._model = getattr(model, "_orig_mod", model)
         self._shards = sharded_modules(self._model, self._mesh)
-        self.group: dist.ProcessGroup = self._mesh.get_group("replicate")
+        self.group: dist.ProcessGroup = self._mesh.get_group(0)
         held = [(shard, one) for shard in self._shards for one in shard.parameters]
         self.parameters = [one.parameter for _, one in held]
         self.gradients = [

@@ -68,7 +68,7 @@ class FSDPCompression(Compression):
             modules=[(shard.path, [one.name for one in shard.parameters]) for shard in shards],
         )
         require_known_order(mesh)
-        self._replicas, self._shards_group = mesh.get_group("replicate"), mesh.get_group("shard")
+        self._replicas, self._shards_group = mesh.get_group(0), mesh.get_group(1)
         self._clip = settings.clip and ShardedClip(settings.clip, self._shards_group)
         self._reducer = GradientReducer(
             {name: tuple(one.local.shape) for name, one in parameters.items()},
