@@ -71,8 +71,10 @@ def main() -> None:
     for block in model.blocks:
         fully_shard(block, mesh=mesh["shard"])  # * mesh alone, in plain HSDP
     fully_shard(model, mesh=mesh["shard"])  # *
-    compression = gaussiank.compress(model, chosen.density, mesh=mesh, clip_norm=1.0)  # *
-    optimizer = torch.optim.AdamW(model.parameters(), lr=chosen.lr, betas=(0.0, 0.999))  # * no momentum
+    compression = gaussiank.compress(  # * clips, and divides as AdamW does, before anything is selected
+        model, chosen.density, mesh=mesh, scope="layer", clip_norm=1.0, precondition=gaussiank.AdamRows()
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=chosen.lr, weight_decay=0.1)  # * AdamW, in plain HSDP
 
     text, draw = corpus(), torch.Generator().manual_seed(rank)
     sent_bytes = dense_bytes = 0
