@@ -59,14 +59,14 @@ WAITS = {
     # compares a draw that is not sent with what it stands for
     "randomk:shared=true": "selection.py:take packing.py:at_drawn seed.py:encode",
     # how many entries are above a threshold decides the next shape, or the next threshold
-    "dgc": "dgc.py:take reference.py:accumulate_threshold",
+    "dgc": "dgc.py:take dgc.py:select compressor.py:put_back reference.py:accumulate_threshold",
     "gaussiank": "selection.py:take gaussiank.py:_normal_fit gaussiank.py:take gaussiank.py:_bracketed"
     " reference.py:count_above reference.py:accumulate_threshold compressor.py:threshold compressor.py:put_back",
     "mstopk": "selection.py:take mstopk.py:_bounds mstopk.py:_mean mstopk.py:select",
-    "chunktopk": "selection.py:take chunktopk.py:select",
+    "chunktopk": "selection.py:take chunktopk.py:select chunktopk.py:_without_surplus",
     # no bound on the count: payloads say how long they are
     "sidco": "selection.py:take sidco.py:_exponential sidco.py:select all_gather.py:_largest all_gather.py:_padded"
-    " wire.py:decode payload.py:counts native.py:framed_sizes",
+    " packing.py:agree_on wire.py:decode payload.py:counts native.py:framed_sizes",
 }
 """Which functions wait for the device in the hook, by compressor."""
 
