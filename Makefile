@@ -3,6 +3,7 @@
 # make kills  kill a short run 100 times at random moments (COUNT=100), resume it, and compare the bits
 # make setup  only the set-up that both do first
 # make core   the library alone: install it into an empty environment, and run the core's tests there
+# make examples  every script and notebook of examples/, on two workers: about a minute
 # make docs   build the site into build/site, with warnings as errors and every link checked
 # make dist   build sdists and wheels of library and lab into dist/, check them, and install them into empty environments
 # make wheel-core  the core's tests against the wheel of make dist, with no checkout in reach (KERNELS=no: the one without)
@@ -26,7 +27,7 @@ STAMP = $(VENV)/.gaussiank-ready
 SITE = $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit lab core docs dist wheel wheel-core sanitize fuzz kills clean
+.PHONY: help setup demo test lint types unit lab core examples docs dist wheel wheel-core sanitize fuzz kills clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -74,6 +75,18 @@ core:
 	@$(CORE)/bin/python -m pip install --quiet --disable-pip-version-check -e .
 	@$(CORE)/bin/python -m pip install --quiet --disable-pip-version-check $$(grep -E "^(pytest|hypothesis)" requirements/tools.txt)
 	$(CORE)/bin/python -m pytest -p tests.alone -p no:cacheprovider --ignore tests/lab $(CORE_TESTS)
+
+# Whole programs of users, as they say of themselves; the four workers of FSDP2 stand for two nodes of two.
+TORCHRUN = OMP_NUM_THREADS=1 $(PY) -m torch.distributed.run
+
+examples: $(STAMP)
+	@for name in ddp amp adamw own_compressor own_collective; do \
+	  echo "examples/$$name.py"; $(TORCHRUN) --nproc-per-node 2 examples/$$name.py || exit 1; done
+	@rm -rf build/resume && mkdir -p build/resume; echo "examples/resume.py, on two workers, then on one"
+	@$(TORCHRUN) --nproc-per-node 2 examples/resume.py --folder build/resume --steps 100
+	@$(TORCHRUN) --nproc-per-node 1 examples/resume.py --folder build/resume --steps 200
+	@echo "examples/fsdp2_hsdp.py"; $(TORCHRUN) --nproc-per-node 4 examples/fsdp2_hsdp.py --shards 2 --steps 20
+	@echo "examples/gradients.ipynb"; OMP_NUM_THREADS=1 $(PY) scripts/run_notebook.py examples/gradients.ipynb
 
 # Sphinx lies in a folder of its own, beside the torch and the project that it reads from the usual environment.
 DOCS_TOOLS = build/docs-tools
