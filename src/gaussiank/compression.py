@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +17,8 @@ from gaussiank.comm import await_all, require_agreement, together
 from gaussiank.feedback import ErrorFeedback
 from gaussiank.metrics import Metrics, Observer
 from gaussiank.reducer import GradientReducer, Settings
+
+_LOG = logging.getLogger(__name__)
 
 
 class Compression:
@@ -88,7 +92,7 @@ class Compression:
 
     @property
     def resumed(self) -> bool:
-        """Whether a state was loaded. Without one, an optimizer that has a state already is warned of."""
+        """Whether a state was loaded, or there is none to load."""
         return self._resumed
 
     @property
@@ -106,6 +110,39 @@ class Compression:
         """The residuals, with those of the last step committed."""
         self._reducer.settle()
         return self._reducer.feedback
+
+    def summary(self, mbit: float | None = None, latency_us: float = 50.0) -> str:
+        """Tell in a sentence what this process has sent since it began, whether that hid, and what dense had taken.
+
+        The last is a prediction by the link's rate: ``collective="auto"`` knows it, otherwise it must be given.
+
+        Args:
+            mbit: megabits a second in one direction of the link, None where ``auto`` knows it, or to leave dense out.
+            latency_us: microseconds of a message, with ``mbit``.
+
+        Raises:
+            ValueError: a rate that is not above 0.
+
+        Example:
+            ``print(compression.summary(mbit=100))``
+        """
+        if mbit is not None and not mbit > 0:
+            raise ValueError(f"mbit must be above 0, got {mbit}. Give the rate of the link, 100 for example.")
+        totals = replace(self._reducer.totals)
+        totals.add(self.metrics)
+        ratio, link = None, getattr(self.collective, "link", None)
+        if mbit is not None:
+            ratio = totals.dense_ratio(mbit * 125e3, latency_us * 1e-6, self._reducer.world_size)
+        elif link is not None:
+            ratio = totals.dense_ratio(link.bytes_per_s, link.latency_s, self._reducer.world_size)
+        return totals.text(ratio if totals.timed else None)
+
+    def begin_without_state(self) -> None:
+        """Say that earlier steps of an optimizer were not compressed, so that there is no state to load.
+
+        Without it, an optimizer that goes on from earlier steps is warned of: they may have left residuals.
+        """
+        self._resumed = True
 
     def discard(self) -> None:
         """Forget the last backward, in place of an optimizer's step: residuals and ``step`` are as before it.
@@ -147,6 +184,7 @@ class Compression:
             >>> dist.destroy_process_group()
         """
         checkpoint.save(self.state_dict(), folder, self._group)
+        _LOG.info("step %d saved to %s", self.step, folder)
 
     def load(self, folder: str | Path) -> None:
         """Go on where ``save`` was called, on every worker or on none.
@@ -164,6 +202,7 @@ class Compression:
             RuntimeError: a worker does not call it.
         """
         self._load(checkpoint.load(folder, self._require_fitting, self._group))
+        _LOG.info("step %d loaded from %s", self.step, folder)
 
     def state_dict(self) -> dict[str, Any]:
         """Return this worker's residuals, velocities, hints and step. Each worker must save its own: ``save`` does.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
     from gaussiank.fsdp import FSDPDoor
 
+_LOG = logging.getLogger(__name__)
+_SAMPLED_STEPS = 1000  # of a schedule, at most, that are looked at to add it up
+
 
 def compress(
     model: nn.Module,
@@ -44,6 +49,7 @@ def compress(
     collective: str | Policy = "allgather",
     wire: str | Wire | None = None,
     timeout_s: float | None = None,
+    total_steps: int | None = None,
     recorder: Observer | None = None,
 ) -> Compression:
     """Make a DDP or FSDP2 model exchange sparse gradients with error feedback instead of dense ones.
@@ -90,6 +96,8 @@ def compress(
             that one worker takes alone between two backwards, for an evaluation or a checkpoint. The default is the
             process group's own, for which DDP itself waits (in the first two steps whatever is set here). On an
             accelerator no other is taken: messages go over that group.
+        total_steps: optimizer steps that the run will take, if that is known: a warning is given where the density is
+            so small that an entry waits longer, on average, than the run lasts.
         recorder: an ``Observer`` of gradients, residuals and selections, ``gaussiank_lab.Recorder`` for example.
             It changes nothing.
 
@@ -146,7 +154,10 @@ def compress(
         precondition=precondition,
         residual_dtype=residual_dtype,
     )
+    if total_steps is not None and not compressor.sends_all:
+        _tell_of_waiting(settings.schedule, total_steps, dist.get_rank(door.group))
     compression = door.register(settings, scaler, recorder)
+    _LOG.info("%r", compression)
     has_residual = compressor.keeps_rest and not compressor.sends_all
     exchanges = door.exchange_check()
     check_optimizers(
@@ -159,6 +170,20 @@ def compress(
         exchanges=exchanges,
     )
     return compression
+
+
+def _tell_of_waiting(schedule: Schedule, total_steps: int, rank: int) -> None:
+    """Warn where all densities of a run together do not send every entry once."""
+    if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
+        raise ValueError(f"total_steps must be at least 1, got {total_steps!r}. Give the optimizer steps of the run.")
+    sampled = min(total_steps, _SAMPLED_STEPS)
+    sent = sum(schedule(step * total_steps // sampled) for step in range(sampled)) / sampled * total_steps
+    if sent < 1 and rank == 0:
+        warnings.warn(
+            f"density is so small that an entry waits longer than the run lasts: all {total_steps:,} steps send "
+            f"{sent:.2g} of the gradient's entries. Raise it: at {1 / total_steps:.2g} an entry goes out about once.",
+            stacklevel=3,
+        )
 
 
 def _door_of(model: nn.Module, mesh: DeviceMesh | None) -> DDPDoor | FSDPDoor:

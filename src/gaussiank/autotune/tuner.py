@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 Way = Literal["predicted", "dense", "sparse"]
 
-_LOG = logging.getLogger("gaussiank")
+_LOG = logging.getLogger(__name__)
 _EXCHANGE_EVERY, _EXCHANGE_RARELY = 10, 25  # steps between two exchanges of step times; the latter where they are dear
 _CHANGED = 1.5  # times longer or shorter: probe the link at once, and try again
 _FIRST_PROBE = 20  # steps before it

@@ -135,6 +135,10 @@ class ErrorFeedback:
         self._places: dict[str, tuple[ResidualBuffers, Piece]] = {}
         self._step = _Step()
 
+    def __repr__(self) -> str:
+        settings = f"momentum={self._momentum}, decay={self._decay}, world_size={self._world_size}"
+        return f"ErrorFeedback({len(self._parameters)} parameters, numel={sum(self._parameters.values())}, {settings})"
+
     # ------------------------------------------------------------------ one step: take, record_finite, seal, settle
 
     def take(

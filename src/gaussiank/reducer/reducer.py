@@ -19,7 +19,7 @@ from gaussiank.collectives import Collective, Exchange
 from gaussiank.comm import Done, all_reduce_bytes, executor_of, group_timeout_s, then
 from gaussiank.feedback import ErrorFeedback, OptimizerUse, require_same_worker
 from gaussiank.layout import Layout
-from gaussiank.metrics import Metrics, Observer
+from gaussiank.metrics import Metrics, Observer, Totals
 from gaussiank.ops import RESIDUAL_DTYPES
 from gaussiank.schedule import require_density
 
@@ -182,6 +182,7 @@ class GradientReducer:
         step: steps begun and sealed so far; the last one counts until it is found that no optimizer has used it.
         exchanges: backwards begun and sealed so far, used or not: what random draws and turns go by.
         measured: measurements of the step under way or, after it, of the last one.
+        totals: of all steps before that.
         dense: whether that step sends everything.
         feedback: the residuals.
         whole: whether steps that begin from now on send everything, whatever the schedule says.
@@ -235,6 +236,7 @@ class GradientReducer:
         self._counted = False  # whether step counts a last backward that can be taken back
         self._scale = 1.0
         self._dense_steps, self._told_of_dense = 0, False
+        self.totals = Totals()
         self._measure()
 
     @property
@@ -266,6 +268,7 @@ class GradientReducer:
             self._joined = torch._C._current_graph_task_id() < 0  # in no backward
             self._use.begin(joined=self._joined)
         before, self._parts = self.measured.density, 0
+        self.totals.add(self.measured, time.perf_counter())
         self._measure()
         same = bool(self._dense.expected) and scale == self._scale and self.measured.density == before
         if not (same and self._plan.begin_repeated()):
@@ -302,7 +305,7 @@ class GradientReducer:
                 done.wait()
 
     def _measure(self) -> None:
-        self.measured = Metrics(step=self.step, density=self.density)
+        self.measured = Metrics(step=self.step, density=self.density, began_at=time.perf_counter())
         self.dense = self.compressor.sends_all or (self.measured.density == 1 and not self.compressor.cuts)
 
     @property
