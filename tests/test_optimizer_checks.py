@@ -165,6 +165,24 @@ def test_a_hook_that_is_not_called_is_warned_of_once() -> None:
         assert compression.step == 0
 
 
+def test_a_second_step_on_one_backward_is_warned_of_once() -> None:
+    model = DistributedDataParallel(nn.Linear(30, 10))
+    compression = gaussiank.compress(model, 0.1)
+    optimizer = sgd(model.parameters())
+    for _ in range(2):  # as it should be, also with gradients that are zeroed in place
+        backward(model)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+    backward(model)
+    optimizer.step()
+    with pytest.warns(UserWarning, match=r"^SGD takes a second step on the mean of one backward: ") as said:
+        optimizer.step()
+    assert len(said) == 1
+    for _ in range(3):
+        optimizer.step()
+    del compression
+
+
 def test_loops_that_call_the_hook_seldom_or_in_steps_are_not() -> None:
     model = DistributedDataParallel(nn.Linear(30, 10))
     compression = gaussiank.compress(model, 0.1)

@@ -56,12 +56,16 @@ _ADAM = (
 _UNCALLED = (
     "compression is not at work: {name} takes its second step in a row on gradients that were not exchanged by it. "
     "Call the model that was given to gaussiank.compress, not the bare module in it; where a framework wraps the model "
-    "again, give compress the DistributedDataParallel that it has made; docs/loops.md, 'Frameworks'."
+    "again, give compress the DistributedDataParallel that it has made; docs/frameworks.md."
 )
 _NOT_RESUMED = (
     "{name} goes on from earlier steps, but compression begins without residuals: what the earlier steps held back is "
     "lost, if they were compressed. Save with compression.save(folder), and resume with "
     "compression.load(folder) before the first step."
+)
+_REPEATED = (
+    "{name} takes a second step on the mean of one backward: the gradient is used twice. Call optimizer.step() once "
+    "after each backward, or zero the gradient in between."
 )
 
 
@@ -81,7 +85,8 @@ def check_optimizers(
 
     Args:
         owner: the compression. A warning is given before the second step in a row of an optimizer that has gradients
-            of these parameters, and before which its hook was not called.
+            of these parameters, and before which its hook was not called; and before one on gradients that it has
+            stepped on already.
         parameters: of the compressed model.
         momentum: a ``ValueError`` is raised in a step whose optimizer has momentum as well.
         scaler: without one, a warning is given in a step that a ``GradScaler`` takes with a fused optimizer. Other
@@ -116,6 +121,7 @@ class _Seen:
         idle: steps in a row before which the hook was not called.
         looked_at: its settings are right.
         exchanged: a sparse exchange was seen before one of its steps.
+        stepped_on: identity and version of a gradient that its last step took, right after it was exchanged.
     """
 
     groups: int
@@ -124,6 +130,7 @@ class _Seen:
     idle: int = 0
     looked_at: bool = False
     exchanged: bool = False
+    stepped_on: tuple[int, int] | None = None
 
 
 _CHECKS: set[_Check] = set()
@@ -159,7 +166,7 @@ class _Check:
         self._beside, self._scaled, self._feedback, self._exchanges = beside, scaled, feedback, exchanges
         self._fresh = feedback
         self._seen: weakref.WeakKeyDictionary[Optimizer, _Seen] = weakref.WeakKeyDictionary()
-        self.replaced = False
+        self.replaced = self._told_of_repetition = False
 
     def __call__(self, optimizer: Optimizer) -> None:
         owner = self._owner()
@@ -179,7 +186,11 @@ class _Check:
             if any(group.get("betas") and group["betas"][0] > 0 for group in groups):
                 self._feedback = False
                 warnings.warn(_ADAM.format(name=type(optimizer).__name__), AdamWarning, stacklevel=4)
-        if not self.replaced and self._is_uncalled(seen, groups, owner.metrics):
+        if self._is_repeated(seen, groups, owner.metrics):
+            if not self._told_of_repetition:
+                warnings.warn(_REPEATED.format(name=type(optimizer).__name__), stacklevel=4)
+            self._told_of_repetition = True
+        elif not self.replaced and self._is_uncalled(seen, groups, owner.metrics):
             self.replaced = True
             warnings.warn(_UNCALLED.format(name=type(optimizer).__name__), stacklevel=4)
 
@@ -199,6 +210,15 @@ class _Check:
         if any(_remembers(optimizer.state.get(parameter, {})) for parameter in ours):  # made in its first step
             self._fresh = False
             warnings.warn(_NOT_RESUMED.format(name=type(optimizer).__name__), stacklevel=6)
+
+    def _is_repeated(self, seen: _Seen, groups: list[dict[str, Any]], metrics: Metrics) -> bool:
+        ours = (one for group in groups for one in group["params"] if one.grad is not None and self._is_ours(one))
+        grad = next((one.grad for one in ours), None)
+        held = None if grad is None else (id(grad), grad._version)
+        called = metrics is not seen.metrics
+        repeated = not called and held is not None and held == seen.stepped_on
+        seen.stepped_on = held if called or repeated else None
+        return repeated
 
     def _is_uncalled(self, seen: _Seen, groups: list[dict[str, Any]], metrics: Metrics) -> bool:
         called, seen.metrics = metrics is not seen.metrics, metrics
