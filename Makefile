@@ -80,7 +80,7 @@ core:
 TORCHRUN = OMP_NUM_THREADS=1 $(PY) -m torch.distributed.run
 
 examples: $(STAMP)
-	@for name in ddp amp adamw own_compressor own_collective; do \
+	@for name in ddp amp adamw own_compressor own_collective trainer accelerate_loop lightning_fit; do \
 	  echo "examples/$$name.py"; $(TORCHRUN) --nproc-per-node 2 examples/$$name.py || exit 1; done
 	@rm -rf build/resume && mkdir -p build/resume; echo "examples/resume.py, on two workers, then on one"
 	@$(TORCHRUN) --nproc-per-node 2 examples/resume.py --folder build/resume --steps 100
