@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import warnings
 import weakref
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Literal, get_args
@@ -280,3 +281,18 @@ def made_outer(outer_optimizer: Any, agreed: Iterable[Parameter]) -> Optimizer:
             "torch.optim.SGD(parameters, lr=0.7, momentum=0.9, nesterov=True), for example."
         )
     return made
+
+
+def text_of(parameters: dict[str, Parameter]) -> str:
+    """Name a model's parameters in few words that differ where the model does."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    numel = sum(parameter.numel() for parameter in parameters.values())
+    return f"{len(shapes)} trained parameters of {numel} entries, {zlib.crc32(repr(shapes).encode()):08x}"
+
+
+def forget_nonfinite(optimizer: Optimizer) -> None:
+    """Zero what an optimizer remembers that is not finite: it would never recover."""
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                value.zero_()

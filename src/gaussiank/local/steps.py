@@ -7,9 +7,8 @@ import copy
 import math
 import time
 import warnings
-import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,10 +36,12 @@ from .acceptance import (
     Offload,
     OuterOptimizer,
     StepWatch,
+    forget_nonfinite,
     inner_module,
     made_outer,
     require_options,
     require_turns,
+    text_of,
     trained_parameters,
     warn_of_ddp,
 )
@@ -48,7 +49,7 @@ from .buffers import RunningStatistics
 from .fragment import Clock, Flight, Fragment, Round
 from .notes import Note, OnOutlier, digest, median_of, outliers, require_outlier_rule, require_together
 from .state import FORMAT, among_more, gathered, parted, without_own
-from .vector import local_part, split
+from .vector import local_part, norm_of, split
 
 _WIRE = "rice+2bit"
 
@@ -192,7 +193,7 @@ class LocalSteps:
             "on_outlier": on_outlier,
             "norm_limit": norm_limit,
             "check_every": check_every,
-            "model": _text_of(parameters),
+            "model": text_of(parameters),
         }
         await_all(group, what="gaussiank.LocalSteps")
         require_agreement(self._config, group)
@@ -484,7 +485,7 @@ class LocalSteps:
         self._members.require_same()
         started = time.perf_counter()
         number, differences = self._fragments.index(fragment), fragment.differences()
-        norm = _norm_of(differences)
+        norm = norm_of(differences)
         checks = self._check_every and fragment.reducer.exchanges % self._check_every == 0
         note = Note(self.steps, number, norm, fragment.digest() if checks else 0)
         told = note.send(self._executor, self._group, fragment.vectors[0].device)
@@ -514,7 +515,7 @@ class LocalSteps:
         for fragment in self._fragments:
             fragment.rewind()
         for optimizer in self._optimizers:
-            _forget_nonfinite(optimizer)
+            forget_nonfinite(optimizer)
 
     def _judge(self, notes: Sequence[Note], fragment: Fragment) -> None:
         """Raise where workers are apart, or an outlier is an error; else warn of it once a rank."""
@@ -574,7 +575,7 @@ class LocalSteps:
 
     def residual_norm(self) -> float:
         """Return the norm of all that waits in this worker's residuals: one pass over them."""
-        return _norm_of(
+        return norm_of(
             fragment.reducer.feedback.residual(name) for fragment in self._fragments for name in fragment.names
         )
 
@@ -588,11 +589,6 @@ class LocalSteps:
             held.copy_(whole)
 
 
-def _norm_of(vectors: Iterable[Tensor]) -> float:
-    norms = [torch.linalg.vector_norm(one, dtype=torch.float64) for one in vectors]
-    return float(torch.linalg.vector_norm(torch.stack([norm.cpu() for norm in norms])))
-
-
 def _scale(vectors: Sequence[Tensor], factor: float) -> None:
     for vector in vectors:
         vector.mul_(factor)
@@ -601,18 +597,3 @@ def _scale(vectors: Sequence[Tensor], factor: float) -> None:
 def _read(told: Done) -> list[Note]:
     rows = told.wait().view(-1, len(Note._fields)).tolist()
     return [Note(int(step), int(fragment), norm, int(hashed)) for step, fragment, norm, hashed in rows]
-
-
-def _forget_nonfinite(optimizer: Optimizer) -> None:
-    """Zero what an optimizer remembers that is not finite: it would never recover."""
-    for state in optimizer.state.values():
-        for value in state.values():
-            if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                value.zero_()
-
-
-def _text_of(parameters: dict[str, Parameter]) -> str:
-    """Name a model's parameters in few words that differ where the model does."""
-    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    numel = sum(parameter.numel() for parameter in parameters.values())
-    return f"{len(shapes)} trained parameters of {numel} entries, {zlib.crc32(repr(shapes).encode()):08x}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -150,3 +150,9 @@ def by_name(vectors: Sequence[Vector], flats: Sequence[Tensor]) -> dict[str, Ten
 def flat_of(vector: Vector, parts: Mapping[str, Tensor]) -> Tensor:
     """Undo ``by_name`` for one vector, where its parameters are."""
     return torch.cat([parts[name].to(vector.device) for name in vector.layout.names])
+
+
+def norm_of(vectors: Iterable[Tensor]) -> float:
+    """Return the norm of some vectors together."""
+    norms = [torch.linalg.vector_norm(one, dtype=torch.float64) for one in vectors]
+    return float(torch.linalg.vector_norm(torch.stack([norm.cpu() for norm in norms])))
