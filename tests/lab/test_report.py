@@ -227,6 +227,22 @@ def test_figures_stand_alone_and_are_the_same_bytes_each_time(write_run: WriteRu
         assert len(list(root.iter("{http://www.w3.org/2000/svg}path"))) > 10
 
 
+def test_rounds_of_local_steps_are_told_and_drawn(write_run: WriteRun, tmp_path: Path) -> None:
+    plain = report_html(read_records(write_run(name="plain")))
+    assert "Rounds of local steps" not in plain
+    run_dir = write_run(("dense", "local"))
+    with (run_dir / "records.jsonl").open("a") as file:
+        for step in (10, 20):
+            record = {"kind": "round", "method": "local", "step": step, "fragment": 0, "sent_bytes": 2000 * step}
+            norms = {"difference_norm": 1 / step, "residual_norm": step, "round_s": 0.04, "waited_s": 0.01}
+            file.write(json.dumps({**record, **norms}) + "\n")
+    page = report_html(read_records(run_dir))
+    assert "local: 2 rounds, 30.0 kB sent by a worker and 40.0 ms in the median, 75 % of it overlapped." in page
+    assert "Rounds of local steps" in page
+    drawn = {path.name for path in write_figures(run_dir, tmp_path / "figures")}
+    assert "norms-over-rounds.svg" in drawn
+
+
 def test_run_with_only_a_run_record(write_run: WriteRun) -> None:
     page = Page(report_html(read_records(write_run((), run={"config": {"methods": ["topk"]}}))))
     assert "No method finished in this run." in page.text

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from gaussiank_lab.train import progress
 from gaussiank_lab.train.progress import open_trackers, require_trackers
 
 STEP = {"kind": "step", "method": "randomk:feedback=false", "step": 7, "loss": 0.5, "kept": 62.0, "step_s": 0.018}
@@ -54,6 +55,18 @@ def test_tensorboard_gets_a_folder_for_each_method(tmp_path: Path, monkeypatch: 
     assert ("randomk-feedback=false", "train/step_ms", 18.0, 7) in written
     assert ("topk", "test/ema_accuracy", 0.8, 8) in written
     assert written[-2:] == [("randomk-feedback=false", "closed"), ("topk", "closed")]
+
+
+def test_rounds_are_numbers_too() -> None:
+    record = {"kind": "round", "method": "local", "step": 10, "fragment": 0, "began": 10, "sent_bytes": 800, "kept": 9}
+    seconds = {"difference_norm": 0.5, "residual_norm": 2.0, "round_s": 0.2, "waited_s": 0.05}
+    found = dict(progress._numbers({**record, **seconds}))
+    assert found == pytest.approx(
+        {
+            "round/sent_bytes": 800, "round/kept": 9, "round/difference_norm": 0.5, "round/residual_norm": 2.0,
+            "round/round_ms": 200, "round/waited_ms": 50, "round/overlap": 0.75,
+        }
+    )  # fmt: skip
 
 
 def test_wandb_goes_on_with_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

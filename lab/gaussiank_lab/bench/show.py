@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn, Protocol
 
@@ -14,12 +15,31 @@ from rich.table import Table
 from rich.text import Text
 
 from gaussiank_lab.bench.net.links import missing, parse_rate
+from gaussiank_lab.bench.net.race import Race
 from gaussiank_lab.bench.net.run import NetBench, NetConfig, possible
 from gaussiank_lab.bench.ops import OpsBench, OpsConfig, Setting, require_memory
 from gaussiank_lab.bench.plots import write_net_plots, write_ops_plot
 from gaussiank_lab.bench.rows import Row, RowWriter
-from gaussiank_lab.bench.tables import columns, laws_table, net_table, net_title, ops_table, ops_title, plain_text
-from gaussiank_lab.bench.targets import NET_TARGETS, OPS_TARGETS, CheckConfig, Target, check_net, check_ops
+from gaussiank_lab.bench.tables import (
+    columns,
+    laws_table,
+    net_table,
+    net_title,
+    ops_table,
+    ops_title,
+    plain_text,
+    race_table,
+)
+from gaussiank_lab.bench.targets import (
+    NET_TARGETS,
+    OPS_TARGETS,
+    RACE_TARGETS,
+    CheckConfig,
+    Target,
+    check_net,
+    check_ops,
+    check_race,
+)
 from gaussiank_lab.report.summary import MISSING
 
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
@@ -122,6 +142,32 @@ def run_net_check(seed: int, out: Path) -> int:
     if (reason := missing()) is not None:
         raise RuntimeError(f"check must have links of a given rate: {reason}.")
     return _checked(Console(), out, NET_TARGETS, lambda note: check_net(seed, note))
+
+
+def run_race(race: Race, out: Path, *, check: bool) -> int:
+    """Race the methods to a loss, write and show it; returns what ``run_ops_check`` does with ``check``.
+
+    Raises:
+        FileExistsError: ``out`` holds rows already.
+        RuntimeError: this machine cannot give ranks networks of their own, or a rank has failed.
+    """
+    if (reason := missing()) is not None:
+        raise RuntimeError(f"race must have links of a given rate: {reason}.")
+    console = Console()
+
+    def measure(note: Tick) -> Iterator[list[Row]]:
+        noted = replace(race, on_note=note)
+        yield from ([row] for row in check_race(noted)) if check else noted.run()
+
+    status, writer = _written(console, out, measure)
+    placed = [row for row in writer.rows if row["kind"] == "seconds to loss"]
+    for rate in dict.fromkeys(row["rate"] for row in placed):
+        console.print(race_table([row for row in placed if row["rate"] == rate]), "")
+    judged = [row for row in writer.rows if row["kind"] == "check"]
+    if check:
+        console.print(_targets_table(RACE_TARGETS, judged))
+    _say_where(console, [writer.path])
+    return status or int(any(row["verdict"] == "BELOW FLOOR" for row in judged))
 
 
 def _checked(

@@ -158,6 +158,37 @@ def net_table(rows: Sequence[Row]) -> Group:
     return Group(title, table, *below)
 
 
+RACE_HEADERS = (
+    "method",
+    "loss\nin the end",
+    "after\nsteps",
+    "steps\nto it",
+    "step\nms",
+    "seconds",
+    "x ddp",
+    "kB\nsent",
+)
+
+
+def race_table(rows: Sequence[Row]) -> Group:
+    """Build the table of seconds to a loss on one link."""
+    table = columns(RACE_HEADERS)
+    for row in rows:
+        table.add_row(
+            Text(row["method"]),
+            f"{row['last_loss']:.3f}",
+            f"{row['trained_steps']:,}",
+            MISSING if row["steps"] is None else f"{row['steps']:.0f}",
+            ms_text(row["step_s"]),
+            plain_text(number(row, "seconds")),
+            plain_text(number(row, "times_faster")),
+            plain_text(number(row, "accounted_bytes") / 1000),
+        )
+    first = rows[0]
+    title = f"{first['model']}, {first['workers']} workers, {first['rate']}: seconds to a test loss of"
+    return Group(Text(f"{title} {first['target_loss']:.3f}", style="bold"), table)
+
+
 def off_percent(row: Row) -> float:
     """Return by how much the kernel counted more than was accounted, without headers of packets; NaN if unknown."""
     counted, accounted = number(row, "kernel_sent_content_bytes"), number(row, "accounted_bytes")

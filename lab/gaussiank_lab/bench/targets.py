@@ -16,6 +16,7 @@ from gaussiank.ops import native
 from gaussiank.ops.dispatch import kernels
 from gaussiank.sparse import SparseGradient
 from gaussiank_lab.bench.measure import Case, interleave, ratios
+from gaussiank_lab.bench.net.race import OVERLAP, OVERLAPPED, Race, lead
 from gaussiank_lab.bench.net.run import NetBench, NetConfig
 from gaussiank_lab.bench.operators import Switch, Vectors, operators
 from gaussiank_lab.bench.ops import SMALL_REPEATS, OperatorRun, ceilings
@@ -308,3 +309,31 @@ def _bytes(rows: Sequence[Row]) -> dict[str, float]:
         ]
         spreads[key] = 100 * (max(each) / min(each) - 1)
     return spreads
+
+
+RACE_TARGETS = {
+    "ddp-100": Target("100 Mbit/s: seconds to the loss, sparse AdamW against DDP", 20, 20, "x"),
+    "powersgd-100": Target("the same against PowerSGD (torch's hook)", 5, 5, "x"),
+    "ddp-20": Target("20 Mbit/s: local steps against DDP", 20, 20, "x"),
+    "diloco8-20": Target("the same against DiLoCo with 8-bit values", 2, 2, "x"),
+    "overlap-20": Target("20 Mbit/s: a step with overlapped rounds over one without exchange", 3, 3, "+%"),
+}
+"""Key -> target: to the loss that dense AdamW has at 80 % of its steps; the transformer, 4 workers."""
+
+
+def check_race(race: Race) -> Iterator[Row]:
+    """Run a race; yields its rows, then a row of each target with its verdict."""
+    rows = []
+    for some in race.run():
+        rows += some
+        yield from some
+    for key, rate, ours, others in (
+        ("ddp-100", "100mbit", "adamrows", "ddp"), ("powersgd-100", "100mbit", "adamrows", "powersgd"),
+        ("ddp-20", "20mbit", "local", "ddp"), ("diloco8-20", "20mbit", "local", "diloco8"),
+    ):  # fmt: skip
+        yield RACE_TARGETS[key].row(key, lead(rows, rate, ours, others))
+    (overlapped,) = NetBench(replace(OVERLAP, seed=race.seed), race.on_note).run()
+    yield from overlapped
+    found = {row["method"]: row for row in overlapped}
+    extra = 100 * (_ratio(found[OVERLAPPED], found["alone"]) - 1)
+    yield RACE_TARGETS["overlap-20"].row("overlap-20", extra)

@@ -13,6 +13,7 @@ from gaussiank_lab.cli.analyze import analyze
 from gaussiank_lab.cli.bench_net import net
 from gaussiank_lab.cli.bench_ops import ops
 from gaussiank_lab.cli.bench_predict import predict
+from gaussiank_lab.cli.bench_race import race
 from gaussiank_lab.cli.command import Commands
 from gaussiank_lab.cli.data import data
 from gaussiank_lab.cli.gpu_check import gpu_check
@@ -69,6 +70,7 @@ app.add("gpu-check", folders=("out",))(gpu_check)
 bench.add(folders=("out",))(ops)
 bench.add(folders=("out",))(net)
 bench.add()(predict)
+bench.add(folders=("out", "curves"))(race)
 
 
 def main() -> None:

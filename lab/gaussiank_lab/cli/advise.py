@@ -21,6 +21,10 @@ def advise(
     gbit: Annotated[float | None, GBIT] = None,
     per_node: Annotated[int | None, PER_NODE] = None,
     density: Annotated[float | None, typer.Option(help="Consider this density only.")] = None,
+    adamw_steps: Annotated[
+        int | None,
+        typer.Option(help="For a transformer trained by AdamW for so many steps: method, code, price in nats.", min=1),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
     apply: Annotated[
         Path | None, typer.Option(help="Write the recommended settings to this file, for train --config.")
@@ -33,9 +37,20 @@ def advise(
 
     setting = resolve(preset, probe, model, gbit, per_node)
     count = setting.workers if workers is None else workers
+    if adamw_steps is not None:
+        for argument, value in (("density", density), ("apply", apply)):
+            if value is not None:
+                raise ValueError(f"{argument} must be left out with adamw_steps, got {value}. It chooses by itself.")
+        if not setting.scenario.workload.name.startswith("transformer"):
+            raise ValueError(
+                f"model must be a transformer with adamw_steps, got {setting.scenario.workload.name}. What AdamW costs "
+                "was measured on transformers alone."
+            )
     advice = consider(setting, count, density)
     if as_json:
-        typer.echo(command.advice_text(setting, count, advice))
+        typer.echo(command.advice_text(setting, count, advice, adamw_steps))
+    elif adamw_steps is not None:
+        command.show_adamw(Console(), setting, count, adamw_steps)
     else:
         command.show_advice(Console(), setting, count, advice)
     if apply is not None:

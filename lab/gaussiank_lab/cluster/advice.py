@@ -59,6 +59,14 @@ WIRES: dict[str, WireSize] = {
 """Name, as the codec takes it -> bits. ``rice`` is packed on a CPU; ``chunks``, 16-bit offsets, on a GPU too."""
 
 
+TWO_BIT = WireSize("rice+2bit", 2.25, RICE, COMPACT_HEADER_BYTES)
+"""That of local steps and sparse AdamW: a sign, a bit of magnitude, and scales by blocks."""
+
+LOCAL_EVERY = 10
+LOCAL = Method("local steps", "topk", 1 / 16, TWO_BIT, scope="model")
+"""``gaussiank.LocalSteps`` as it is by default."""
+DILOCO = Method("diloco fp32", "dense")
+
 DENSE = Method("dense fp32", "dense")
 DENSE_16 = Method("dense bf16", "dense", value_bytes=2)
 DEFAULT_NAME = "topk"

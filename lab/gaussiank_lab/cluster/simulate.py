@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,10 +14,19 @@ from rich.console import Console
 from rich.table import Table
 
 import gaussiank
-from gaussiank_lab.cluster.advice import DEFAULT_NAME, DENSE, DENSE_16, all_methods, default_method
+from gaussiank_lab.cluster.advice import (
+    DEFAULT_NAME,
+    DENSE,
+    DENSE_16,
+    DILOCO,
+    LOCAL,
+    LOCAL_EVERY,
+    all_methods,
+    default_method,
+)
 from gaussiank_lab.cluster.scenario import Setting, of_preset
 from gaussiank_lab.outputs import write_whole
-from gaussiank_lab.sim import Method, Prediction, chrome_trace_text, predict, simulate
+from gaussiank_lab.sim import Method, Prediction, chrome_trace_text, predict, predict_local, simulate
 
 UNDERLINED = Box("    \n    \n ── \n    \n    \n    \n    \n    \n")
 
@@ -257,7 +267,9 @@ def run_simulation(setting: Setting, counts: Sequence[int], density: float, seed
         ValueError: a density out of its range, or more workers than the cluster has.
     """
     methods = all_methods(density, accelerator=setting.accelerator)
-    return predict(setting.scenario, methods, counts, steps=STEPS, seed=seed)
+    often = predict(setting.scenario, methods, counts, steps=STEPS, seed=seed)
+    seldom = [predict_local(setting.scenario, one, counts, LOCAL_EVERY, seed=seed) for one in (LOCAL, DILOCO)]
+    return [*often, *itertools.chain(*seldom)]
 
 
 def counts_of(setting: Setting, given: tuple[int, ...] | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -287,6 +299,11 @@ def show_simulation(
         rows = [row for row in predictions if row.workers == count]
         title = f"{model.name}, {count_text(model.numel)}, on {setting.label}, {count} workers, density {density:g}"
         console.print(detail_table(rows, title, price))
+        console.print(
+            f"local steps: the difference of {LOCAL_EVERY} steps, density {LOCAL.density:g}, rice+2bit, as LocalSteps "
+            "has it; diloco: all of it. Steps are means over a round; what they cost in accuracy: docs/local-steps.md.",
+            highlight=False,
+        )
         console.print()
     counts = sorted({row.workers for row in predictions})
     if len(counts) > len(detailed):
@@ -326,7 +343,8 @@ def write_figures(
     from gaussiank_lab.cluster.figures import save, scaling_figure, timeline_figure
 
     scenario, default = setting.scenario, DEFAULT_NAME
-    rows = [row for row in predictions if row.workers == workers]
+    known = {method.name for method in all_methods(density, accelerator=setting.accelerator)}
+    rows = [row for row in predictions if row.workers == workers and row.method in known]  # no timeline of local steps
     best = min((row for row in rows if row is not best_dense(rows)), key=lambda row: row.step_s).method
     names = dict.fromkeys([DENSE.name, DENSE_16.name, default, "gaussiank", best])
     methods = {method.name: method for method in all_methods(density, accelerator=setting.accelerator)}

@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
@@ -22,10 +23,11 @@ from gaussiank_lab.report.plots import (
     method_styles,
     metric_over_bytes,
     metric_over_steps,
+    norms_over_rounds,
     time_per_step,
 )
 from gaussiank_lab.report.records import Records, number, read_records
-from gaussiank_lab.report.summary import MISSING, bytes_text, headers, summary_rows, times_text
+from gaussiank_lab.report.summary import MISSING, bytes_text, headers, ms_text, summary_rows, times_text
 
 REPORT_NAME = "report.html"
 FIGURES = (
@@ -49,6 +51,11 @@ FIGURES = (
         "Entries kept",
         "Entries chosen over entries asked for: 1 is exact, "
         "and the band from 2/3 to 4/3 is what the published Gaussian_k aims at.",
+    ),
+    (
+        norms_over_rounds,
+        "Rounds of local steps",
+        "Strong: norm of what a worker learnt since the last round; faint: norm of what waits in its residual.",
     ),
     (
         time_per_step,
@@ -100,6 +107,8 @@ def write_figures(run_dir: str | Path, out: str | Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     paths = []
     for draw, _, _ in FIGURES:
+        if draw is norms_over_rounds and not records.rounds:
+            continue
         path = out / f"{draw.__name__.replace('_', '-')}.svg"
         svg = figure_svg(draw(records))
         text = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"
@@ -181,11 +190,25 @@ def setting(records: Records) -> str:
 
 def _remarks(records: Records) -> list[str]:
     remarks = [f"{name} diverged: a loss was not finite." for name in records.names if records.diverged(name)]
+    remarks += [line for name in records.names if (line := _rounds_of(records, name))]
     if records.unfinished:
         remarks.append(f"Not finished: {', '.join(records.unfinished)}.")
     if records.truncated:
         remarks.append("The last record was cut short, as when a run is killed; it is left out here.")
     return remarks
+
+
+def _rounds_of(records: Records, name: str) -> str:
+    """Say how many rounds a method of local steps had, their bytes and seconds, and what of these was overlapped."""
+    columns = [records.columns(name, key, kind="round")[0] for key in ("sent_bytes", "round_s", "waited_s")]
+    if not columns[0].size:
+        return ""
+    sent, round_s, waited_s = (float(np.nanmedian(one)) if np.isfinite(one).any() else math.nan for one in columns)
+    overlap = f", {max(0.0, 100 * (1 - waited_s / round_s)):.0f} % of it overlapped" if round_s > 0 else ""
+    return (
+        f"{name}: {columns[0].size:,} rounds, {bytes_text(sent)} sent by a worker and {ms_text(round_s)} ms in the "
+        f"median{overlap}."
+    )
 
 
 def _origin(records: Records) -> list[tuple[str, str]]:

@@ -186,6 +186,19 @@ def kept_over_steps(records: Records) -> Figure:
 
 
 @_plain()
+def norms_over_rounds(records: Records) -> Figure:
+    """Draw what local steps learn in a round (strong) and what waits in the residual (faint), as norms on rank 0."""
+    figure, axes = _canvas("step", "norm of the difference, residual")
+    ends = []
+    for name, style in method_styles(records).items():
+        step, learnt, waits = records.columns(name, "step", "difference_norm", "residual_norm", kind="round")
+        if np.isfinite(waits).any():
+            axes.plot(step, waits, color=style.color, linestyle=style.dashes, alpha=0.4, linewidth=1.0)
+        ends += _curve(axes, records, name, step, learnt, style)
+    return name_curves(figure, axes, ends)
+
+
+@_plain()
 def time_per_step(records: Records) -> Figure:
     """Draw the median step of every finished method as a bar of compute, selection and communication, in ms.
 

@@ -126,6 +126,7 @@ class Records:
         steps: Step records, in the order written.
         evals: Evaluation records, in the order written.
         methods: One record for every method that finished.
+        rounds: One record for every round of local steps, of rank 0.
         truncated: Whether the last line was cut short, as a killed run leaves it; that line is not in the lists.
         runs: Of several runs read as one, the path of each by its short name.
     """
@@ -135,6 +136,7 @@ class Records:
     steps: list[dict[str, Any]]
     evals: list[dict[str, Any]]
     methods: list[dict[str, Any]]
+    rounds: list[dict[str, Any]] = field(default_factory=list, kw_only=True)
     truncated: bool = False
     runs: dict[str, str] = field(default_factory=dict)
 
@@ -158,19 +160,20 @@ class Records:
         return tuple(name for name in dict.fromkeys((*asked, *self.names)) if name not in finished)
 
     def columns(
-        self, method: str, *keys: str, kind: Literal["step", "eval"] = "step"
+        self, method: str, *keys: str, kind: Literal["step", "eval", "round"] = "step"
     ) -> tuple[NDArray[np.float64], ...]:
         """Return one array for each key, over the records of one method.
 
         Args:
             method: Name as in ``names``; an unknown one gives empty arrays.
             *keys: Keys of the records, such as ``"step"`` and ``"loss"``.
-            kind: Whether to read step or evaluation records.
+            kind: Whether to read records of steps, evaluations or rounds.
 
         Returns:
             Arrays of one length, float64. A value that is missing, null or no finite number is NaN.
         """
-        records = [r for r in (self.evals if kind == "eval" else self.steps) if r["method"] == method]
+        chosen = {"step": self.steps, "eval": self.evals, "round": self.rounds}[kind]
+        records = [r for r in chosen if r["method"] == method]
         return tuple(np.array([number(record, key) for record in records], dtype=np.float64) for key in keys)
 
     def diverged(self, method: str) -> bool:
@@ -212,13 +215,13 @@ def read_records(run_dir: str | Path) -> Records:
         ) from None
     records, truncated = parse_lines(path, data)
     run = _with_changes(_run_record(path, records), records)
-    found: dict[str, list[dict[str, Any]]] = {"step": [], "eval": [], "method": []}
+    found: dict[str, list[dict[str, Any]]] = {"step": [], "eval": [], "method": [], "round": []}
     for index, record in _after_first(path, records):
         if record["kind"] in found:
             if not isinstance(record.get("method"), str):
                 raise _bad_line(path, index, "name its method", repr(record.get("method")))
             found[record["kind"]].append(record)
-    return Records(path, run, found["step"], found["eval"], found["method"], truncated)
+    return Records(path, run, found["step"], found["eval"], found["method"], truncated, rounds=found["round"])
 
 
 def parse_lines(path: Path, data: bytes) -> tuple[list[dict[str, Any]], bool]:

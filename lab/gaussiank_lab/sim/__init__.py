@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gaussiank.cost import ring_bytes
 from gaussiank_lab.sim.curve import Curve, Overlap, WireSize, fixed_bits
-from gaussiank_lab.sim.prediction import LocalRound, Prediction, local_steps, predict, summarise
+from gaussiank_lab.sim.prediction import LocalRound, Prediction, local_steps, predict, predict_local, summarise
 from gaussiank_lab.sim.timeline import Event, Scenario, Timeline, chrome_trace, chrome_trace_text, events, simulate
 from gaussiank_lab.sim.topology import (
     ALGORITHMS,
@@ -64,6 +64,7 @@ __all__ = [
     "local_steps",
     "operation_s",
     "predict",
+    "predict_local",
     "ring_bytes",
     "simulate",
     "summarise",

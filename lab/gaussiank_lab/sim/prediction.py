@@ -98,6 +98,42 @@ def _vectors(timeline: Timeline) -> list[int]:
     return [bucket.numel for bucket in workload.buckets]
 
 
+def predict_local(
+    scenario: Scenario, method: Method, workers: Sequence[int], every: int, *, seed: int = 0
+) -> list[Prediction]:
+    """Predict rounds of local steps with every number of workers, shared out over their steps.
+
+    Args:
+        scenario: model, device, cluster and distributions.
+        method: how the difference is exchanged, and its name.
+        workers: how many.
+        every: steps a round.
+        seed: of jitter and stragglers.
+    """
+    workload, found = scenario.workload, []
+    for count in workers:
+        cost = local_steps(scenario, method, count, every, seed=seed)
+        journey = method.journey(workload.numel, scenario.device, scenario.cluster, count, scenario.overlap)
+        step_s = max(cost.step_s, workload.input_s)
+        epoch_s = workload.epoch_steps(count) * step_s
+        found.append(
+            Prediction(
+                method.name,
+                count,
+                step_s,
+                compute_s=workload.alone_s,
+                select_s=journey.prepare_s / every,
+                exposed_s=max(0.0, step_s - workload.alone_s - journey.prepare_s / every),
+                network_s=journey.network_s / every,
+                sent_bytes=journey.sent_bytes / every,
+                efficiency=max(workload.alone_s, workload.input_s) / step_s,
+                epoch_s=epoch_s,
+                worker_hours=epoch_s * count / 3600,
+            )
+        )
+    return found
+
+
 class LocalRound(NamedTuple):
     """What a round of local steps costs.
 

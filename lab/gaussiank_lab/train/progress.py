@@ -182,6 +182,7 @@ class Wandb(Tracker):
 
 _TRACKERS: dict[str, type[Any]] = {"tensorboard": TensorBoard, "wandb": Wandb}
 _STEP = {"loss": 1, "density": 1, "kept": 1, "sent_bytes": 1, "step_s": 1000, "select_s": 1000, "communicate_s": 1000}
+_ROUND = {"sent_bytes": 1, "kept": 1, "difference_norm": 1, "residual_norm": 1, "round_s": 1000, "waited_s": 1000}
 
 
 def _numbers(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -189,6 +190,10 @@ def _numbers(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     if record["kind"] == "step":
         for key, factor in _STEP.items():
             yield f"train/{key.removesuffix('_s') + '_ms' if factor > 1 else key}", factor * number(record, key)
+    elif record["kind"] == "round":
+        for key, factor in _ROUND.items():
+            yield f"round/{key.removesuffix('_s') + '_ms' if factor > 1 else key}", factor * number(record, key)
+        yield "round/overlap", 1 - number(record, "waited_s") / number(record, "round_s")
     elif record["kind"] == "eval":
         for key, value in record.items():
             if key not in ("kind", "method", "step") and isinstance(value, (int, float)):

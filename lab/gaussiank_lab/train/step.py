@@ -246,6 +246,7 @@ class Stepper:
         model: the bare model.
         average: the moving average of its weights, or None.
         skipped: steps that were not taken, because a float16 gradient was not finite.
+        rounds: of local steps that ended in the last step, as this worker saw them.
     """
 
     def __init__(
@@ -265,6 +266,7 @@ class Stepper:
         self._compression: Compression | None = None
         self._low_rank: PowerSGDExchange | None = None
         self._metrics = Metrics()
+        self.rounds: list[dict[str, Any]] = []
         if (low_rank := powersgd_method(method)) is not None:
             self._exchange_low_rank(low_rank)
         elif (seldom := local_method(method)) is not None:
@@ -372,8 +374,12 @@ class Stepper:
     def _step_locally(self, local: LocalSteps, *, last: bool) -> None:
         """Count a step, and measure what it sent, beside what DDP would have; the last one exchanges in any case."""
         before, ended = local.sent_bytes, local.step()
+        rounds = local.ended
         if last:
             local.finish()
+            rounds += local.ended
+        waiting = {"residual_norm": local.residual_norm()} if rounds else {}
+        self.rounds = [{**one._asdict(), **waiting} for one in rounds]
         exchanged = local.metrics if ended or last else Metrics(density=0.0)
         self._metrics = replace(
             exchanged,

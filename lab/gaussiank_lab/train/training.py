@@ -117,6 +117,8 @@ class Training:
             {"kind": "step", "method": self._method, **record},
             [loss, *sent, step_s, compute_s, metrics.select_s, communicate_s],
         )
+        for one in self._stepper.rounds:
+            self._report({"kind": "round", "method": self._method, "step": step, **one})
         last = step == self.steps
         since = step if config.eval_steps else step + self._ahead
         if last or since % (config.eval_steps or self._epoch_steps) == 0:

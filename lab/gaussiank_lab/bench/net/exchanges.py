@@ -18,7 +18,7 @@ from gaussiank import AdamRows, Compression, LocalSteps, compress
 from gaussiank.comm import all_reduce_bytes, then
 from gaussiank_lab.bench.net.methods import DDP, PAPER, NetMethod, Rows
 from gaussiank_lab.bench.operators import PEERS
-from gaussiank_lab.train.local import SYNC_EVERY, DiLoCo, Local, local_steps
+from gaussiank_lab.train.local import SYNC_EVERY, DiLoCo, Local, PowerSGD, local_steps
 from gaussiank_lab.train.powersgd import ONE_BUCKET_MB
 
 # all_gather_into_tensor has had this name since torch 2.13, which deprecates the old one
@@ -165,18 +165,19 @@ def _wrapped(model: nn.Module, bucket_cap_mb: float | None = None) -> Distribute
 class PlainDdp(Carrier):
     """Let DDP all-reduce, by itself or with one of its hooks."""
 
-    def __init__(self, model: nn.Module, name: str) -> None:
-        self.module = self._ddp = _wrapped(model, ONE_BUCKET_MB if name == "ddp-powersgd" else None)
+    def __init__(self, model: nn.Module, method: NetMethod) -> None:
+        name, low_rank = method.name, method.special if isinstance(method.special, PowerSGD) else None
+        self.module = self._ddp = _wrapped(model, None if low_rank is None else ONE_BUCKET_MB)
         self._world_size = dist.get_world_size()
         self._numel = sum(parameter.numel() for parameter in model.parameters())
         self._clock = _Clock(default_hooks.allreduce_hook, dist.group.WORLD)
-        if name == "ddp-powersgd":
-            state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=1, start_powerSGD_iter=2)
+        if low_rank is not None:
+            state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=low_rank.rank, start_powerSGD_iter=2)
             self._clock = _Clock(powerSGD_hook.powerSGD_hook, state)
         elif name != DDP:
             narrow = {"ddp-fp16": default_hooks.fp16_compress_hook, "ddp-bf16": default_hooks.bf16_compress_hook}
             self._clock = _Clock(narrow[name], dist.group.WORLD)
-        self._name = name
+        self._name, self._low_rank = name, low_rank is not None
         self._sent_numel = 0
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
@@ -187,7 +188,7 @@ class PlainDdp(Carrier):
     def spent(self) -> Spent:
         """Count a ring's bytes of what the hook reduces."""
         numel, self._clock.taken_s, taken_s = self._numel, 0.0, self._clock.taken_s
-        if self._name == "ddp-powersgd":
+        if self._low_rank:
             after = self._clock.state.compression_stats()[2]
             numel, self._sent_numel = after - self._sent_numel, after
         dtype = torch.float16 if self._name in ("ddp-fp16", "ddp-bf16") else torch.float32
@@ -302,7 +303,7 @@ def carrier_of(method: NetMethod, model: nn.Module, density: float, clip_norm: f
     if method.family == "alone":
         return Alone(model)
     if method.family == "ddp":
-        return PlainDdp(model, method.name)
+        return PlainDdp(model, method)
     if method.family == "paper":
         return Paper(model, method.name, density)
     return Ours(model, method, density, clip_norm)

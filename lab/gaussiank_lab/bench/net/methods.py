@@ -9,7 +9,16 @@ from gaussiank.codec import Wire
 from gaussiank.compressors import parse_compressor
 from gaussiank.schedule import require_density
 from gaussiank.spec import parse_spec
-from gaussiank_lab.train.local import LOCAL_METHODS, SYNC_EVERY, DiLoCo, Local, local_method
+from gaussiank_lab.train.local import (
+    LOCAL_METHODS,
+    POWERSGD,
+    SYNC_EVERY,
+    DiLoCo,
+    Local,
+    PowerSGD,
+    local_method,
+    powersgd_method,
+)
 
 DDP = "ddp"
 HOOKS = ("ddp-fp16", "ddp-bf16", "ddp-powersgd")
@@ -52,7 +61,7 @@ class NetMethod:
         compressor: of ours.
         collective: of ours.
         wire: of ours, or None for its default.
-        special: settings of ``adamrows``, ``local`` or ``diloco``, which have a density of their own; or None.
+        special: settings of ``adamrows``, ``local``, ``diloco`` and ``powersgd``, whose density is their own.
     """
 
     name: str
@@ -60,12 +69,12 @@ class NetMethod:
     compressor: str = ""
     collective: str = "allgather"
     wire: str | None = None
-    special: Rows | Local | DiLoCo | None = None
+    special: Rows | Local | DiLoCo | PowerSGD | None = None
 
     @property
     def period(self) -> int:
         """Steps after which they repeat: those of a round, or 1."""
-        return 1 if self.special is None or isinstance(self.special, Rows) else self.special.sync_every or SYNC_EVERY
+        return self.special.sync_every or SYNC_EVERY if isinstance(self.special, Local | DiLoCo) else 1
 
     @property
     def measures_link(self) -> bool:
@@ -88,8 +97,12 @@ def parse_method(text: str) -> NetMethod:
     name = text.strip()
     if name == ALONE:
         return NetMethod(name, "alone")
+    if name == "ddp-powersgd":
+        return NetMethod(name, "ddp", special=PowerSGD())
     if name in (DDP, *HOOKS):
         return NetMethod(name, "ddp")
+    if (low_rank := powersgd_method(name)) is not None:
+        return NetMethod(name, "ddp", special=low_rank)
     if name in PAPER:
         return NetMethod(name, "paper")
     if (local := local_method(name)) is not None:
@@ -104,7 +117,7 @@ def parse_method(text: str) -> NetMethod:
     try:
         parse_compressor(compressor)
     except ValueError as error:
-        known = ", ".join((DDP, *HOOKS, *PAPER, ADAM_ROWS, *LOCAL_METHODS))
+        known = ", ".join((DDP, *HOOKS, POWERSGD, *PAPER, ADAM_ROWS, *LOCAL_METHODS))
         raise ValueError(f"methods must be {known}, or compressor/collective/wire of ours: {error}") from None
     method = NetMethod(name, "ours", compressor, collective or "allgather", wire or None)
     parse_policy(method.collective)

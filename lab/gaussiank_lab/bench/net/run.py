@@ -32,10 +32,11 @@ from gaussiank_lab.bench.net.links import (
     serve_hub,
     shape,
 )
-from gaussiank_lab.bench.net.methods import ALONE, DDP, NetMethod, parse_method
+from gaussiank_lab.bench.net.methods import ALONE, DDP, NetMethod, Rows, parse_method
 from gaussiank_lab.bench.net.training import StepRow, Trainer, Window, Workload, parse_workload
 from gaussiank_lab.bench.rows import Row
 from gaussiank_lab.machine import origin
+from gaussiank_lab.train.local import Local
 
 _END_TIMEOUT_S = 5.0
 _OWN_PORT = 29_400  # free in a network that nobody else is in
@@ -289,7 +290,7 @@ class NetConfig:
 
     def _require_vector_methods(self) -> None:
         for name in self.methods:
-            if name.strip() in (ALONE, "ddp-powersgd") or parse_method(name).special is not None:
+            if name.strip() == ALONE or parse_method(name).special is not None:
                 raise ValueError(f"methods of a vector must exchange a vector, got {name}. Leave it out.")
         if self.until_loss is not None:
             raise ValueError(f"until_loss must be left out for a vector, got {self.until_loss}. A vector has no loss.")
@@ -452,7 +453,7 @@ def _row(method: NetMethod, rounds: Sequence[Sequence[Window]]) -> Row:
         "rounds": len(rounds),
         "steps": len(steps),
         "period": method.period,
-        **({} if method.special is None else {"density": getattr(method.special, "density", 1.0)}),
+        **({"density": method.special.density} if isinstance(method.special, Rows | Local) else {}),
         "step_s": step_s.median,
         "step_low_s": step_s.low,
         "step_high_s": step_s.high,
