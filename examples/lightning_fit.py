@@ -1,7 +1,7 @@
 """Train a small transformer with Lightning on CPUs, compressed by the recipe for a transformer with AdamW.
 
-    torchrun --nproc-per-node 2 examples/lightning_fit.py              # saves a checkpoint every 20 steps
-    torchrun --nproc-per-node 2 examples/lightning_fit.py --resume     # goes on from the last one, with the same bits
+    torchrun --nproc-per-node 2 examples/lightning_fit.py                        # saves every 20 of 60 steps
+    torchrun --nproc-per-node 2 examples/lightning_fit.py --steps 80 --resume    # goes on from the last one
 
 The text is Python's own standard library, byte by byte. What differs from a plain run with AdamW is marked with a star.
 """

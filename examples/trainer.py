@@ -1,7 +1,7 @@
 """Train a small GPT-2 with Transformers' Trainer, compressed by the recipe for a transformer with AdamW.
 
-    torchrun --nproc-per-node 2 examples/trainer.py                  # saves a checkpoint every 20 steps
-    torchrun --nproc-per-node 2 examples/trainer.py --resume         # goes on from the last one, with the same bits
+    torchrun --nproc-per-node 2 examples/trainer.py                        # saves a checkpoint every 20 of 60 steps
+    torchrun --nproc-per-node 2 examples/trainer.py --steps 80 --resume    # goes on from the last one
 
 The model is built from a config, and the text is Python's own standard library, byte by byte: nothing is downloaded.
 What differs from a plain Trainer with AdamW is marked with a star.
