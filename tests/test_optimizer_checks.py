@@ -183,6 +183,23 @@ def test_a_second_step_on_one_backward_is_warned_of_once() -> None:
     del compression
 
 
+def test_a_step_inside_a_step_is_one() -> None:
+    """The wrapper that torch puts round ``step`` of a subclass calls hooks again in ``super().step()``."""
+
+    class Counted(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            return super().step(closure)
+
+    torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)  # puts the wrapper round the parent's
+    model = DistributedDataParallel(nn.Linear(30, 10))
+    compression = gaussiank.compress(model, 0.1)
+    optimizer = Counted(model.parameters(), lr=0.1)
+    for _ in range(2):
+        backward(model)
+        optimizer.step()
+    assert compression.step == 2
+
+
 def test_loops_that_call_the_hook_seldom_or_in_steps_are_not() -> None:
     model = DistributedDataParallel(nn.Linear(30, 10))
     compression = gaussiank.compress(model, 0.1)

@@ -122,6 +122,7 @@ class _Seen:
         looked_at: its settings are right.
         exchanged: a sparse exchange was seen before one of its steps.
         stepped_on: identity and version of a gradient that its last step took, right after it was exchanged.
+        weights: identity and version of the parameter of that gradient, before the step.
     """
 
     groups: int
@@ -131,6 +132,7 @@ class _Seen:
     looked_at: bool = False
     exchanged: bool = False
     stepped_on: tuple[int, int] | None = None
+    weights: tuple[int, int] | None = None
 
 
 _CHECKS: set[_Check] = set()
@@ -213,11 +215,14 @@ class _Check:
 
     def _is_repeated(self, seen: _Seen, groups: list[dict[str, Any]], metrics: Metrics) -> bool:
         ours = (one for group in groups for one in group["params"] if one.grad is not None and self._is_ours(one))
-        grad = next((one.grad for one in ours), None)
-        held = None if grad is None else (id(grad), grad._version)
+        first = next(ours, None)
+        held = None if first is None or first.grad is None else (id(first.grad), first.grad._version)
+        weights = None if first is None else (id(first), first._version)
         called = metrics is not seen.metrics
+        if not called and weights == seen.weights:  # a step() in a subclass's step(): one step
+            return False
         repeated = not called and held is not None and held == seen.stepped_on
-        seen.stepped_on = held if called or repeated else None
+        seen.stepped_on, seen.weights = held if called or repeated else None, weights
         return repeated
 
     def _is_uncalled(self, seen: _Seen, groups: list[dict[str, Any]], metrics: Metrics) -> bool:

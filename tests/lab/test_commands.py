@@ -91,7 +91,7 @@ def test_every_command_says_where_it_writes() -> None:
     for group in app.registered_groups:
         assert group.typer_instance is not None
         commands += group.typer_instance.registered_commands
-    assert len(commands) == 13
+    assert len(commands) == 14
     for command in commands:
         function = command.callback
         assert function is not None

@@ -67,7 +67,10 @@ def _under_ddp(module: nn.Module, group: dist.ProcessGroup | None) -> bool:
     own, workers = {id(one) for one in module.parameters()}, set(dist.get_process_group_ranks(group))
     for one in gc.get_objects():
         if issubclass(type(one), DistributedDataParallel) and (inside := one._modules.get("module")) is not None:
-            shared = workers & set(dist.get_process_group_ranks(one.process_group))
+            try:
+                shared = workers & set(dist.get_process_group_ranks(one.process_group))
+            except (KeyError, ValueError):  # its group was destroyed: it averages no more
+                continue
             if len(shared) > 1 and any(id(parameter) in own for parameter in inside.parameters()):
                 return True
     return False
