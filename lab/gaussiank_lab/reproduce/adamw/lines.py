@@ -182,7 +182,7 @@ def finals(model: str, batch: int) -> Iterator[Setting]:
     for line in (*lines, rows(1 / 64, **by_row), layered(1 / 64, **larger)):
         yield from grid(line, (0.004,))
     for line in lines:
-        yield from grid(line, (0.002, 0.008))
+        yield from grid(line, (0.002, 0.008, 0.001) if model == "large" else (0.002, 0.008))
 
 
 STUDIES: dict[str, Callable[[Setting], bool]] = {
