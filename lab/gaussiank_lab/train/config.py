@@ -459,7 +459,7 @@ _IMAGENET = {"dataset": "synthetic-images", "batch_size": 8, "steps": 10, "lr": 
 _TEXT = {"batch_size": 4, "steps": 600, "eval_steps": 200}
 _ADAMW = {"optimizer": "adamw", "lr": 0.003, "lr_schedule": "cosine", "lr_warmup_steps": 50, "clip_grad": 0.5}
 
-# What was tried for ResNet-20 and the two small language models stands in docs/training.md.
+# What was tried for ResNet-20 and the two small language models stands in results/training.md.
 _OURS: dict[str, Fields] = {
     "resnet20": {"lr": 0.1},
     "transformer": {**_TEXT, **_ADAMW, "density": 1 / 64, "precondition": True, "scope": "layer"},
