@@ -492,6 +492,14 @@ class SimulatedCuda:
                 plain_to(tensor, *kept, **{k: v for k, v in more.items() if k not in ("device", "non_blocking")})
             )
 
+        plain_where = torch.where
+
+        def where(condition: torch.Tensor, *chosen: Any) -> Any:  # Python's numbers are filled in on the device
+            of_cpu = [one for one in chosen if isinstance(one, torch.Tensor) and not isinstance(one, SimulatedTensor)]
+            if isinstance(condition, SimulatedTensor) and of_cpu:
+                self.host_wait("copy of a number to the device")
+            return plain_where(condition, *chosen)
+
         def pin_memory(tensor: torch.Tensor) -> torch.Tensor:
             pinned = tensor.clone()
             self._pinned.add(pinned.data_ptr())
@@ -510,6 +518,7 @@ class SimulatedCuda:
             return True
 
         patch.setattr(torch.Tensor, "to", to)
+        patch.setattr(torch, "where", where)
         patch.setattr(torch.Tensor, "pin_memory", pin_memory)
         patch.setattr(torch, "Generator", lambda device="cpu": plain_generator())
         patch.setattr(torch.futures, "Future", Future)

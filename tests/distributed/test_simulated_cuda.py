@@ -17,7 +17,8 @@ from tests.simulated_cuda import CUDA, SimulatedCuda
 from torch import Tensor
 
 from gaussiank.autotune import parse_policy
-from gaussiank.codec import Wire
+from gaussiank.codec import HEADER_BYTES, INDEX_CODES, VALUE_CODES, Wire
+from gaussiank.codec.indices import DeviceCode
 from gaussiank.collectives import parse_collective
 from gaussiank.comm import Communicator, Executor, Work, executor_of
 from gaussiank.comm.executor import _Queued
@@ -26,6 +27,7 @@ from gaussiank.layout import Layout
 from gaussiank.reducer import AdamRows, GradientReducer, Settings
 from gaussiank.reducer import reducer as reducer_module
 from gaussiank.schedule import Constant
+from gaussiank.sparse import SparseGradient
 
 LAYOUT = Layout(("a", "b", "c"), (2000, 1, 1999))
 COLLECTIVES = ("allgather", "split", "tree", "leader", "hierarchical:ranks_per_node=2", "dense")
@@ -190,18 +192,52 @@ def test_the_simulated_device_sees_what_is_let_go_too_early_and_what_has_no_orde
 
 
 def test_the_simulated_device_sees_waits_and_two_devices() -> None:
+    number = torch.tensor(1.0)
     for ops, kinds in (
         (
             (lambda one: bool(one.any()), torch.Tensor.nonzero, lambda one: one[one > 1], torch.Tensor.unique),
             "host wait",
         ),
+        ((lambda one: torch.where(one > 1, number, one),), "host wait"),
         ((lambda one: one + torch.ones(2), lambda one: torch.cat([one, torch.ones(2)])), "two devices"),
-        ((lambda one: one + torch.tensor(1.0), lambda one: one.topk(1)), None),
+        ((lambda one: one + number, lambda one: one.topk(1), lambda one: torch.where(one > 1, 0.5, one)), None),
     ):
         for op in ops:
             with SimulatedCuda().installed() as device:
                 op(device.tensor(torch.ones(2)))
             assert {kind for kind, _ in device.findings} == ({kinds} if kinds else set())
+
+
+PAYLOADS = [
+    Wire(index, values)
+    for index, code in INDEX_CODES.items()
+    for values, own in VALUE_CODES.items()
+    if isinstance(code, DeviceCode) and index != "seed" and not own.varies
+]
+
+
+def test_what_a_cpu_wrote_is_read_on_cuda_and_the_reverse_and_the_host_waits_for_nothing() -> None:
+    generator = torch.Generator().manual_seed(4)
+    for wire, (numel, kept, room) in itertools.product(PAYLOADS, ((70_000, 900, 901), (5000, 0, 3), (700, 700, 700))):
+        indices = torch.randperm(numel, generator=generator)[:kept].sort().values.int()
+        values = torch.randn(kept, generator=generator, dtype=torch.float64 if wire.values == "fp64" else torch.float32)
+        values[:3] = torch.tensor([torch.nan, -torch.inf, torch.inf])[:kept]
+        sent = wire.encode(SparseGradient(indices, wire.round(values), numel), capacity=room)
+        with torch.no_grad(), SimulatedCuda().installed() as device:
+            rounded = wire.round(device.tensor(values))
+            payload = wire.encode(SparseGradient(device.tensor(indices), rounded, numel), capacity=room)
+            arrived = wire.decode(device.tensor(sent), numel, capacity=room, dtype=values.dtype)
+            where, what = arrived.indices.on_host, arrived.values.on_host
+        assert device.findings == [], wire
+        assert torch.equal(payload.on_host[HEADER_BYTES:], sent[HEADER_BYTES:]), wire
+        for got, want in zip(
+            (wire.decode(payload.on_host, numel), SparseGradient(where[:kept], what[:kept], numel)),
+            [wire.decode(sent, numel)] * 2,
+            strict=True,
+        ):
+            assert torch.equal(got.indices, want.indices), wire
+            there, here = (one.values.nan_to_num(nan=7e30, posinf=8e30, neginf=-8e30) for one in (got, want))
+            assert there.numpy().tobytes() == here.numpy().tobytes(), wire
 
 
 LAUNCHES = {2: 117, 8: 255, 64: 1543}

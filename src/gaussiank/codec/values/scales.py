@@ -15,7 +15,7 @@ from .blocks import in_blocks, level_bytes, pack_levels, unpack_levels
 from .value_code import LevelCode, Rounding
 
 BLOCK = 64
-BROKEN = torch.tensor(0x7FC0, dtype=torch.int16, device="cpu")
+BROKEN = 0x7FC0
 """One of bfloat16's NaN, so that there is one way to write it."""
 
 _REFINED = 2
@@ -129,8 +129,10 @@ class Bits2(ScaledBlocks):
         """Read the bits."""
         signed = torch.where(codes & 1 == 1, -scale, scale)
         values = torch.where(codes >= 2, 2 * signed, signed) + 0.0
-        signals = torch.tensor([0.0, torch.inf, -torch.inf, torch.nan], dtype=torch.float32, device=codes.device)
-        return torch.where(scale.isnan(), signals[codes], values)
+        signals = torch.zeros_like(values)  # no table of them: it would be copied to an accelerator
+        for code, signal in ((1, torch.inf), (2, -torch.inf), (3, torch.nan)):
+            signals = torch.where(codes == code, signal, signals)
+        return torch.where(scale.isnan(), signals, values)
 
 
 @dataclass(frozen=True)
