@@ -8,6 +8,7 @@
 # make dist   build sdists and wheels of library and lab into dist/, check them, and install them into empty environments
 # make wheel-core  the core's tests against the wheel of make dist, with no checkout in reach (KERNELS=no: the one without)
 # make fuzz   feed the codec's C decoders with damaged bytes for a minute, guided by coverage; needs a C compiler
+# make gpu-interpret  every case of the kernels for GPUs, in Triton's interpreter on the CPU; make test runs a few
 # make sanitize  the tests of the kernels, with every access to memory and every shift checked (needs gcc)
 
 PYTHON ?= python3
@@ -18,6 +19,9 @@ TORCH ?= torch==2.13.0
 # for a CPU-sized one give the CPU index that pytorch.org's "Get Started" page names.
 TORCH_INDEX ?=
 
+# Its interpreter runs the kernels for GPUs on a CPU, in tests; torch's builds for CUDA bring their own.
+TRITON ?= triton==3.9.0
+
 FUZZ_SECONDS ?= 60
 FUZZ_FLAGS = -std=gnu11 -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
 
@@ -27,7 +31,7 @@ STAMP = $(VENV)/.gaussiank-ready
 SITE = $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit lab core examples docs dist wheel wheel-core sanitize fuzz kills clean
+.PHONY: help setup demo test lint types unit lab core examples docs dist wheel wheel-core gpu-interpret sanitize fuzz kills clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -38,6 +42,9 @@ $(STAMP): pyproject.toml lab/pyproject.toml setup.py lab/setup.py $(wildcard csr
 	@test -x $(PY) || $(PYTHON) -m venv $(SITE) $(VENV)
 	@$(PY) -c "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)" \
 	  || { echo "installing $(TORCH)"; $(PY) -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"; }
+	@[ "$$(uname)" != Linux ] || $(PY) -c "import importlib.util as u, sys; sys.exit(u.find_spec('triton') is None)" \
+	  || { echo "installing $(TRITON)"; $(PY) -m pip install --quiet --disable-pip-version-check --no-deps "$(TRITON)"; } \
+	  || echo "it has no build for this machine: its tests are skipped"
 	@echo "installing gaussiank, its lab and the tools"
 	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements/tools.txt -e . -e lab
 	@touch $@
@@ -142,6 +149,9 @@ wheel-core: wheel
 	@tar -xzf $(firstword $(wildcard dist/gaussiank-*.tar.gz)) -C build/unpacked --strip-components 1
 	@rm -rf build/unpacked/src build/unpacked/csrc build/unpacked/lab/gaussiank_lab
 	cd build/unpacked && $(abspath $(WHEEL_VENV))/bin/python -m pytest -p tests.alone -p no:cacheprovider --ignore tests/lab $(WHEEL_TESTS)
+
+gpu-interpret: $(STAMP)
+	GAUSSIANK_INTERPRET=all $(PY) -m pytest -p no:cacheprovider --timeout 0 tests/ops/triton
 
 # Each library is asked for by its whole path, so that Python starts with both. Leaks are Python's own.
 SANITIZED = build/sanitize/_kernels.so

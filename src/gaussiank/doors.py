@@ -19,6 +19,7 @@ from gaussiank.compressors import Capped, Compressor, parse_compressor
 from gaussiank.ddp import DDPDoor, is_sharded
 from gaussiank.metrics import Observer
 from gaussiank.momentum import LocalClip, MomentumCorrection
+from gaussiank.ops import prepare
 from gaussiank.optimizer_checks import check_optimizers
 from gaussiank.reducer import AdamRows, OnNonfinite, Scope, Settings, require_scope
 from gaussiank.schedule import Constant, Schedule, require_density
@@ -156,6 +157,7 @@ def compress(
     )
     if total_steps is not None and not compressor.sends_all:
         _tell_of_waiting(settings.schedule, total_steps, dist.get_rank(door.group))
+    prepare({one.device for one in door.gradients})
     compression = door.register(settings, scaler, recorder)
     _LOG.info("%r", compression)
     has_residual = compressor.keeps_rest and not compressor.sends_all

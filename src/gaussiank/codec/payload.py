@@ -13,10 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gaussiank.ops import RowFormat
 from gaussiank.sparse import MAX_NUMEL, SparseGradient
 
 from . import native
 from .indices import INDEX_CODES, RETIRED_CODES, DeviceCode, IndexCode, Seed, SharedDraw
+from .indices.chunks import CHUNK
 from .native import HEADER_BYTES, Fault, error
 from .values import VALUE_CODES, ValueCode
 
@@ -82,6 +84,25 @@ class Header:
         """Write all but the checksum."""
         numbers = self.codes.index.number | self.codes.values.number << 3 | (0 if self.checked else _UNCHECKED)
         return _FIELDS.pack(VERSION, _MAGIC, numbers, self.numel, self.count, self.index_bytes)
+
+
+def row_format(codes: Codes, slots: int, numel: int) -> RowFormat | None:
+    """Return where a payload of ``slots`` entries holds what, if there are kernels for its codes.
+
+    Example:
+        >>> from gaussiank.codec import INDEX_CODES
+        >>> row_format(Codes(INDEX_CODES["chunks"], VALUE_CODES["bf16"]), 10, 10**6).used
+        94
+    """
+    bits = {"bf16": 16, "fp32": 32}.get(codes.values.name)
+    if codes.index.name != "chunks" or bits is None:
+        return None
+    word = int.from_bytes(Header(codes, numel, slots, 0, checked=False).pack()[:4], "little", signed=True)
+    offsets_at = HEADER_BYTES + codes.index.max_bytes(slots, numel) - 2 * slots
+    full_at = HEADER_BYTES + 2 * -(-numel // CHUNK)
+    values_at = offsets_at + 2 * slots
+    used = values_at + codes.values.bytes_for(slots)
+    return RowFormat(numel, slots, word, HEADER_BYTES, full_at, offsets_at, values_at, used, bits)
 
 
 def write(sparse: SparseGradient, codes: Codes, slots: int) -> Tensor:

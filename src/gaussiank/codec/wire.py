@@ -10,12 +10,13 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from gaussiank.ops import RowFormat
 from gaussiank.sparse import SparseGradient
 
 from . import native, raw
 from .indices import INDEX_CODES, DeviceCode, SharedDraw
 from .native import HEADER_BYTES, Packed, framed
-from .payload import Codes, is_ours, read, read_unchecked, write
+from .payload import Codes, is_ours, read, read_unchecked, row_format, write
 from .values import VALUE_CODES, Rounding
 
 WIDE = "fp64"
@@ -244,6 +245,12 @@ class Wire:
         """
         k, values = min(k, numel), self._codes(dtype).values
         return self.max_bytes(k, numel, dtype) - values.bytes_for(k) + values.usual_bytes(k)
+
+    @lru_cache(maxsize=4096)  # noqa: B019  as for max_bytes
+    def row_format(self, slots: int, numel: int) -> RowFormat | None:
+        """Return where a row of so many float32 entries holds what, for a kernel; None: there is none for this wire."""
+        codes = self._codes(torch.float32)
+        return row_format(codes, min(slots, numel), numel) if self.rounding == "nearest" else None
 
     def entries_within(self, max_bytes: int, numel: int, dtype: torch.dtype = torch.float32) -> int:
         """Return how many entries fit into ``max_bytes``, wherever they lie.

@@ -13,6 +13,7 @@ from gaussiank import codec, cost, ops
 from gaussiank.codec import Wire
 from gaussiank.comm import Communicator
 from gaussiank.cost import TRAILER_BYTES, Cost, Load
+from gaussiank.ops import RowFormat
 from gaussiank.sparse import SparseGradient
 
 from .base import Collective, ExchangeContext, Outcome, Program
@@ -81,6 +82,10 @@ class AllGather(Collective):
         """A payload, and its size where that varies."""
         return wire.max_bytes(k, numel, dtype) + (TRAILER_BYTES if wire.varies else 0)
 
+    def row_format(self, wire: Wire, capacity: int | None, numel: int) -> RowFormat | None:
+        """The one message, where a count fixes its size."""
+        return None if capacity is None else wire.row_format(capacity, numel)
+
     def program(self, sparse: SparseGradient, context: ExchangeContext) -> Program:
         """Send the payload to all, in one message: of a size that is known beforehand, or padded to one.
 
@@ -96,12 +101,19 @@ class AllGather(Collective):
         shared, dtype, numel = context.shared, sparse.values.dtype, sparse.numel
         if shared is not None:
             sparse = at_drawn(sparse, shared.draw(numel, capacity))
-        generator = context.generator(sparse.values.device)
-        row, quantized = quantize_and_pack(sparse, context.wire, capacity, generator, shared=shared)
+        if sparse.row is None:
+            generator = context.generator(sparse.values.device)
+            row, quantized = quantize_and_pack(sparse, context.wire, capacity, generator, shared=shared)
+        else:  # a kernel has packed it already, and its residual holds what was rounded off
+            row, quantized = sparse.row, Quantized(sparse)
         rows = yield context.comm.all_gather(row)
         out = yield None
-        parts = [context.wire.decode(row, numel, dtype=dtype, capacity=capacity, shared=shared) for row in rows]
-        yield Outcome(ops.scatter_mean(parts, out), rounded_off=quantized.errors())
+        layout = self.row_format(context.wire, capacity, numel) if dtype == torch.float32 else None
+        finite = None if layout is None else ops.mean_of_rows(rows, layout, out)
+        if finite is None:
+            parts = [context.wire.decode(row, numel, dtype=dtype, capacity=capacity, shared=shared) for row in rows]
+            finite = ops.scatter_mean(parts, out)
+        yield Outcome(finite, rounded_off=quantized.errors())
 
     def _padded(self, sparse: SparseGradient, context: ExchangeContext) -> Program:
         generator, length = context.generator(sparse.values.device), self._length(sparse, context)

@@ -17,6 +17,7 @@ from gaussiank.codec import VALUE_CODES, SharedDraw, Wire, sections
 from gaussiank.comm import ALIGNED_BYTES, Communicator, Work
 from gaussiank.compressors import Compressor
 from gaussiank.cost import TRAILER_BYTES, Cost, Load, Traffic
+from gaussiank.ops import RowFormat
 from gaussiank.sparse import MAX_NUMEL, SparseGradient
 
 from .packing import EXACT
@@ -250,6 +251,16 @@ class Collective(ABC):
             wire: how entries travel.
             dtype: of the values.
         """
+
+    def row_format(self, wire: Wire, capacity: int | None, numel: int) -> RowFormat | None:
+        """Return where a row holds what, if all of a worker's entries are sent in one that a kernel can write.
+
+        Args:
+            wire: how entries travel.
+            capacity: largest count on any worker, None when only the data limits it.
+            numel: length of the vector.
+        """
+        return None
 
     @abstractmethod
     def program(self, sparse: SparseGradient, context: ExchangeContext) -> Program:

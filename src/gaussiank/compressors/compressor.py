@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gaussiank import ops
-from gaussiank.ops import Taken
+from gaussiank.ops import RowFormat, Taken
 
 
 class Selection(NamedTuple):
@@ -34,12 +34,14 @@ class SelectContext:
         rank: the worker's rank.
         part: number that tells vectors of one step apart, the same on every worker.
         hint: what the last selection on this vector returned, or None at the first.
+        row: the row that the entries will be sent in, as they are; for a compressor that ``writes_rows``.
     """
 
     step: int = 0
     rank: int = 0
     part: int = 0
     hint: Tensor | None = field(default=None)
+    row: RowFormat | None = None
 
     def threshold(self, device: torch.device) -> Tensor | None:
         """Return the hint as a threshold on a device: a 0-d tensor, or None without one.
@@ -54,6 +56,9 @@ class Compressor(ABC):
 
     nonfinite_first: ClassVar[bool] = False
     """Whether infinities and NaN are chosen before all else; if not, the caller looks for them before."""
+
+    writes_rows: ClassVar[bool] = False
+    """Whether ``take`` passes on how entries are sent, so that a kernel can write them there at once."""
 
     sends_all: ClassVar[bool] = False
     """Whether every entry is sent, so that no index is needed and a dense all-reduce serves."""

@@ -29,6 +29,7 @@ class TopK(Compressor):
     """
 
     nonfinite_first: ClassVar[bool] = True
+    writes_rows: ClassVar[bool] = True
 
     def select(self, accumulated: Tensor, k: int, turn: SelectContext | None = None) -> Selection:
         """Choose the k largest; the hint, last step's k-th magnitude, changes the time alone."""
@@ -38,4 +39,4 @@ class TopK(Compressor):
     def take(self, grad: Tensor, residual: Tensor, out: Tensor, k: int, turn: SelectContext | None = None) -> Taken:
         """Add, choose the k largest and remove them, in one pass over memory."""
         hint = turn.threshold(grad.device) if turn else None
-        return ops.accumulate_topk(grad, residual, k, hint, out=out)
+        return ops.accumulate_topk(grad, residual, k, hint, out=out, row=turn.row if turn else None)

@@ -1,5 +1,6 @@
 """What is computed on one device; nothing in here communicates."""
 
+from .accelerator import prepare
 from .dispatch import (
     RESIDUAL_DTYPES,
     Backends,
@@ -7,6 +8,7 @@ from .dispatch import (
     accumulate_topk,
     backends,
     count_above,
+    mean_of_rows,
     moments,
     require_accumulation,
     require_k,
@@ -21,15 +23,18 @@ from .dispatch import (
 from .histogram import magnitudes
 from .narrow import add_narrow, add_randomly, round_randomly
 from .native import residual_buffer
-from .reference import Magnitudes, Moments, Taken, TakenAbove, accumulate, all_finite, nonfinite_indices
+from .reference import Magnitudes, Moments, Taken, TakenAbove, TakenRow, accumulate, all_finite, nonfinite_indices
+from .rows import RowFormat
 
 __all__ = [
     "RESIDUAL_DTYPES",
     "Backends",
     "Magnitudes",
     "Moments",
+    "RowFormat",
     "Taken",
     "TakenAbove",
+    "TakenRow",
     "accumulate",
     "accumulate_threshold",
     "accumulate_topk",
@@ -39,8 +44,10 @@ __all__ = [
     "backends",
     "count_above",
     "magnitudes",
+    "mean_of_rows",
     "moments",
     "nonfinite_indices",
+    "prepare",
     "require_accumulation",
     "require_k",
     "require_vector",

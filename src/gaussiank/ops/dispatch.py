@@ -16,13 +16,17 @@ from torch import Tensor
 
 from gaussiank.sparse import MAX_NUMEL, SparseGradient
 
-from . import native, reference
+from . import accelerator, native, reference
 from .reference import Moments, Taken, TakenAbove
+from .rows import RowFormat
 
 # ---------------------------------------------------------------------- which backend runs
 
 VARIABLE = "GAUSSIANK_BACKEND"
 """Environment variable that names the backend of a process; unset, the fastest available one runs."""
+
+TRITON = "triton"
+"""Name of the backend for CUDA; on a CPU, for tests, of Triton's interpreter, where ``TRITON_INTERPRET=1``."""
 
 _chosen: str | None = None
 
@@ -41,7 +45,7 @@ class Backends(NamedTuple):
 
 def available() -> tuple[str, ...]:
     """Return the names of the backends that this machine can run, fastest last."""
-    return ("reference", *native.numbers())
+    return ("reference", *([TRITON] if accelerator.interpreted() else []), *native.numbers())
 
 
 def active() -> str:
@@ -252,6 +256,13 @@ def _specified_by(specification: Callable[..., Any]) -> Callable[[_F], _F]:
     return give_text
 
 
+def _triton(vector: Tensor) -> Any:
+    """Return the kernels in Triton for a float32 vector on a device that they run on, else None."""
+    if vector.dtype is not torch.float32 or (vector.is_cpu and _chosen != TRITON):
+        return None
+    return None if (_chosen or active()) == "reference" else accelerator.kernels(vector.device)
+
+
 def _for(vector: Tensor) -> int | None:
     """Return the native backend for a float32 vector in this machine's memory, else None."""
     if vector.dtype is not torch.float32 or vector.device.type != "cpu":
@@ -261,16 +272,27 @@ def _for(vector: Tensor) -> int | None:
 
 @_specified_by(reference.accumulate_topk)
 def accumulate_topk(
-    grad: Tensor, residual: Tensor, k: int, hint: Tensor | None = None, *, out: Tensor | None = None
+    grad: Tensor,
+    residual: Tensor,
+    k: int,
+    hint: Tensor | None = None,
+    *,
+    out: Tensor | None = None,
+    row: RowFormat | None = None,
 ) -> Taken:
     """Run the reference or a kernel."""
     out = residual if out is None else out
     require_accumulation(grad, residual, out)
     require_topk(grad, k, hint)
     backend = _for(residual)
-    if backend is None:
+    if backend is not None:
+        return native.take(backend, residual, k, hint, grad, out)
+    found = _triton(residual)
+    if found is None:
         return reference.accumulate_topk(grad, residual, k, hint, out=out)
-    return native.take(backend, residual, k, hint, grad, out)
+    fits = row is not None and (row.slots, row.numel) == (k, grad.numel())
+    taken: Taken = found.take(residual, k, hint, grad, out, row if fits else None)
+    return taken
 
 
 @_specified_by(reference.accumulate_threshold)
@@ -294,9 +316,11 @@ def topk(accumulated: Tensor, k: int, hint: Tensor | None = None) -> Taken:
     require_vector(accumulated, "accumulated")
     require_topk(accumulated, k, hint)
     backend = _for(accumulated)
-    if backend is None:
-        return reference.topk(accumulated, k, hint)
-    return native.take(backend, accumulated, k, hint)
+    if backend is not None:
+        return native.take(backend, accumulated, k, hint)
+    found = _triton(accumulated)
+    taken: Taken = reference.topk(accumulated, k, hint) if found is None else found.take(accumulated, k, hint)
+    return taken
 
 
 @_specified_by(reference.select_topk)
@@ -305,9 +329,13 @@ def select_topk(accumulated: Tensor, k: int) -> Tensor:
     require_vector(accumulated, "accumulated")
     require_k(k, accumulated.numel())
     backend = _for(accumulated)
-    if backend is None:
-        return reference.select_topk(accumulated, k)
-    return native.take(backend, accumulated, k, None).indices
+    if backend is not None:
+        return native.take(backend, accumulated, k, None).indices
+    found = _triton(accumulated)
+    chosen: Tensor = (
+        reference.select_topk(accumulated, k) if found is None else found.take(accumulated, k, None).indices
+    )
+    return chosen
 
 
 @_specified_by(reference.select_above)
@@ -350,6 +378,24 @@ def scatter_mean(parts: Sequence[SparseGradient], out: Tensor) -> Tensor:
     if backend is None:
         return reference.scatter_mean(parts, out)
     return native.scatter_mean(backend, parts, out)
+
+
+def mean_of_rows(rows: Tensor, layout: RowFormat, out: Tensor) -> Tensor | None:
+    """Write the mean of what workers have sent to ``out``, straight from their rows, where a kernel can.
+
+    Args:
+        rows: uint8 ``[world_size, bytes]``.
+        layout: of each.
+        out: float32 ``[numel]``; overwritten.
+
+    Returns:
+        Whether all of it is finite, as a 0-d bool tensor; None: there is no kernel, and nothing has been written.
+    """
+    found = _triton(out)
+    if found is None or not layout.holds(rows) or rows.device != out.device:
+        return None
+    finite: Tensor = found.mean_of_rows(rows, layout, out)
+    return finite
 
 
 @_specified_by(reference.union)

@@ -47,6 +47,16 @@ class Taken(NamedTuple):
     hint: Tensor | None = None
 
 
+class TakenRow(Taken):
+    """Entries that a kernel has written to a row too; what that rounds off stays in the vector.
+
+    Attributes:
+        row: uint8 ``[bytes]``.
+    """
+
+    row: Tensor
+
+
 class TakenAbove(NamedTuple):
     """The entries of a vector above a threshold, as many as fit.
 
@@ -178,9 +188,10 @@ def accumulate_topk(
         hint: 0-d tensor, what the last step's call returned, or None. A bad one costs time, never the result.
         out: where the sum goes, with zeros at the taken entries; ``residual`` itself (the default), or a buffer that
             shares no memory with it.
+        row: of ``k`` slots; where a kernel can, it writes the payload too, and leaves in ``out`` what that rounds off.
 
     Returns:
-        Indices, values and the next hint.
+        Indices, values and the next hint; a ``TakenRow`` if a row was written.
 
     Raises:
         ValueError: a dtype, device, shape or length does not fit, ``k`` is out of range, or buffers overlap.

@@ -78,7 +78,8 @@ class BucketStep:
         if reducer.observer:
             reducer.observer.taking(layout, self.grads)
         if reducer.keeps_rest:
-            fused = partial(reducer.selector.take, layout, density=density, step=self.exchanges)
+            row = self.collective.row_format(reducer.wire, asked.capacity, layout.numel)
+            fused = partial(reducer.selector.take, layout, density=density, step=self.exchanges, row=row)
             self._sparse = reducer.feedback.take(layout, grad, select, held=held, fused=fused)
         else:
             self._sparse = select(grad.to(RESIDUAL_DTYPES[grad.dtype]))

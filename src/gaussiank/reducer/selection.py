@@ -14,6 +14,7 @@ from gaussiank import ops
 from gaussiank.codec import SharedDraw
 from gaussiank.compressors import Compressor, SelectContext, Taken, finish_take
 from gaussiank.layout import Layout
+from gaussiank.ops import RowFormat, TakenRow
 from gaussiank.schedule import entries
 from gaussiank.sparse import SparseGradient
 
@@ -86,7 +87,14 @@ class Selector:
         return SparseGradient.pick(accumulated, chosen[0] if len(chosen) == 1 else torch.cat(chosen))
 
     def take(
-        self, layout: Layout, grad: Tensor, residual: Tensor, out: Tensor, density: float, step: int
+        self,
+        layout: Layout,
+        grad: Tensor,
+        residual: Tensor,
+        out: Tensor,
+        density: float,
+        step: int,
+        row: RowFormat | None = None,
     ) -> SparseGradient:
         """Write ``residual + grad`` to ``out``, choose what to send of it, and remove that from ``out``.
 
@@ -100,10 +108,12 @@ class Selector:
             out: ``[numel]`` apart from both.
             density: share of entries to send.
             step: backwards that have exchanged, used by an optimizer or not.
+            row: the row that the selection of a whole vector will be sent in, or None.
         """
+        row = row if self.compressor.writes_rows and not self.per_layer else None
         parts: list[Taken] = []
         for key, place, k in self.asked(layout, density).places:
-            context, target = self._context(key, step), out[place]
+            context, target = self._context(key, step, row), out[place]
             taken = self.compressor.take(grad[place], residual[place], target, k, context)
             if taken is None:
                 ops.accumulate(residual[place], grad[place], out=target)
@@ -113,7 +123,8 @@ class Selector:
                 self.hints[key] = taken.hint
             parts.append(taken._replace(indices=taken.indices + place.start) if place.start else taken)
         if len(parts) == 1:
-            return SparseGradient(parts[0].indices, parts[0].values, layout.numel)
+            written = parts[0].row if isinstance(parts[0], TakenRow) else None
+            return SparseGradient(parts[0].indices, parts[0].values, layout.numel, written)
         indices = torch.cat([part.indices for part in parts])
         return SparseGradient(indices, torch.cat([part.values for part in parts]), layout.numel)
 
@@ -148,5 +159,5 @@ class Selector:
         """Replace the hints by saved ones."""
         self.hints = {key: hint.clone() for key, hint in hints.items()}
 
-    def _context(self, key: str, step: int) -> SelectContext:
-        return SelectContext(step, self.rank, zlib.crc32(key.encode()), self.hints.get(key))
+    def _context(self, key: str, step: int, row: RowFormat | None = None) -> SelectContext:
+        return SelectContext(step, self.rank, zlib.crc32(key.encode()), self.hints.get(key), row)

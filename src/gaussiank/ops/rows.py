@@ -1,0 +1,45 @@
+"""Where a payload for accelerators holds what: all that a kernel has to know of a wire."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+ALIGNED_BYTES = 128
+"""Rows of a message begin at multiples of it, where NCCL copies 16 bytes at a time."""
+
+
+class RowFormat(NamedTuple):
+    """The places in a row that holds one payload of ``slots`` entries of a vector of ``numel``; in bytes.
+
+    Attributes:
+        numel: length of the vector.
+        slots: entries that there is room for.
+        word: first four bytes of the header, as a little-endian number with sign.
+        counts_at: where the counts of the chunks begin.
+        full_at: where the bits of full chunks begin.
+        offsets_at: where the offsets begin.
+        values_at: where the values begin, behind the indices.
+        used: size of the payload.
+        value_bits: bits of a value: 16, of bfloat16, or 32.
+    """
+
+    numel: int
+    slots: int
+    word: int
+    counts_at: int
+    full_at: int
+    offsets_at: int
+    values_at: int
+    used: int
+    value_bits: int
+
+    @property
+    def length(self) -> int:
+        """Size of the row: a payload, and zeros up to a multiple of ``ALIGNED_BYTES``."""
+        return self.used + -self.used % ALIGNED_BYTES
+
+    def holds(self, rows: Tensor) -> bool:
+        """Tell whether uint8 ``[workers, bytes]`` rows are long enough, each of them end to end."""
+        return rows.shape[1] >= self.used and rows.stride(1) == 1

@@ -1,0 +1,109 @@
+"""Rows that kernels write and read, against the codec: the same bytes, residuals and means."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from tests.each import each
+from tests.ops.same import require_same
+from tests.ops.triton.conftest import ALL
+
+from gaussiank import ops
+from gaussiank.codec import HEADER_BYTES, Wire
+from gaussiank.ops import dispatch, reference
+from gaussiank.sparse import SparseGradient
+
+WIRES = ("chunks+bf16", "chunks+fp32")
+
+
+def vectors(numel: int, rng: torch.Generator, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    residual, grad = torch.randn(numel, generator=rng), torch.randn(numel, generator=rng)
+    if rank == 1 and numel > 1:
+        residual[-1], residual[numel // 2] = 3.4e38, -3.39e38  # as bfloat16 they would overflow
+        grad[-1] = grad[numel // 2] = 0.0
+    return residual, grad
+
+
+def row_of(residual: torch.Tensor, grad: torch.Tensor, k: int, wire: Wire) -> torch.Tensor:
+    """Return the row of a kernel, once all of it was compared with the codec."""
+    numel = residual.numel()
+    out, expected_out = torch.full_like(residual, math.nan), torch.empty_like(residual)
+    expected = reference.accumulate_topk(grad, residual, k, out=expected_out)
+    with dispatch.use_backend("reference"):
+        packed = wire.pack(SparseGradient(expected.indices, expected.values, numel), capacity=k)
+    if packed.error is not None:
+        expected_out.index_add_(0, expected.indices, packed.error)
+    layout = wire.row_format(k, numel)
+    assert layout is not None
+    taken = ops.accumulate_topk(grad, residual, k, expected.hint, out=out, row=layout)
+    require_same(taken.indices, expected.indices)
+    require_same(taken.values, expected.values)
+    require_same(out, expected_out, numel, k, str(wire))
+    assert isinstance(taken, ops.TakenRow)
+    row, payload = taken.row, packed.row
+    assert row.numel() == layout.length
+    assert layout.used == payload.numel()
+    head = payload[:HEADER_BYTES].clone()
+    head[3] |= 0x80  # written without a checksum, which is zero
+    head[-4:] = 0
+    assert torch.equal(row[:HEADER_BYTES], head)
+    assert torch.equal(row[HEADER_BYTES : layout.used], payload[HEADER_BYTES:])
+    assert not bool(row[layout.used :].any())
+    return row
+
+
+@each("wire", WIRES)
+@each(("numel", "k"), [(5000, 70), (1, 1), (70_000, 333)] + [(65_536, 65_536), (200_000, 100_000)] * ALL)
+def test_rows_are_those_of_the_codec_and_so_is_their_mean(numel: int, k: int, wire: str, rng: torch.Generator) -> None:
+    code = Wire.parse(wire)
+    rows = torch.stack([row_of(*vectors(numel, rng, rank), k, code) for rank in range(3)])
+    parts, expected, mean = [code.decode(row, numel) for row in rows], torch.empty(numel), torch.full((numel,), 5.0)
+    finite = reference.scatter_mean(parts, expected)
+    layout = code.row_format(k, numel)
+    assert layout is not None
+    found = ops.mean_of_rows(rows, layout, mean)
+    assert found is not None
+    assert bool(found) == bool(finite)
+    require_same(mean, expected)
+
+
+def test_a_chunk_that_is_taken_whole(rng: torch.Generator) -> None:
+    numel, k = 65_536 + 40, 65_536 + 3
+    residual = torch.randn(numel, generator=rng)
+    residual[:65_536] += 100
+    row = row_of(residual, torch.zeros(numel), k, Wire("chunks", "bf16"))
+    layout, mean = Wire("chunks", "bf16").row_format(k, numel), torch.empty(numel)
+    assert layout is not None
+    assert bool(ops.mean_of_rows(row[None], layout, mean))
+    require_same(mean, Wire("chunks", "bf16").decode(row, numel).dense())
+
+
+@each("bad", [math.inf, -math.inf, math.nan])
+def test_what_is_not_finite_is_seen(bad: float, rng: torch.Generator) -> None:
+    layout = Wire("chunks", "bf16").row_format(20, 3000)
+    assert layout is not None
+    rows = []
+    for value in (bad, 0.0):
+        residual, grad = torch.randn(3000, generator=rng), torch.randn(3000, generator=rng)
+        grad[77] += value
+        taken = ops.accumulate_topk(grad, residual, 20, out=torch.empty(3000), row=layout)
+        assert isinstance(taken, ops.TakenRow)
+        rows.append(taken.row)
+    mean = torch.empty(3000)
+    finite = ops.mean_of_rows(torch.stack(rows), layout, mean)
+    assert finite is not None
+    assert not bool(finite)
+    require_same(mean[77], torch.tensor(bad) / 2)
+
+
+def test_rows_of_sums_that_overflow_are_seen() -> None:
+    layout = Wire("chunks", "fp32").row_format(1, 10)
+    assert layout is not None
+    vector = torch.zeros(10)
+    vector[3] = 3.4e38
+    taken = ops.accumulate_topk(vector, torch.zeros(10), 1, row=layout)
+    assert isinstance(taken, ops.TakenRow)
+    finite = ops.mean_of_rows(torch.stack([taken.row, taken.row]), layout, torch.empty(10))
+    assert finite is not None
+    assert not bool(finite)
