@@ -6,7 +6,7 @@
 #include <stdint.h>
 #include <stdatomic.h>
 
-#define GK_ABI 7 /* raise it with every change of an exported function; library.py compares */
+#define GK_ABI 8 /* raise it with every change of an exported function; library.py compares */
 
 #define GK_EXPORT __attribute__((visibility("default")))
 

@@ -65,7 +65,7 @@ WAITS = {
     "gaussiank": "selection.py:take gaussiank.py:_normal_fit gaussiank.py:take gaussiank.py:_bracketed"
     " reference.py:count_above reference.py:accumulate_threshold compressor.py:threshold compressor.py:put_back",
     "mstopk": "selection.py:take mstopk.py:_bounds mstopk.py:_mean mstopk.py:select",
-    "chunktopk": "selection.py:take chunktopk.py:select chunktopk.py:_without_surplus",
+    "chunktopk": "selection.py:take reference.py:chunk_topk reference.py:_without_surplus",
     # no bound on the count: payloads say how long they are
     "sidco": "selection.py:take sidco.py:_exponential sidco.py:select all_gather.py:_largest all_gather.py:_padded"
     " packing.py:agree_on wire.py:decode payload.py:counts native.py:framed_sizes",

@@ -53,6 +53,27 @@ def require_topk_like_reference(
         require_same(into, total, context)
 
 
+# ---------------------------------------------------------------------- exact take, chunk by chunk
+
+
+@each_law
+def test_takes_of_each_chunk_what_the_reference_takes(law: Law, rng: torch.Generator) -> None:
+    for numel, chunk in ((1, 1), (100, 7), (4097, 64), (20_000, 4096), (9000, 3000), (300_000, 4096), (65_600, 65_536)):
+        vector = law(numel, rng)
+        entries = torch.full((-(-numel // chunk),), chunk)
+        entries[-1] = numel - chunk * (len(entries) - 1)
+        for share in (1.0, 0.5, 1 / 64):
+            # of some chunks nothing
+            shares = (entries * share * torch.rand(len(entries), generator=rng).round(decimals=1)).long()
+            shares[-1] = max(1, int(entries[-1] * share))
+            expected = reference.chunk_topk(vector, chunk, shares)
+            for name in KERNELS:
+                for threads in (1, 2):
+                    torch.set_num_threads(threads)
+                    with ops.use_backend(name):
+                        require_same(ops.chunk_topk(vector, chunk, shares), expected, name, numel, chunk, share)
+
+
 # ---------------------------------------------------------------------- exact take
 
 

@@ -50,15 +50,7 @@ class ChunkTopK(Compressor):
         numel = accumulated.numel()
         ops.require_k(k, numel)
         chunk = min(self.chunk, numel)
-        shares = _shares(numel, chunk, k, turn.step if turn else 0).to(accumulated.device)
-        magnitude = accumulated.new_full((len(shares), chunk), -1.0)  # a short last chunk is filled up, never chosen
-        torch.abs(accumulated, out=magnitude.view(-1)[:numel])
-        largest = magnitude.topk(int(shares.max()), dim=1).values
-        limits = largest.gather(1, (shares - 1).clamp_(min=0)[:, None]).masked_fill_(shares[:, None] == 0, torch.inf)
-        chosen = (magnitude >= limits).view(-1).nonzero().squeeze(1)
-        if chosen.numel() > k:
-            chosen = _without_surplus(chosen, magnitude, limits, shares)
-        return Selection(chosen.int())
+        return Selection(ops.chunk_topk(accumulated, chunk, _shares(numel, chunk, k, turn.step if turn else 0)))
 
 
 def _shares(numel: int, chunk: int, k: int, step: int) -> Tensor:
@@ -70,15 +62,3 @@ def _shares(numel: int, chunk: int, k: int, step: int) -> Tensor:
     phase = step * k * chunk % numel
     bounds = torch.arange(0, numel + chunk, chunk, device="cpu").clamp_(max=numel)
     return ((k * bounds + phase) // numel).diff()  # at most 2^62 + 2^31: fits int64
-
-
-def _without_surplus(chosen: Tensor, magnitude: Tensor, limits: Tensor, shares: Tensor) -> Tensor:
-    """Drop what ties with a chunk's limit beyond its share, from the chunk's end."""
-    chunk = magnitude.shape[1]
-    place = torch.div(chosen, chunk, rounding_mode="floor")
-    equal = magnitude.view(-1)[chosen] == limits[place, 0]
-    larger = torch.zeros_like(shares).index_add_(0, place, (~equal).long())
-    before = torch.zeros_like(shares).index_add_(0, place, equal.long()).cumsum(0).roll(1)
-    before[0] = 0
-    rank = equal.cumsum(0) - before[place]  # 1 for the first of its chunk that ties
-    return chosen[~equal | (rank <= (shares - larger)[place])]

@@ -576,7 +576,7 @@ class LocalSteps:
     def residual_norm(self) -> float:
         """Return the norm of all that waits in this worker's residuals: one pass over them."""
         return norm_of(
-            fragment.reducer.feedback.residual(name) for fragment in self._fragments for name in fragment.names
+            [fragment.reducer.feedback.residual(name) for fragment in self._fragments for name in fragment.names]
         )
 
     @torch.no_grad()

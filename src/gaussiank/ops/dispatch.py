@@ -217,6 +217,22 @@ def require_capacity(capacity: int, numel: int) -> None:
         raise ValueError(f"capacity must be in [1, numel = {numel}], got {capacity}. Make room for one entry at least.")
 
 
+def require_shares(shares: Tensor, chunk: int, numel: int) -> None:
+    """Raise ``ValueError`` unless there is a share for each chunk, none negative or above its entries, not all 0."""
+    chunks = -(-numel // chunk) if 1 <= chunk <= numel else 0
+    if shares.shape != (chunks,) or shares.dtype != torch.int64 or not shares.is_cpu:
+        raise ValueError(
+            f"shares must be int64 on the CPU, one for each of {chunks} chunks of {chunk} in {numel} entries, got "
+            f"{shares.dtype} of shape {tuple(shares.shape)} on {shares.device}. Count with chunk in [1, numel]."
+        )
+    lowest, highest, last = int(shares.min()), int(shares.max()), int(shares[-1])
+    if lowest < 0 or not 0 < highest <= chunk or last > numel - (chunks - 1) * chunk:
+        raise ValueError(
+            f"shares must be in [0, entries of the chunk] and not all 0, got {lowest} to {highest}, the last {last}. "
+            "Give no chunk more than it has."
+        )
+
+
 def require_parts(parts: Sequence[SparseGradient], out: Tensor | None = None) -> None:
     """Raise unless there are parts, all of one length, dtype and device, and ``out``, if given, can take their mean.
 
@@ -336,6 +352,17 @@ def select_topk(accumulated: Tensor, k: int) -> Tensor:
         reference.select_topk(accumulated, k) if found is None else found.take(accumulated, k, None).indices
     )
     return chosen
+
+
+@_specified_by(reference.chunk_topk)
+def chunk_topk(accumulated: Tensor, chunk: int, shares: Tensor) -> Tensor:
+    """Run the reference or a kernel."""
+    require_vector(accumulated, "accumulated")
+    require_shares(shares, chunk, accumulated.numel())
+    backend = _for(accumulated)
+    if backend is None:
+        return reference.chunk_topk(accumulated, chunk, shares)
+    return native.chunk_topk(backend, accumulated, chunk, shares)
 
 
 @_specified_by(reference.select_above)

@@ -40,7 +40,7 @@ _ADVISE_FROM_BYTES = 2 * HUGE_PAGE_BYTES
 
 # ---------------------------------------------------------------------- the library
 
-ABI = 7
+ABI = 8
 LIBRARY = "GAUSSIANK_NATIVE_LIBRARY"
 """Environment variable with the path of another build of the kernels, one with a sanitizer say; empty for none."""
 
@@ -50,6 +50,8 @@ _SIGNATURES = {  # name: result and arguments, one letter each, in the order of 
     "gk_backend": ("s", "i"),
     "gk_topk_bytes": ("l", "lli"),
     "gk_topk_take": ("i", "ippipillppppplip"),
+    "gk_chunk_topk_bytes": ("l", "li"),
+    "gk_chunk_topk": ("i", "ipllpppli"),
     "gk_threshold_bytes": ("l", "lli"),
     "gk_threshold_take": ("i", "ippipilfilpppppli"),
     "gk_moments_bytes": ("l", "l"),
@@ -223,6 +225,28 @@ def take(
     if status:
         raise _refused(status)
     return Taken(indices, values, next_hint)
+
+
+def chunk_topk(backend: int, accumulated: Tensor, chunk: int, shares: Tensor) -> Tensor:
+    """Run ``reference.chunk_topk``."""
+    numel, ends = accumulated.numel(), shares.cumsum(0)
+    threads = _threads(numel)
+    room = library().gk_chunk_topk_bytes(chunk, threads)
+    indices = torch.empty(int(ends[-1]), dtype=torch.int32, device="cpu")
+    status = library().gk_chunk_topk(
+        backend,
+        address(accumulated, torch.float32, numel),
+        numel,
+        chunk,
+        address(ends, torch.int64, -(-numel // chunk)),
+        address(indices, torch.int32),
+        _scratch.at_least(room),
+        room,
+        threads,
+    )
+    if status:
+        raise _refused(status)
+    return indices
 
 
 report = (c_int64 * 3)()

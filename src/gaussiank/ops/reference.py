@@ -144,6 +144,49 @@ def _first_nonzero(mask: Tensor, limit: int) -> Tensor:
     return mask.nonzero().squeeze(1)[:limit]
 
 
+def chunk_topk(accumulated: Tensor, chunk: int, shares: Tensor) -> Tensor:
+    """Select of each chunk of consecutive entries the share of largest magnitude; of equal ones the lowest index wins.
+
+    Infinities and NaN count as larger than every finite entry.
+
+    Args:
+        accumulated: float ``[numel]``. Not modified.
+        chunk: entries of a chunk, 1 to numel; the last one may be shorter.
+        shares: int64 ``[chunks]`` on the CPU, each at most its chunk's entries, not all 0.
+
+    Returns:
+        int32 ``[shares.sum()]`` ascending indices.
+
+    Raises:
+        ValueError: ``accumulated`` is no flat vector, or ``shares`` does not fit its chunks.
+
+    Example:
+        >>> chunk_topk(torch.tensor([3.0, -4.0, 2.0, 0.5]), 2, torch.tensor([1, 1]))
+        tensor([1, 2], dtype=torch.int32)
+    """
+    own = shares.to(accumulated.device)
+    magnitude = accumulated.new_full((len(shares), chunk), -1.0)  # a short last chunk is filled up, never chosen
+    magnitude.view(-1)[: accumulated.numel()] = _capped_magnitude(accumulated)
+    largest = magnitude.topk(int(shares.max()), dim=1).values
+    limits = largest.gather(1, (own - 1).clamp_(min=0)[:, None]).masked_fill_(own[:, None] == 0, torch.nan)
+    chosen = (magnitude >= limits).view(-1).nonzero().squeeze(1)
+    if chosen.numel() > shares.sum():
+        chosen = _without_surplus(chosen, magnitude, limits, own)
+    return chosen.int()
+
+
+def _without_surplus(chosen: Tensor, magnitude: Tensor, limits: Tensor, shares: Tensor) -> Tensor:
+    """Drop what ties with a chunk's limit beyond its share, from the chunk's end."""
+    chunk = magnitude.shape[1]
+    place = torch.div(chosen, chunk, rounding_mode="floor")
+    equal = magnitude.view(-1)[chosen] == limits[place, 0]
+    larger = torch.zeros_like(shares).index_add_(0, place, (~equal).long())
+    before = torch.zeros_like(shares).index_add_(0, place, equal.long()).cumsum(0).roll(1)
+    before[0] = 0
+    rank = equal.cumsum(0) - before[place]  # 1 for the first of its chunk that ties
+    return chosen[~equal | (rank <= (shares - larger)[place])]
+
+
 def topk(accumulated: Tensor, k: int, hint: Tensor | None = None) -> Taken:
     """Select exactly the ``k`` entries of largest magnitude, and return the hint that makes the next call faster.
 
