@@ -15,7 +15,7 @@ from gaussiank.doors import compress as compress_model
 
 from .framework import FOLDER, load_beside, require_version
 
-require_version("accelerate", "1.0")
+require_version("accelerate", "1.1")
 
 from accelerate import Accelerator  # noqa: E402  only once it is known to be there
 

@@ -14,7 +14,7 @@ from gaussiank.doors import compress as compress_model
 
 from .framework import FOLDER, load_beside, require_version
 
-require_version("lightning", "2.4")
+require_version("lightning", "2.1")
 
 from lightning.pytorch import Callback, LightningModule, Trainer  # noqa: E402  only once it is known to be there
 

@@ -12,7 +12,7 @@ from gaussiank.doors import compress as compress_model
 
 from .framework import FOLDER, load_beside, require_version
 
-require_version("transformers", "5.0")
+require_version("transformers", "4.47")
 
 from transformers import Trainer, TrainerCallback  # noqa: E402  only once it is known to be there
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint  # noqa: E402
