@@ -9,6 +9,7 @@
 # make wheel-core  the core's tests against the wheel of make dist, with no checkout in reach (KERNELS=no: the one without)
 # make fuzz   feed the codec's C decoders with damaged bytes for a minute, guided by coverage; needs a C compiler
 # make gpu-interpret  every case of the kernels for GPUs, in Triton's interpreter on the CPU; make test runs a few
+# make cubin  compile the kernels for GPUs that are not there, and judge registers, spills, wide loads and atomics
 # make sanitize  the tests of the kernels, with every access to memory and every shift checked (needs gcc)
 
 PYTHON ?= python3
@@ -31,7 +32,7 @@ STAMP = $(VENV)/.gaussiank-ready
 SITE = $(shell $(PYTHON) -c "import importlib.util as u; print('--system-site-packages' if u.find_spec('torch') else '')")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit lab core examples docs dist wheel wheel-core gpu-interpret sanitize fuzz kills clean
+.PHONY: help setup demo test lint types unit lab core examples docs dist wheel wheel-core gpu-interpret cubin sanitize fuzz kills clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -152,6 +153,9 @@ wheel-core: wheel
 
 gpu-interpret: $(STAMP)
 	GAUSSIANK_INTERPRET=all $(PY) -m pytest -p no:cacheprovider --timeout 0 tests/ops/triton
+
+cubin: $(STAMP)
+	$(PY) scripts/cubins.py
 
 # Each library is asked for by its whole path, so that Python starts with both. Leaks are Python's own.
 SANITIZED = build/sanitize/_kernels.so

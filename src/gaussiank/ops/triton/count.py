@@ -51,7 +51,7 @@ def totals(candidates, values, begin, count, whole, kth, TILES: tl.constexpr, LA
     return above, equal
 
 
-@triton.jit(do_not_specialize=["tiles", "numel"])
+@triton.jit(do_not_specialize=["tiles", "numel"], do_not_specialize_on_alignment=["values"])
 def count_kernel(
     candidates,
     values,
@@ -96,4 +96,5 @@ def count(
         TILES=TILES,
         LANES=LANES,
         num_warps=4,
+        enable_fp_fusion=False,
     )

@@ -37,7 +37,8 @@ def load_value(row, at, place, mask, BITS: tl.constexpr):
 
 
 @triton.jit(
-    do_not_specialize=["workers", "stride", "numel", "counts_at", "full_at", "offsets_at", "values_at", "slots"]
+    do_not_specialize=["workers", "stride", "numel", "counts_at", "full_at", "offsets_at", "values_at", "slots"],
+    do_not_specialize_on_alignment=["rows", "out"],
 )
 def decode_mean_kernel(
     rows,
@@ -130,4 +131,5 @@ def decode_mean(
         BLOCK=2048,
         FEW=256,
         num_warps=8,
+        enable_fp_fusion=False,
     )

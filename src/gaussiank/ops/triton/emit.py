@@ -73,7 +73,8 @@ def write_counts(row, at, full_at, above, equal, more, same, ties, groups):
     do_not_specialize=[
         *("tiles", "groups", "numel", "k", "row_bytes", "word"),
         *("counts_at", "full_at", "offsets_at", "values_at", "used"),
-    ]
+    ],
+    do_not_specialize_on_alignment=["values"],
 )
 def emit_kernel(
     candidates,
@@ -217,4 +218,5 @@ def emit(
         TILES=TILES,
         LANES=LANES,
         num_warps=4,
+        enable_fp_fusion=False,
     )

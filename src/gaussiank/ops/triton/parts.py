@@ -5,6 +5,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# Every kernel is compiled for the types of its arguments alone: what a number is, or where a vector of the caller's
+# begins, changes nothing but ALIGNED of ``sweep``. So ``accelerator.compare`` can compile all there is, beforehand.
+# Nothing is fused to a multiply-add (``enable_fp_fusion``): the reference rounds twice.
+
 TILE = 2048
 """Entries that one program of ``sweep`` reads; its candidates stand together and in order."""
 

@@ -46,7 +46,7 @@ def kth_of(candidates, count, k, BLOCK: tl.constexpr):
     return kth, k
 
 
-@triton.jit(do_not_specialize=["k", "room", "numel"])
+@triton.jit(do_not_specialize=["k", "room", "numel"], do_not_specialize_on_alignment=["values"])
 def pick_kernel(
     candidates, values, state, k, room, numel, COARSE: tl.constexpr, BLOCK: tl.constexpr, BINS: tl.constexpr
 ):
@@ -82,5 +82,15 @@ def pick(candidates: Tensor, values: Tensor, state: Tensor, k: int) -> None:
     numel, block = values.numel(), 2048
     grid = (min(triton.cdiv(numel, block), PROGRAMS),)
     pick_kernel[grid](
-        candidates, values, state, k, candidates.numel(), numel, COARSE=COARSE, BLOCK=block, BINS=4096, num_warps=8
+        candidates,
+        values,
+        state,
+        k,
+        candidates.numel(),
+        numel,
+        COARSE=COARSE,
+        BLOCK=block,
+        BINS=4096,
+        num_warps=8,
+        enable_fp_fusion=False,
     )

@@ -11,7 +11,7 @@ from .pick import PROGRAMS
 from .registry import op
 
 
-@triton.jit(do_not_specialize=["numel"])
+@triton.jit(do_not_specialize=["numel"], do_not_specialize_on_alignment=["values"])
 def refine_kernel(values, state, numel, AT: tl.constexpr, FINE: tl.constexpr, BLOCK: tl.constexpr, BINS: tl.constexpr):
     """Count the keys with the prefix that ``pick`` has found."""
     if tl.load(state + WHOLE) == 2:
@@ -28,5 +28,13 @@ def refine(values: Tensor, state: Tensor) -> None:
     numel, block = values.numel(), 2048
     grid = (min(triton.cdiv(numel, block), PROGRAMS),)
     refine_kernel[grid](
-        values, state, numel, AT=HISTOGRAMS.value + COARSE, FINE=FINE, BLOCK=block, BINS=4096, num_warps=8
+        values,
+        state,
+        numel,
+        AT=HISTOGRAMS.value + COARSE,
+        FINE=FINE,
+        BLOCK=block,
+        BINS=4096,
+        num_warps=8,
+        enable_fp_fusion=False,
     )

@@ -13,12 +13,10 @@ MARGIN = tl.constexpr(0.95)  # of the last k-th magnitude: what is below is not 
 
 
 @triton.jit
-def collect(values, valid, limit, head, indices, candidates, begins, counts, room, place, MASKED: tl.constexpr):
+def collect(values, limit, head, indices, candidates, begins, counts, room, place):
     """Append the entries of a tile from a limit on to the list of candidates, with one atomic, and note where."""
     tile = tl.program_id(0)
     hit = key_of(values) >= limit
-    if MASKED:
-        hit = hit & valid
     flags = hit.to(tl.int32)
     count = tl.sum(flags)
     begin = 0
@@ -32,7 +30,18 @@ def collect(values, valid, limit, head, indices, candidates, begins, counts, roo
     tl.store(counts + tile, count)
 
 
-@triton.jit(do_not_specialize=["numel", "full_tiles", "room"])
+@triton.jit
+def at_16(vector, place, ALIGNED: tl.constexpr):
+    """Return the addresses of a full tile, which begin at a multiple of 16 bytes where the vector does."""
+    if ALIGNED:
+        return tl.multiple_of(vector + place, 16)
+    return vector + place
+
+
+@triton.jit(
+    do_not_specialize=["numel", "full_tiles", "room"],
+    do_not_specialize_on_alignment=["grad", "residual", "out", "hint"],
+)
 def sweep_kernel(
     grad,
     residual,
@@ -47,25 +56,25 @@ def sweep_kernel(
     full_tiles,
     room,
     ADDS: tl.constexpr,
+    ALIGNED: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """Handle one tile. A full one needs no mask, so that 16 bytes are read and written at once whatever numel is."""
     tile = tl.program_id(0)
     place = tile * TILE + tl.arange(0, TILE)
-    limit = tl.maximum(key_of(tl.load(hint) * MARGIN), 1)
+    limit = tl.maximum(key_of(tl.load(hint) * MARGIN), 1)  # what is zero, or behind the end, never reaches it
     if tile < full_tiles:
-        values = tl.load(residual + place)
+        values = tl.load(at_16(residual, place, ALIGNED))
         if ADDS:
-            values += tl.load(grad + place).to(tl.float32)
-            tl.store(out + place, values)
-        collect(values, place, limit, state + HEAD, indices, candidates, begins, counts, room, place, False)
+            values += tl.load(at_16(grad, place, ALIGNED)).to(tl.float32)
+            tl.store(at_16(out, place, ALIGNED), values)
     else:
         valid = place < numel
         values = tl.load(residual + place, mask=valid, other=0.0)
         if ADDS:
             values += tl.load(grad + place, mask=valid, other=0.0).to(tl.float32)
             tl.store(out + place, values, mask=valid)
-        collect(values, valid, limit, state + HEAD, indices, candidates, begins, counts, room, place, True)
+    collect(values, limit, state + HEAD, indices, candidates, begins, counts, room, place)
 
 
 @op(
@@ -96,7 +105,7 @@ def sweep(
         begins: int32 ``[tiles]``, where the candidates of a tile begin.
         counts: int32 ``[tiles]``, how many it has.
     """
-    numel = residual.numel()
+    numel, ends = residual.numel(), (residual, out, residual if grad is None else grad)
     sweep_kernel[(counts.numel(),)](
         residual if grad is None else grad,
         residual,
@@ -111,6 +120,8 @@ def sweep(
         numel // TILE,
         indices.numel(),
         ADDS=grad is not None,
+        ALIGNED=all(one.data_ptr() % 16 == 0 for one in ends),
         TILE=TILE,
         num_warps=8,
+        enable_fp_fusion=False,
     )
