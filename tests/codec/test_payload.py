@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import struct
 import zlib
@@ -48,15 +49,13 @@ def with_checksum(payload: torch.Tensor) -> torch.Tensor:
     data = bytearray(payload.tolist())
     if len(data) < HEADER_BYTES:
         return payload
-    codes, _, count, index_bytes = struct.unpack("<BIII", data[3:16])
+    codes, numel, count, index_bytes = struct.unpack("<BIII", data[3:16])
     value = {code.number: code for code in VALUE_CODES.values()}.get(codes >> 3 & 15)
     index = {code.number: code for code in (*INDEX_CODES.values(), *RETIRED_CODES)}.get(codes & 7)
     slots = count
-    if index is not None and index.name == "raw":
-        slots = index_bytes // 4
-    if index is not None and index.name == "chunks":
-        numel = struct.unpack("<I", data[4:8])[0]
-        slots = max((index_bytes - index.least_bytes(0, max(numel, 1))) // 2, 0)
+    if index is not None and index_bytes >= index.least_bytes(0, max(numel, 1)):
+        with contextlib.suppress(ValueError):
+            slots = index.slots(index_bytes, count, max(numel, 1))
     end = HEADER_BYTES + index_bytes + (value.bytes_for(slots) if value is not None else 0)
     data[16:20] = struct.pack("<I", zlib.crc32(bytes(data[20:end]), zlib.crc32(bytes(data[:16]))))
     return torch.tensor(data, dtype=torch.uint8)

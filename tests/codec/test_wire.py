@@ -31,9 +31,9 @@ SIZES = [
     (150, 65),
     (700, 700),
     (65537, 129),
-    (MAX_NUMEL, 1),
     (MAX_NUMEL, 200),
 ]
+OF_CHUNKS12 = [*SIZES[:-1], (10**7, 200)]  # the longest has half a million chunks: test_indices.py has it once
 
 
 def require_native() -> None:
@@ -56,7 +56,7 @@ def require_same(got: SparseGradient, want: SparseGradient) -> None:
 @each_backend
 @each("wire", WIRES, ids=str)
 def test_every_wire_brings_every_size_back(wire: Wire, backend: str, make: Make, drawn: Drawn) -> None:
-    for numel, count in SIZES:
+    for numel, count in OF_CHUNKS12 if wire.index == "chunks12" else SIZES:
         for dtype in (torch.float32, torch.float64):
             sparse = rounded(wire, make(numel, count, dtype))
             shared = drawn(sparse)
@@ -84,7 +84,7 @@ def test_reference_and_native_write_the_same_bytes(
     wire: Wire, make: Make, drawn: Drawn, reference_only: Callable[[], AbstractContextManager[None]]
 ) -> None:
     require_native()
-    for numel, count in [*SIZES, (100_000, 3_000)]:
+    for numel, count in [*(OF_CHUNKS12 if wire.index == "chunks12" else SIZES), (100_000, 3_000)]:
         sparse = make(numel, count)
         broken = sparse.values.clone()
         broken[-1:] = torch.nan
@@ -119,7 +119,7 @@ def test_the_form_for_accelerators_reads_the_same_and_fills_up_with_nothing(
 
 
 @each("values", FIXED)
-@each("name", ["chunks", "raw"])
+@each("name", ["chunks", "chunks12", "raw"])
 def test_accelerators_are_not_waited_for(name: str, values: str) -> None:
     # tensors on "meta" have no data: whatever needs a number of theirs on the host raises
     wire, dtype = Wire(name, values), torch.float64 if values == "fp64" else torch.float32
@@ -159,7 +159,7 @@ def test_text_and_settings() -> None:
     ("text", "message"),
     [
         ("rice", "wire must be index+values or index+values+rounding, got 'rice'"),
-        ("golomb+bf16", "index must be one of raw, rice, eliasfano, chunks, seed, got 'golomb'"),
+        ("golomb+bf16", "index must be one of raw, rice, eliasfano, chunks, chunks12, seed, got 'golomb'"),
         (
             "rice+int8",
             "values must be one of fp32, fp64, bf16, fp16, bf16-rice, 8bit, 4bit, 2bit, sign, got 'int8'",
@@ -184,6 +184,18 @@ def test_entries_within_is_the_most_that_fit(wire: Wire) -> None:
             assert k == numel or wire.max_bytes(k + 1, numel) > room
         with pytest.raises(ValueError, match=f"max_bytes must be at least {least}, a header and one entry, got"):
             wire.entries_within(least - 1, numel)
+
+
+@each("numel", [10**6, 25 * 10**6])
+def test_entries_of_2_bits_take_14_and_a_half_on_accelerators_wherever_they_lie(numel: int) -> None:
+    wire, k = Wire("chunks12", "2bit"), numel // 64
+    row = -(-wire.max_bytes(k, numel) // 128) * 128  # filled up as all-gather sends it
+    assert 8 * row / k <= 14.5
+    for indices in (torch.arange(k) * 64, torch.arange(k), torch.arange(numel - k, numel)):
+        sparse = rounded(wire, SparseGradient(indices.int(), torch.linspace(-3, 2, k), numel))
+        payload = wire.encode(sparse, capacity=k)
+        assert payload.numel() == wire.max_bytes(k, numel)
+        require_same(wire.decode(payload, numel), sparse)
 
 
 @each("wire", WIRES, ids=str)

@@ -23,8 +23,8 @@ from gaussiank.collectives.packing import quantize
 from gaussiank.compressors import COMPRESSORS
 from gaussiank.sparse import SparseGradient
 
-ON_GRID = ["raw+fp32", "rice+bf16-rice", "chunks+bf16", "eliasfano+fp16", "chunks+8bit", "rice+4bit"]
-WIRES = [*ON_GRID, "rice+2bit", "rice+sign"]
+ON_GRID = ["raw+fp32", "rice+bf16-rice", "chunks+bf16", "eliasfano+fp16", "chunks12+8bit", "rice+4bit"]
+WIRES = [*ON_GRID, "chunks12+2bit", "rice+sign"]
 STOCHASTIC = "rice+8bit+stochastic"
 COLLECTIVES_UNDER_TEST = [
     spec for spec in SPECS if spec not in ("split:slack=0.5", "hierarchical:ranks_per_node=1:trim=false")

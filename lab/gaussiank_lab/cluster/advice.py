@@ -46,6 +46,8 @@ def rice_bits(density: float) -> float:
 
 
 RICE = Curve.of((rho, rice_bits(rho)) for rho in MEASURED_DENSITIES)
+CHUNKS12 = Curve.of((rho, 12 + 13 / (4096 * rho)) for rho in sorted((*MEASURED_DENSITIES, 3e-5, 3e-4, 3e-3, 1 / 64)))
+"""12 bits an offset, 13 a chunk of 4,096: 12.2 at 1/64, 15.2 at 0.001."""
 
 WIRES: dict[str, WireSize] = {
     wire.name: wire
@@ -54,9 +56,12 @@ WIRES: dict[str, WireSize] = {
         WireSize("rice+bf16", 16, RICE, COMPACT_HEADER_BYTES),
         WireSize("rice+bf16-rice", MAGNITUDE_BITS, RICE, COMPACT_HEADER_BYTES + MAGNITUDES_HEADER_BYTES, 16),
         WireSize("chunks+bf16", 16, fixed_bits(16.2), COMPACT_HEADER_BYTES),
+        WireSize("chunks12+bf16", 16, CHUNKS12, COMPACT_HEADER_BYTES),
+        WireSize("chunks12+2bit", 2.25, CHUNKS12, COMPACT_HEADER_BYTES),
     )
 }
-"""Name, as the codec takes it -> bits. ``rice`` is packed on a CPU; ``chunks``, 16-bit offsets, on a GPU too."""
+"""Name, as the codec takes it -> bits. ``rice`` is packed on a CPU; ``chunks``, 16-bit offsets, and ``chunks12`` on a
+GPU too."""
 
 
 TWO_BIT = WireSize("rice+2bit", 2.25, RICE, COMPACT_HEADER_BYTES)

@@ -81,7 +81,8 @@ class TrainConfig:
         max_bytes: most bytes of a message from one worker to another.
         collective: how workers agree on the mean: allgather, oktopk, leader, gtopk, hierarchical, auto or dense; fields
             follow a colon: ``name:field=value``.
-        wire: how entries are encoded, ``index+values`` (rice+bf16-rice; raw+fp32 is lossless).
+        wire: how entries are encoded, ``index+values`` (rice+bf16-rice; raw+fp32 is lossless, chunks12+2bit
+            fits accelerators).
         seed: seed of the initialisation and of the data order, the same for every method.
         device: device to train on: ``cpu`` or ``cuda``.
         timeout_s: seconds after which a worker that does not answer ends the run (120).

@@ -18,7 +18,7 @@ from gaussiank.sparse import MAX_NUMEL, SparseGradient
 
 from . import native
 from .indices import INDEX_CODES, RETIRED_CODES, DeviceCode, IndexCode, Seed, SharedDraw
-from .indices.chunks import CHUNK
+from .indices.chunks import Chunks
 from .native import HEADER_BYTES, Fault, error
 from .values import VALUE_CODES, ValueCode
 
@@ -99,7 +99,7 @@ def row_format(codes: Codes, slots: int, numel: int) -> RowFormat | None:
         return None
     word = int.from_bytes(Header(codes, numel, slots, 0, checked=False).pack()[:4], "little", signed=True)
     offsets_at = HEADER_BYTES + codes.index.max_bytes(slots, numel) - 2 * slots
-    full_at = HEADER_BYTES + 2 * -(-numel // CHUNK)
+    full_at = HEADER_BYTES + 2 * -(-numel >> Chunks.bits)
     values_at = offsets_at + 2 * slots
     used = values_at + codes.values.bytes_for(slots)
     return RowFormat(numel, slots, word, HEADER_BYTES, full_at, offsets_at, values_at, used, bits)

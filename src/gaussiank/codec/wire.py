@@ -29,7 +29,8 @@ class Wire:
 
     Args:
         index: ``rice`` is the smallest on real selections; ``eliasfano`` has a size that count and numel decide;
-            ``chunks`` and ``raw`` run on accelerators; ``seed`` sends none, for draws that all workers share.
+            ``chunks``, ``chunks12`` (smaller from density 0.001 on) and ``raw`` run on accelerators; ``seed`` sends
+            none, for draws that all workers share.
         values: ``bf16-rice``: those of ``bf16`` in 4 to 9 bits each; ``fp32`` (for float64 gradients ``fp64``),
             ``bf16``, ``fp16``, ``8bit``, ``4bit``, ``2bit`` or ``sign``.
         rounding: ``nearest``, or ``stochastic``: without bias, with up to twice the error. With error feedback
@@ -121,8 +122,9 @@ class Wire:
             shared: how indices are drawn, for the index code ``seed``.
 
         Returns:
-            uint8 ``[bytes]`` on the device of ``sparse``. On an accelerator, index codes other than ``chunks``, ``raw``
-            and ``seed``, and values whose size varies, wait for the device and are encoded on the CPU.
+            uint8 ``[bytes]`` on the device of ``sparse``. On an accelerator, index codes other than ``chunks``,
+            ``chunks12``, ``raw`` and ``seed``, and values whose size varies, wait for the device and are encoded on
+            the CPU.
 
         Raises:
             ValueError: more entries than ``capacity``, indices out of order, or values that are not rounded; on an

@@ -82,6 +82,10 @@ def test_a_preset_becomes_another_cluster() -> None:
 def test_wire_sizes_are_the_codecs() -> None:
     assert WIRES["raw+fp32"].payload_bytes(1000, 10**6) == 8020
     assert WIRES["rice+bf16"].payload_bytes(1000, 10**6) == pytest.approx(3524, abs=30)
+    for name in ("chunks12+bf16", "chunks12+2bit"):
+        for k in (100, 1000, 15_625, 10**5, 10**6):
+            most = Wire.parse(name).max_bytes(k, 10**6)
+            assert WIRES[name].payload_bytes(k, 10**6) == pytest.approx(most, rel=0.02)
     for name in ("rice+bf16", "rice+bf16-rice"):
         usual = Wire.parse(name).usual_bytes(1000, 10**6)
         assert WIRES[name].payload_bytes(1000, 10**6) == pytest.approx(usual, rel=0.01)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from .chunks import Chunks
+from .chunks import Chunks, Chunks12
 from .eliasfano import EliasFano
 from .index_code import DeviceCode, IndexCode
 from .raw import Raw
 from .rice import Rice, UnaryRice
 from .seed import Seed, SharedDraw
 
-INDEX_CODES: dict[str, IndexCode] = {code.name: code for code in (Raw(), Rice(), EliasFano(), Chunks(), Seed())}
+INDEX_CODES: dict[str, IndexCode] = {
+    code.name: code for code in (Raw(), Rice(), EliasFano(), Chunks(), Chunks12(), Seed())
+}
 """Name -> code."""
 
 RETIRED_CODES: tuple[IndexCode, ...] = (UnaryRice(),)
@@ -19,6 +21,7 @@ __all__ = [
     "INDEX_CODES",
     "RETIRED_CODES",
     "Chunks",
+    "Chunks12",
     "DeviceCode",
     "EliasFano",
     "IndexCode",
