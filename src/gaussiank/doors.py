@@ -157,7 +157,8 @@ def compress(
     )
     if total_steps is not None and not compressor.sends_all:
         _tell_of_waiting(settings.schedule, total_steps, dist.get_rank(door.group))
-    prepare({one.device for one in door.gradients})
+    if not compressor.sends_all:
+        prepare({one.device for one in door.gradients})
     compression = door.register(settings, scaler, recorder)
     _LOG.info("%r", compression)
     has_residual = compressor.keeps_rest and not compressor.sends_all

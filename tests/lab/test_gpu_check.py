@@ -91,6 +91,8 @@ def _hangs(command: list[str], timeout: float, **_: Any) -> None:
     raise runner.subprocess.TimeoutExpired(command, timeout)
 
 
-def test_what_runs_the_ops_is_named() -> None:
+def test_what_runs_the_ops_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parts.kernels_of(CPU) == ("native" if len(ops.backends().available) > 1 else "torch")
     assert parts.kernels_of(torch.device("meta")) == "torch"
+    monkeypatch.setattr(parts.accelerator, "kernels", {torch.device("cuda", 0): parts}.get)
+    assert parts.kernels_of(torch.device("cuda", 0)) == "triton"

@@ -12,7 +12,7 @@ import torch
 from tests.each import each
 
 from gaussiank import ops
-from gaussiank.ops import accelerator, reference
+from gaussiank.ops import accelerator, dispatch, native, reference
 
 CUDA = torch.device("cuda:0")
 
@@ -30,6 +30,24 @@ def test_a_cpu_is_told_nothing() -> None:
         ops.prepare([torch.device("cpu"), torch.device("meta")])
     assert accelerator.kernels(torch.device("cpu")) is None
     assert "triton" not in ops.backends().available
+
+
+def test_a_library_without_kernels_in_c_still_has_those_in_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    kernels = SimpleNamespace(take=lambda *_: asked.append("take"))
+    monkeypatch.setattr(accelerator, "kernels", lambda device: kernels)
+    monkeypatch.setattr(native, "numbers", dict)
+    monkeypatch.setattr(dispatch, "_chosen", None)
+    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
+    vector = torch.empty(5, device="meta")
+    assert dispatch.active() == "reference"
+    ops.topk(vector, 2)
+    assert asked == ["take"]
+    with ops.use_backend("reference"):  # asked for: it is what runs
+        assert dispatch._triton(vector) is None
+    monkeypatch.setattr(dispatch, "_chosen", None)
+    monkeypatch.setenv(dispatch.VARIABLE, "reference")
+    assert dispatch._triton(vector) is None
 
 
 @each("kind", ["mps", "xpu"])

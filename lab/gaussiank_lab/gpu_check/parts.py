@@ -31,6 +31,7 @@ from gaussiank.collectives import parse_collective
 from gaussiank.comm import Communicator, Work
 from gaussiank.compressors import COMPRESSORS, parse_compressor
 from gaussiank.layout import Layout
+from gaussiank.ops import accelerator
 from gaussiank.reducer import GradientReducer, Settings
 from gaussiank.schedule import Constant
 from gaussiank.sparse import SparseGradient
@@ -360,9 +361,8 @@ def _watched(device: torch.device, steps: list[list[str]]) -> Iterator[None]:
 
 def kernels_of(device: torch.device) -> str:
     """Name what runs the ops on a device: our kernels in Triton where they are there, or torch's own ops."""
-    accelerator = getattr(ops, "accelerator", None)
-    if accelerator is None or device.type == "cpu":
-        return "native" if device.type == "cpu" and len(ops.backends().available) > 1 else "torch"
+    if device.type == "cpu":
+        return "native" if len(ops.backends().available) > 1 else "torch"
     return "torch" if accelerator.kernels(device) is None else "triton"
 
 

@@ -15,7 +15,7 @@ from torch.nn import Parameter
 from gaussiank.comm import Done
 from gaussiank.layout import Layout
 from gaussiank.metrics import Metrics
-from gaussiank.ops import all_finite
+from gaussiank.ops import all_finite, prepare
 from gaussiank.reducer import GradientReducer, Settings
 
 from .notes import digest
@@ -110,6 +110,8 @@ class Fragment:
             for vector in self.vectors
             for name, numel in zip(vector.layout.names, vector.layout.numels, strict=True)
         }
+        if not settings.compressor.sends_all:
+            prepare({vector.device for vector in self.vectors})
         self.reducer = GradientReducer(numels, settings, group=group, device=self.vectors[0].device)
         self.flight: Flight | None = None
 

@@ -29,6 +29,7 @@ TRITON = "triton"
 """Name of the backend for CUDA; on a CPU, for tests, of Triton's interpreter, where ``TRITON_INTERPRET=1``."""
 
 _chosen: str | None = None
+_asked = False  # whether somebody has chosen it: else it is what serves the CPU best, and binds no GPU
 
 
 class Backends(NamedTuple):
@@ -54,9 +55,10 @@ def active() -> str:
     Raises:
         ValueError: the environment asks for one that this machine cannot run.
     """
-    global _chosen  # noqa: PLW0603  the one setting of the process
+    global _chosen, _asked
     if _chosen is None:
-        _chosen = _checked(os.environ.get(VARIABLE) or available()[-1], VARIABLE)
+        asked = os.environ.get(VARIABLE)
+        _chosen, _asked = _checked(asked or available()[-1], VARIABLE), bool(asked)
     return _chosen
 
 
@@ -65,7 +67,8 @@ def backends() -> Backends:
 
     ``reference`` is plain PyTorch, on any device. The others are the native CPU kernels, for float32 residuals:
     ``scalar`` (``neon`` on arm64), ``avx2``, ``avx512``. All give the same bits. The environment variable
-    ``GAUSSIANK_BACKEND`` chooses one for a process.
+    ``GAUSSIANK_BACKEND`` chooses one for a process. On CUDA kernels in Triton run where they can, unless ``reference``
+    was chosen (docs/gpu.md).
 
     Returns:
         The names.
@@ -95,12 +98,12 @@ def use_backend(name: str) -> Iterator[None]:
         ...     backends().active
         'reference'
     """
-    global _chosen  # noqa: PLW0603  the one setting of the process
-    before, _chosen = _chosen, _checked(name, "name")
+    global _chosen, _asked
+    before, (_chosen, _asked) = (_chosen, _asked), (_checked(name, "name"), True)
     try:
         yield
     finally:
-        _chosen = before
+        _chosen, _asked = before
 
 
 def kernels(tensor: Tensor | None = None) -> int | None:
@@ -276,7 +279,7 @@ def _triton(vector: Tensor) -> Any:
     """Return the kernels in Triton for a float32 vector on a device that they run on, else None."""
     if vector.dtype is not torch.float32 or (vector.is_cpu and _chosen != TRITON):
         return None
-    return None if (_chosen or active()) == "reference" else accelerator.kernels(vector.device)
+    return None if (_chosen or active()) == "reference" and _asked else accelerator.kernels(vector.device)
 
 
 def _for(vector: Tensor) -> int | None:
