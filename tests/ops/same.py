@@ -12,7 +12,7 @@ def require_same(got: torch.Tensor, expected: torch.Tensor, *context: object) ->
         assert torch.equal(got, expected), (got, expected, context)
         return
     both_nan = got.isnan() & expected.isnan()
-    integer = torch.int64 if got.dtype == torch.float64 else torch.int32
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[got.itemsize]
     equal = (got.view(integer) == expected.view(integer)) | both_nan
     if not bool(equal.all()):
         at = int((~equal).reshape(-1).nonzero()[0])

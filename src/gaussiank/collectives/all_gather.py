@@ -109,11 +109,13 @@ class AllGather(Collective):
         rows = yield context.comm.all_gather(row)
         out = yield None
         layout = self.row_format(context.wire, capacity, numel) if dtype == torch.float32 else None
-        finite = None if layout is None else ops.mean_of_rows(rows, layout, out)
+        narrow = context.narrow() if quantized.error is None else None  # else that joins the residual first
+        finite = None if layout is None else ops.mean_of_rows(rows, layout, out, narrow)
         if finite is None:
+            narrow = None
             parts = [context.wire.decode(row, numel, dtype=dtype, capacity=capacity, shared=shared) for row in rows]
             finite = ops.scatter_mean(parts, out)
-        yield Outcome(finite, rounded_off=quantized.errors())
+        yield Outcome(finite, rounded_off=quantized.errors(), narrowed=narrow is not None)
 
     def _padded(self, sparse: SparseGradient, context: ExchangeContext) -> Program:
         generator, length = context.generator(sparse.values.device), self._length(sparse, context)

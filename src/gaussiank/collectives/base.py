@@ -17,7 +17,7 @@ from gaussiank.codec import VALUE_CODES, SharedDraw, Wire, sections
 from gaussiank.comm import ALIGNED_BYTES, Communicator, Work
 from gaussiank.compressors import Compressor
 from gaussiank.cost import TRAILER_BYTES, Cost, Load, Traffic
-from gaussiank.ops import RowFormat
+from gaussiank.ops import NarrowMean, RowFormat
 from gaussiank.sparse import MAX_NUMEL, SparseGradient
 
 from .packing import EXACT
@@ -32,12 +32,14 @@ class Outcome(NamedTuple):
         rounded_off: what the mean lacks because values were rounded on their way, as far as this worker answers for it:
             of its own entries, and of sums that it rounded.
         hint: small tensor to pass to the next exchange of these parameters, the same on every worker, or None.
+        narrowed: whether the gradient of 16 bits has become the mean, and its residual got what that rounds off.
     """
 
     finite: Tensor
     rejected: SparseGradient | None = None
     rounded_off: tuple[SparseGradient, ...] = ()
     hint: Tensor | None = None
+    narrowed: bool = False
 
     @property
     def returned(self) -> tuple[SparseGradient, ...]:
@@ -59,6 +61,7 @@ class ExchangeContext:
         take_more: takes what this worker still holds at the given int32 indices out of its residual, and returns it;
             None when it holds no residual.
         shared: how all workers drew their indices, for a wire that does not send them; with a capacity alone.
+        narrow: returns the gradient of 16 bits that the mean is for, at the end, if a kernel may write it there.
     """
 
     comm: Communicator
@@ -69,6 +72,7 @@ class ExchangeContext:
     hint: Tensor | None = None
     take_more: Callable[[Tensor], Tensor] | None = None
     shared: SharedDraw | None = None
+    narrow: Callable[[], NarrowMean | None] = lambda: None
 
     @property
     def draw(self) -> Callable[[Tensor], Tensor] | None:

@@ -222,6 +222,10 @@ class ErrorFeedback:
         """Put back what was taken but did not enter the mean: rejected entries, or a ``[numel]`` rounding error."""
         self._parts[layout].add(rest)
 
+    def written(self, layout: Layout) -> Tensor:
+        """Return what the open step has written: the residual that ``settle`` may commit."""
+        return self._parts[layout].next_residual
+
     def take_more(self, layout: Layout, indices: Tensor) -> Tensor:
         """Take more after ``take``: what still lies at int32 ``indices`` without repeats; it counts as sent."""
         part = self._parts[layout]

@@ -25,13 +25,14 @@ from .histogram import magnitudes
 from .narrow import add_narrow, add_randomly, round_randomly
 from .native import residual_buffer
 from .reference import Magnitudes, Moments, Taken, TakenAbove, TakenRow, accumulate, all_finite, nonfinite_indices
-from .rows import RowFormat
+from .rows import NarrowMean, RowFormat
 
 __all__ = [
     "RESIDUAL_DTYPES",
     "Backends",
     "Magnitudes",
     "Moments",
+    "NarrowMean",
     "RowFormat",
     "Taken",
     "TakenAbove",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import reference
-from .rows import RowFormat
+from .rows import NarrowMean, RowFormat
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -127,6 +127,12 @@ def _compare_rows(found: Any, layout: RowFormat, first: torch.Tensor, second: to
     mean = torch.empty_like(total)
     finite = found.mean_of_rows(torch.stack(rows), layout, mean)
     _require_same("decode_mean", [mean, finite], [total / 3, torch.ones_like(finite)])
+    for dtype in (torch.bfloat16, torch.float16):
+        narrow = NarrowMean(torch.empty_like(total, dtype=dtype), second[1:].clone())
+        finite = found.mean_of_rows(torch.stack(rows), layout, mean, narrow)
+        sent = (total / 3).to(dtype)
+        rest = second[1:] + (total / 3 - sent.float())
+        _require_same("decode_mean", [*narrow, finite], [sent, rest, torch.ones_like(finite)])
 
 
 def _require_same(kernel: str, got: Iterable[Any], expected: Iterable[Any]) -> None:

@@ -18,7 +18,7 @@ from gaussiank.sparse import MAX_NUMEL, SparseGradient
 
 from . import accelerator, native, reference
 from .reference import Moments, Taken, TakenAbove
-from .rows import RowFormat
+from .rows import NarrowMean, RowFormat
 
 # ---------------------------------------------------------------------- which backend runs
 
@@ -410,21 +410,23 @@ def scatter_mean(parts: Sequence[SparseGradient], out: Tensor) -> Tensor:
     return native.scatter_mean(backend, parts, out)
 
 
-def mean_of_rows(rows: Tensor, layout: RowFormat, out: Tensor) -> Tensor | None:
+def mean_of_rows(rows: Tensor, layout: RowFormat, out: Tensor, narrow: NarrowMean | None = None) -> Tensor | None:
     """Write the mean of what workers have sent to ``out``, straight from their rows, where a kernel can.
 
     Args:
         rows: uint8 ``[world_size, bytes]``.
         layout: of each.
         out: float32 ``[numel]``; overwritten.
+        narrow: what becomes the mean in its place; ``out`` is left with the sum.
 
     Returns:
-        Whether all of it is finite, as a 0-d bool tensor; None: there is no kernel, and nothing has been written.
+        Whether all of it is finite, rounded to 16 bits too, as a 0-d bool tensor; None: there is no kernel, and
+        nothing has been written.
     """
     found = _triton(out)
     if found is None or not layout.holds(rows) or rows.device != out.device:
         return None
-    finite: Tensor = found.mean_of_rows(rows, layout, out)
+    finite: Tensor = found.mean_of_rows(rows, layout, out, narrow)
     return finite
 
 

@@ -6,6 +6,19 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+
+class NarrowMean(NamedTuple):
+    """Where a mean of 16 bits goes, and what it lacks by that.
+
+    Attributes:
+        grad: bfloat16 or float16 ``[numel]``; becomes the mean.
+        residual: float32 ``[numel]``; what is rounded off is added to it.
+    """
+
+    grad: Tensor
+    residual: Tensor
+
+
 ALIGNED_BYTES = 128
 """Rows of a message begin at multiples of it, where NCCL copies 16 bytes at a time."""
 

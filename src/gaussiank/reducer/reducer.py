@@ -20,7 +20,7 @@ from gaussiank.comm import Done, all_reduce_bytes, executor_of, group_timeout_s,
 from gaussiank.feedback import ErrorFeedback, OptimizerUse, require_same_worker
 from gaussiank.layout import Layout
 from gaussiank.metrics import Metrics, Observer, Totals
-from gaussiank.ops import RESIDUAL_DTYPES
+from gaussiank.ops import RESIDUAL_DTYPES, NarrowMean
 from gaussiank.schedule import require_density
 
 from .dense import DensePath, require_finite
@@ -110,11 +110,21 @@ class BucketStep:
             hint=reducer.exchange_hints.get(self._hint_key),
             take_more=partial(reducer.feedback.take_more, layout) if reducer.keeps_rest else None,
             shared=self._drawn,
+            narrow=self._narrow,
         )
         if not self.collective.multi_phase:  # else a thread has encoded, and backward went on
             self._left_at = time.perf_counter()
             self.measured.select_s += self._left_at - started
         return self._exchange
+
+    def _narrow(self) -> NarrowMean | None:
+        """Return the one gradient of 16 bits and its residual of 32, if a kernel may write both."""
+        reducer, dtype = self.reducer, self._sparse.values.dtype
+        late = self.measured is not reducer.measured
+        if len(self.grads) > 1 or self.grad.dtype == dtype or not reducer.keeps_rest or late:
+            return None
+        residual = reducer.feedback.written(self.layout)
+        return NarrowMean(self.grad, residual) if residual.dtype == torch.float32 else None
 
     @torch.no_grad()  # it runs in threads of the backend
     def receive(self, exchange: Exchange) -> Tensor:
@@ -122,15 +132,15 @@ class BucketStep:
         reducer, layout, measured = self.reducer, self.layout, self.measured
         arrived = time.perf_counter()
         dtype = self._sparse.values.dtype
-        mean = self.grad if self.grad.dtype == dtype else self.grad.to(dtype)
+        mean = self.grad if self.grad.dtype == dtype else torch.empty_like(self.grad, dtype=dtype)
         outcome = exchange.finish(mean)
-        finite = write_back(mean, self.grads, outcome.finite)
+        finite = outcome.finite if outcome.narrowed else write_back(mean, self.grads, outcome.finite)
         if outcome.hint is not None:
             reducer.exchange_hints[self._hint_key] = outcome.hint
         if reducer.keeps_rest and measured is reducer.measured:  # else it is late, after an error
             for rest in outcome.returned:
                 reducer.feedback.put_back(layout, rest)
-            if any(one.dtype != dtype for one in self.grads):
+            if not outcome.narrowed and any(one.dtype != dtype for one in self.grads):
                 reducer.feedback.put_back(layout, mean)
             reducer.feedback.record_finite(finite)
         measured.note_received(self._left_at, exchange.sent_bytes, arrived)

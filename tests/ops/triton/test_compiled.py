@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gaussiank.codec import Wire
-from gaussiank.ops import accelerator
+from gaussiank.ops import NarrowMean, accelerator
 
 Launched = set[tuple[object, ...]]
 
@@ -47,7 +47,7 @@ def test_compress_compiles_all_that_a_step_can_launch(launched: Launched, monkey
     monkeypatch.setattr(accelerator, "_require_same", lambda *_: None)  # nothing is computed
     accelerator.compare(kernels, torch.device("cpu"))
     beforehand = launched.copy()
-    assert len(beforehand) == 6 + 2 + 1 + 3 + 1 + 1 + 1 + 2  # sweep, its choice alone, ...
+    assert len(beforehand) == 8 + 1 + 1 + 1 + 4 + 6  # sweep, pick, refine, count, emit, decode_mean
     starts = [*itertools.product((0, 1, 4), repeat=3)]
     for dtype, numel, (one, two, three) in itertools.product(
         (torch.float32, torch.bfloat16, torch.float16), (1, 16, 2048, 65_537), starts
@@ -58,7 +58,8 @@ def test_compress_compiles_all_that_a_step_can_launch(launched: Launched, monkey
             layout = Wire("chunks", values).row_format(k, numel)
             assert layout is not None
             kernels.take(residual, k, torch.tensor(1.0, dtype=torch.float64), grad, out, layout)
-            kernels.mean_of_rows(torch.zeros(64, layout.length, dtype=torch.uint8), layout, out)
+            narrow = None if dtype == torch.float32 else NarrowMean(grad, residual)
+            kernels.mean_of_rows(torch.zeros(64, layout.length, dtype=torch.uint8), layout, out, narrow)
         kernels.take(residual, k, None, grad, out)
         kernels.take(residual, numel, None)
     assert launched == beforehand

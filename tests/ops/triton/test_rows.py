@@ -66,6 +66,15 @@ def test_rows_are_those_of_the_codec_and_so_is_their_mean(numel: int, k: int, wi
     assert found is not None
     assert bool(found) == bool(finite)
     require_same(mean, expected)
+    for dtype in (torch.bfloat16, torch.float16) if ALL else (torch.bfloat16 if "bf16" in wire else torch.float16,):
+        sent, residual, sums = expected.to(dtype), torch.randn(numel, generator=rng), torch.empty(numel)
+        residual[::3] = -0.0  # the reference adds to all of it
+        rounded_off = expected - sent.float()
+        narrow = ops.NarrowMean(torch.full_like(sent, 5.0), residual.clone())
+        found = ops.mean_of_rows(rows, layout, sums, narrow)
+        require_same(narrow.grad, sent, dtype)
+        require_same(narrow.residual, residual + rounded_off, dtype)
+        assert bool(found) == bool(torch.isfinite(rounded_off).all()), dtype
 
 
 def test_a_chunk_that_is_taken_whole(rng: torch.Generator) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .parts import BAD, DONE_MEAN, is_last
+from .parts import BAD, DONE_MEAN, bf16_bits, is_last
 from .registry import op
 
 CHUNK = 1 << 16
+NARROW = {torch.bfloat16: 1, torch.float16: 2}
+"""What a mean is rounded to, if to 16 bits."""
 
 
 @triton.jit
@@ -36,15 +39,27 @@ def load_value(row, at, place, mask, BITS: tl.constexpr):
     return bits.to(tl.float32, bitcast=True)
 
 
+@triton.jit
+def narrowed(mean, NARROW: tl.constexpr):
+    """Round float32 to the bits of a type of 16, and return them with what they stand for."""
+    if NARROW == 1:
+        bits = bf16_bits(mean, False)
+        return bits.to(tl.int16), (bits << 16).to(tl.float32, bitcast=True)
+    half = mean.to(tl.float16)
+    return half.to(tl.int16, bitcast=True), half.to(tl.float32)
+
+
 @triton.jit(
     do_not_specialize=["workers", "stride", "numel", "counts_at", "full_at", "offsets_at", "values_at", "slots"],
-    do_not_specialize_on_alignment=["rows", "out"],
+    do_not_specialize_on_alignment=["rows", "out", "grad", "residual"],
 )
 def decode_mean_kernel(
     rows,
     out,
     state,
     finite,
+    grad,
+    residual,
     workers,
     stride,
     numel,
@@ -54,6 +69,7 @@ def decode_mean_kernel(
     offsets_at,
     values_at,
     BITS: tl.constexpr,
+    NARROW: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
     FEW: tl.constexpr,
@@ -88,7 +104,14 @@ def decode_mean_kernel(
         place = start + tl.arange(0, BLOCK)
         total = tl.load(out + first + place, mask=place < length, other=0.0)
         mean = tl.div_rn(total, tl.zeros([BLOCK], tl.float32) + workers)
-        tl.store(out + first + place, mean, mask=place < length)
+        if NARROW == 0:
+            tl.store(out + first + place, mean, mask=place < length)
+        else:
+            bits, sent = narrowed(mean, NARROW)
+            tl.store(grad + first + place, bits, mask=place < length)
+            mean -= sent  # what is rounded off: not finite where the mean is not, or where 16 bits cannot hold it
+            rest = tl.load(residual + first + place, mask=place < length, other=0.0)
+            tl.store(residual + first + place, rest + mean, mask=place < length)
         bad |= tl.max(((mean.to(tl.int32, bitcast=True) & 0x7F800000) == 0x7F800000).to(tl.int32))
     if bad != 0:
         tl.atomic_or(state + BAD, 1, sem="relaxed")
@@ -96,9 +119,20 @@ def decode_mean_kernel(
         tl.store(finite, (tl.load(state + BAD, cache_modifier=".cg") == 0).to(tl.int1))
 
 
-@op("decode_mean(Tensor rows, Tensor(a!) out, Tensor(b!) state, Tensor(c!) finite, int slots, int[] frame, int bits)")
+@op(
+    "decode_mean(Tensor rows, Tensor(a!) out, Tensor(b!) state, Tensor(c!) finite, Tensor(d!)? grad, "
+    "Tensor(e!)? residual, int slots, int[] frame, int bits)"
+)
 def decode_mean(
-    rows: Tensor, out: Tensor, state: Tensor, finite: Tensor, slots: int, frame: list[int], bits: int
+    rows: Tensor,
+    out: Tensor,
+    state: Tensor,
+    finite: Tensor,
+    grad: Tensor | None,
+    residual: Tensor | None,
+    slots: int,
+    frame: list[int],
+    bits: int,
 ) -> None:
     """Write the mean of what rows hold.
 
@@ -107,6 +141,8 @@ def decode_mean(
         out: float32 ``[numel]``; overwritten.
         state: as in ``parts``, zero.
         finite: bool ``[]``; whether the mean is finite.
+        grad: bfloat16 or float16 ``[numel]``, which becomes the mean in place of ``out``; or None.
+        residual: float32 ``[numel]``, which what is rounded off is added to; or None.
         slots: entries that a row has room for.
         frame: where counts, full bits, offsets and values begin.
         bits: of a value: 16 or 32.
@@ -118,6 +154,8 @@ def decode_mean(
         out,
         state,
         finite,
+        out if grad is None else grad.view(torch.int16),
+        out if residual is None else residual,
         rows.shape[0],
         rows.stride(0),
         numel,
@@ -127,6 +165,7 @@ def decode_mean(
         offsets_at,
         values_at,
         BITS=bits,
+        NARROW=0 if grad is None else NARROW[grad.dtype],
         CHUNK=CHUNK,
         BLOCK=2048,
         FEW=256,

@@ -137,7 +137,7 @@ def emit_kernel(
         if FATE >= 2:
             store_16(row, offsets_at + 2 * target, index, chosen)
         if FATE == 2:
-            bits = bf16_bits(value)
+            bits = bf16_bits(value, True)
             store_16(row, values_at + 2 * target, bits, chosen)
             tl.store(values + index, value - (bits << 16).to(tl.float32, bitcast=True), mask=chosen)
         if FATE == 3:

@@ -41,15 +41,16 @@ def key_of(values):
 
 
 @triton.jit
-def bf16_bits(values):
-    """Round float32 to the bits of bfloat16: to nearest even, finite stays finite, one NaN.
+def bf16_bits(values, FINITE: tl.constexpr):
+    """Round float32 to the bits of bfloat16: to nearest even, one NaN; what is finite stays so, if it shall.
 
     In integers: Triton's interpreter cuts bits off where compiled code rounds.
     """
     bits = values.to(tl.int32, bitcast=True)
     magnitude = bits & 0x7FFFFFFF
-    rounded = tl.minimum((magnitude + 0x7FFF + ((magnitude >> 16) & 1)) >> 16, 0x7F7F)
-    rounded = tl.where(magnitude == INFINITE, 0x7F80, rounded)
+    rounded = (magnitude + 0x7FFF + ((magnitude >> 16) & 1)) >> 16
+    if FINITE:
+        rounded = tl.where(magnitude == INFINITE, 0x7F80, tl.minimum(rounded, 0x7F7F))
     return tl.where(magnitude > INFINITE, 0x7FC0, rounded | ((bits >> 16) & 0x8000))
 
 
