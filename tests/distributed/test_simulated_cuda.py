@@ -7,6 +7,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from tests.distributed.conftest import Workers
 from tests.simulated_cuda import CUDA, SimulatedCuda
 from torch import Tensor
 
+import gaussiank
 from gaussiank.autotune import parse_policy
 from gaussiank.codec import HEADER_BYTES, INDEX_CODES, VALUE_CODES, Wire
 from gaussiank.codec.indices import DeviceCode
@@ -275,6 +277,78 @@ def _repeated(work: Work[Tensor], workers: int) -> Work[Tensor]:
 def test_a_bucket_launches_no_more_kernels_than_are_written_down(two_workers: Workers) -> None:
     for counted in two_workers.run(launches):
         assert all(counted[workers] <= most for workers, most in LAUNCHES.items()), counted
+
+
+LOCAL: list[dict[str, Any]] = [
+    {"compressor": "topk", "wire": "chunks12+2bit"},
+    {"compressor": "topk", "wire": "chunks12+2bit", "sync_delay": 1, "fragments": 2, "scope": "layer"},
+    {"collective": "split", "mixing": 0.5, "sync_delay": 1, "residual_dtype": torch.bfloat16},
+    {"density": 1.0},
+    {"offload": "cpu"},
+]
+LOCAL_WAITS = {
+    "local": "",  # what workers tell each other in a round: how long a difference is, a hash of the agreed weights
+    "codec": "wire.py:encode wire.py:decode payload.py:counts native.py:framed_sizes",  # rice+2bit, on the CPU
+    "feedback": "buffers.py:rest error_feedback.py:_move_in",  # with offload
+    "collectives": CARRIED["split"] + " split.py:hint all_gather.py:_padded " + ROWS,
+    "reducer": "selection.py:take",
+    "ops": "reference.py:chunk_topk reference.py:_without_surplus",
+}
+"""Which functions wait in a round of local steps, by folder; all of ``local``."""
+
+
+def local_steps(rank: int, how: dict[str, Any], device: SimulatedCuda | None) -> list[Tensor]:
+    """Train by local steps: weights, agreed weights and residuals at the end."""
+    model = torch.nn.Module()
+    for name, numel in zip(LAYOUT.names, LAYOUT.numels, strict=True):
+        weights = torch.linspace(-1, 1, numel)
+        model.register_parameter(name, torch.nn.Parameter(device.tensor(weights) if device else weights))
+    parameters = dict(model.named_parameters())
+    optimizer = torch.optim.SGD(parameters.values(), lr=0.1, foreach=False)
+    local = gaussiank.LocalSteps(model, optimizer, sync_every=2, **how)
+    for step in range(4):
+        for parameter, grad in zip(parameters.values(), gradients(rank, step).split(LAYOUT.numels), strict=True):
+            parameter.grad = device.tensor(grad) if device else grad.clone()
+        optimizer.step()
+        before = [] if device is None else device.findings[:]
+        if device is not None:
+            device.findings.clear()
+        rounds = bool(how.get("sync_delay")) or step % 2 == 1
+        local.step()
+        if device is not None:
+            device.findings[:] = [*before, *(one if rounds else ("between rounds", one[1]) for one in device.findings)]
+        gc.collect()
+    local.finish()
+    ends = [*parameters.values(), *local.agreed().values(), *(local.residual(name) for name in parameters)]
+    return [getattr(one, "on_host", one).clone() for one in ends]
+
+
+def compare_local(rank: int, world_size: int) -> list[list[tuple[str, str]]]:
+    found = []
+    gc.freeze()
+    for how in LOCAL:
+        with torch.no_grad():
+            plain = local_steps(rank, how, None)
+            device = SimulatedCuda()
+            with device.installed():
+                simulated = local_steps(rank, how, device)
+                findings = list(device.findings)
+        pairs = zip(plain, simulated, strict=True)
+        if any(not torch.equal(one.view(torch.uint8), two.view(torch.uint8)) for one, two in pairs):
+            findings.append(("bits", "differ from those of the CPU"))
+        found.append(findings)
+    gc.unfreeze()
+    return found
+
+
+def test_local_steps_are_safe_on_cuda_and_wait_in_rounds_alone_for_what_the_table_says(two_workers: Workers) -> None:
+    for each in two_workers.run(compare_local):
+        for how, findings in zip(LOCAL, each, strict=True):
+            for kind, text in findings:
+                folder, _, place = text.rpartition(" at ")[2].partition("/")
+                allowed = ({"local": ""} if "wire" in how else LOCAL_WAITS).get(folder)
+                assert kind == "host wait", (how, kind, text)
+                assert allowed == "" or (allowed is not None and place in allowed), (how, text)
 
 
 def refusals(rank: int, world_size: int) -> list[str]:
