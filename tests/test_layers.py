@@ -10,7 +10,7 @@ from tests.each import each
 from tests.imports import LAB, LAZY, LIBRARY, modules_of, name_of, room_of, table
 
 LEVELS = [
-    {"cost", "durable", "environment", "sparse", "spec", "schedule", "layout", "metrics"},
+    {"cost", "durable", "parsing", "sparse", "schedule", "layout", "metrics"},
     {"ops"},
     {"dcp_metadata", "momentum"},
     {"compressors", "codec", "feedback", "reshard"},

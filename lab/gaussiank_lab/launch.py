@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
-from gaussiank.environment import number_from
+from gaussiank.parsing import number_from
 from gaussiank_lab.outputs import leave, steady_output
 
 BEAT_S = 0.5

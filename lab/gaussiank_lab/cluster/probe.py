@@ -26,8 +26,8 @@ from gaussiank import ops
 from gaussiank.autotune import parse_policy
 from gaussiank.codec import Wire, default_wire
 from gaussiank.compressors import COMPRESSORS, parse_compressor
-from gaussiank.environment import number_from
 from gaussiank.layout import Layout
+from gaussiank.parsing import number_from
 from gaussiank.reducer import GradientReducer, Settings
 from gaussiank.schedule import Constant
 from gaussiank.sparse import SparseGradient

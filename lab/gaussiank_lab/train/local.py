@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gaussiank.parsing import parse_spec
 from gaussiank.schedule import require_density
-from gaussiank.spec import parse_spec
 
 if TYPE_CHECKING:  # settings are checked before torch is loaded
     import torch

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gaussiank.environment import number_from
+from gaussiank.parsing import number_from
 from gaussiank_lab.checkpoint import CHECKPOINTS_NAME, LENGTH, CheckpointPlan, Resume, find_resume
 from gaussiank_lab.launch import launch, restarts, under_torchrun, world_size
 from gaussiank_lab.outputs import new_folder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gaussiank.collectives import COLLECTIVES, named_here
-from gaussiank.spec import parse_spec
+from gaussiank.parsing import parse_spec
 
 from .link_probe import Link
 from .policy import Auto, CollectivePlan, Policy

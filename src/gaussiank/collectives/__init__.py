@@ -7,7 +7,7 @@ import warnings
 from typing import Any, cast
 
 from gaussiank.cost import Traffic
-from gaussiank.spec import parse_spec
+from gaussiank.parsing import parse_spec
 
 from .all_gather import AllGather
 from .base import (

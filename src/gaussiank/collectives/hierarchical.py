@@ -14,7 +14,7 @@ from gaussiank import cost
 from gaussiank.codec import Wire
 from gaussiank.comm import Groups, groups_of
 from gaussiank.cost import Cost, Load
-from gaussiank.environment import number_from
+from gaussiank.parsing import number_from
 from gaussiank.sparse import SparseGradient
 
 from .base import Collective, ExchangeContext, Outcome, Program

@@ -6,7 +6,7 @@ import warnings
 from typing import Any
 
 from gaussiank.ops import Taken
-from gaussiank.spec import parse_spec
+from gaussiank.parsing import parse_spec
 
 from .capped import Capped
 from .chunktopk import ChunkTopK

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from gaussiank.autotune import parse_policy
 from gaussiank.codec import Wire
 from gaussiank.compressors import parse_compressor
+from gaussiank.parsing import parse_spec
 from gaussiank.schedule import require_density
-from gaussiank.spec import parse_spec
 from gaussiank_lab.train.local import (
     LOCAL_METHODS,
     POWERSGD,
