@@ -1,7 +1,6 @@
 """The only room that knows DDP."""
 
 from .acceptance import is_sharded
-from .registration import DDPDoor, hook
-from .state import DDPCompression
+from .state import DDPCompression, DDPDoor, hook
 
 __all__ = ["DDPCompression", "DDPDoor", "hook", "is_sharded"]
