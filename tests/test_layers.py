@@ -18,7 +18,7 @@ LEVELS = [
     {"collectives"},
     {"autotune"},
     {"checkpoint", "reducer"},
-    {"compression", "optimizer_checks"},
+    {"compression"},
     {"ddp", "fsdp", "local"},
     {"doors"},
     {"integrations"},

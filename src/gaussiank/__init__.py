@@ -24,12 +24,11 @@ if TYPE_CHECKING:
         parse_compressor,
     )
     from .doors import compress
-    from .feedback import ErrorFeedback
+    from .feedback import AdamWarning, ErrorFeedback
     from .layout import Layout
     from .local import LocalSteps
     from .metrics import Metrics, Observer
     from .momentum import MomentumCorrection
-    from .optimizer_checks import AdamWarning
     from .reducer import AdamRows
     from .schedule import Constant, DenseStart, Schedule, Warmup
     from .sparse import SparseGradient
@@ -38,7 +37,7 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "AdamRows": "reducer",
-    "AdamWarning": "optimizer_checks",
+    "AdamWarning": "feedback",
     "Capped": "compressors",
     "ChunkTopK": "compressors",
     "Compression": "compression",

@@ -17,10 +17,10 @@ from gaussiank.comm import require_backend
 from gaussiank.compression import Compression
 from gaussiank.compressors import Capped, Compressor, parse_compressor
 from gaussiank.ddp import DDPDoor, is_sharded
+from gaussiank.feedback import check_optimizers
 from gaussiank.metrics import Observer
 from gaussiank.momentum import LocalClip, MomentumCorrection
 from gaussiank.ops import prepare
-from gaussiank.optimizer_checks import check_optimizers
 from gaussiank.reducer import AdamRows, OnNonfinite, Scope, Settings, require_scope
 from gaussiank.schedule import Constant, Schedule, require_density
 

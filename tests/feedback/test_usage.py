@@ -8,7 +8,7 @@ import torch
 from torch.nn import Parameter
 
 from gaussiank.feedback import OptimizerUse
-from gaussiank.feedback.usage import _WATCHING
+from gaussiank.feedback.optimizers import _WATCHING
 
 
 def test_a_fused_step_that_a_scaler_makes_a_no_op_was_none() -> None:

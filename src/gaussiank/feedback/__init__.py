@@ -1,7 +1,15 @@
 """What was not sent stays here."""
 
 from .error_feedback import ErrorFeedback, Fused, Select
+from .optimizers import AdamWarning, OptimizerUse, check_optimizers
 from .state import require_same_worker
-from .usage import OptimizerUse, changes_nothing
 
-__all__ = ["ErrorFeedback", "Fused", "OptimizerUse", "Select", "changes_nothing", "require_same_worker"]
+__all__ = [
+    "AdamWarning",
+    "ErrorFeedback",
+    "Fused",
+    "OptimizerUse",
+    "Select",
+    "check_optimizers",
+    "require_same_worker",
+]

@@ -27,8 +27,8 @@ from gaussiank.ops import RESIDUAL_DTYPES
 from gaussiank.sparse import SparseGradient
 
 from .buffers import ResidualBuffers
+from .optimizers import OptimizerUse
 from .state import FORMAT, require_fitting
-from .usage import OptimizerUse
 
 Select = Callable[[Tensor], SparseGradient]
 """Chooses from an accumulated vector."""

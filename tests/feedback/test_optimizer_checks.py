@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import _global_optimizer_pre_hooks, register_optimizer_step_pre_hook
 
 import gaussiank
-from gaussiank import optimizer_checks
+from gaussiank.feedback import optimizers
 
 
 @pytest.fixture(autouse=True)
@@ -327,7 +327,7 @@ def test_a_compression_may_go_while_an_optimizer_steps() -> None:
 
 def test_nothing_is_left_behind() -> None:
     gc.collect()
-    before = len(_global_optimizer_pre_hooks), len(optimizer_checks._CHECKS)
+    before = len(_global_optimizer_pre_hooks), len(optimizers._CHECKS)
     train(sgd)
     gc.collect()
-    assert (len(_global_optimizer_pre_hooks), len(optimizer_checks._CHECKS)) == before
+    assert (len(_global_optimizer_pre_hooks), len(optimizers._CHECKS)) == before
