@@ -41,11 +41,6 @@ class Outcome(NamedTuple):
     hint: Tensor | None = None
     narrowed: bool = False
 
-    @property
-    def returned(self) -> tuple[SparseGradient, ...]:
-        """All that this worker's residual gets back, to be added to it."""
-        return self.rounded_off if self.rejected is None else (self.rejected, *self.rounded_off)
-
 
 @dataclass(frozen=True, eq=False)
 class ExchangeContext:

@@ -48,11 +48,6 @@ class Work(Generic[Result]):
     sent: Sequence[Tensor] = ()
     point_to_point: bool = False
 
-    @property
-    def future(self) -> AnyFuture:
-        """Torch's future of a message among all workers."""
-        return self.works[0].get_future()
-
     def wait(self) -> Result:
         """Wait and return what arrived.
 

@@ -106,7 +106,7 @@ class Executor:
                 task.exchange = start(self.group)
             except RuntimeError as error:
                 raise self.failed(error, label, task.began) from error
-            return then(task.exchange.work.future, task.arrived)
+            return then(task.exchange.work.works[0].get_future(), task.arrived)
         if self._carrier is not None:
             self._open(device)
         queued = _Queued(task, self._stream_behind(device), Promise(device))

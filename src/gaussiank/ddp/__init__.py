@@ -1,6 +1,6 @@
 """The only room that knows DDP."""
 
 from .acceptance import is_sharded
-from .state import DDPCompression, DDPDoor, hook
+from .state import DDPCompression, DDPDoor
 
-__all__ = ["DDPCompression", "DDPDoor", "hook", "is_sharded"]
+__all__ = ["DDPCompression", "DDPDoor", "is_sharded"]

@@ -117,7 +117,10 @@ class DDPCompression(Compression):
     # ------------------------------------------------------------------ the buckets of one backward
 
     def reduce(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
-        """Start the exchange of one bucket; the future holds its buffer with the mean."""
+        """Start the exchange of one bucket, as DDP's hook; the future holds its buffer with the mean."""
+        if torch.is_grad_enabled():  # not in an ordinary backward
+            with torch.no_grad():
+                return self.reduce(bucket)
         if bucket.index() == 0:  # DDP starts buckets in order
             self._waiting = []
             self._backwards += 1
@@ -270,7 +273,7 @@ class DDPDoor:
         """Compress it: register the hook."""
         compression = DDPCompression(self._ddp, settings, scaler=scaler, observer=observer)
         drop_copies(self._ddp)
-        self._ddp.register_comm_hook(compression, hook)
+        self._ddp.register_comm_hook(compression, DDPCompression.reduce)
         return compression
 
     def exchange_check(self) -> Callable[[], bool]:
@@ -282,11 +285,3 @@ def _exchanges(model: weakref.ReferenceType[DistributedDataParallel]) -> bool:
     """Tell whether the model's last forward was one whose backward exchanges gradients, not one in ``no_sync``."""
     alive = model()
     return alive is not None and bool(alive.require_forward_param_sync)
-
-
-def hook(state: DDPCompression, bucket: GradBucket) -> torch.futures.Future[Tensor]:
-    """Reduce one bucket; what ``compress`` registers with DDP."""
-    if torch.is_grad_enabled():  # not in an ordinary backward
-        with torch.no_grad():
-            return state.reduce(bucket)
-    return state.reduce(bucket)

@@ -48,6 +48,7 @@ class ResidualBuffers:
         clean: whether the residual is known to be all zeros.
         open: whether ``next_residual`` holds a step that is neither committed nor forgotten.
         turn: what the next rounding to 16 bits draws by.
+        narrow: whether the residual has 16 bits.
     """
 
     layout: Layout
@@ -58,6 +59,7 @@ class ResidualBuffers:
     clean: bool = True
     open: bool = False
     turn: int = 0
+    narrow: bool = False
     _spare: tuple[Tensor, Tensor | None] | None = None
 
     @classmethod
@@ -67,12 +69,9 @@ class ResidualBuffers:
         """Make the part of a layout without any residual yet; with a velocity of another dtype if one is given."""
         zeros = partial(ops.residual_buffer, layout.numel, device=device)
         moving = None if velocity is None else (zeros(velocity), zeros(velocity))
-        return cls(layout, zeros(dtype), moving and moving[0], zeros(dtype), moving and moving[1])
-
-    @property
-    def narrow(self) -> bool:
-        """Whether the residual has 16 bits."""
-        return self.residual.dtype is torch.bfloat16
+        part = cls(layout, zeros(dtype), moving and moving[0], zeros(dtype), moving and moving[1])
+        part.narrow = dtype is torch.bfloat16
+        return part
 
     def keep(self, accumulated: Tensor) -> None:
         """Write what is left of an accumulated vector to ``next_residual``, in 16 bits."""

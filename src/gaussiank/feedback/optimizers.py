@@ -252,6 +252,8 @@ def _tell_begin(optimizer: Optimizer, *_: Any) -> None:
     for own in _WATCHING:
         if (use := own()) is not None:
             use._begins(optimizer)
+    for check in list(_CHECKS):  # a copy: an owner may go meanwhile
+        check(optimizer)
 
 
 def _tell_end(optimizer: Optimizer, *_: Any) -> None:
@@ -295,12 +297,20 @@ class AdamWarning(UserWarning):
     """
 
 
+class Measured(Protocol):
+    """What exchanges the gradients of a compression."""
+
+    @property
+    def measured(self) -> Metrics:
+        """Measurements of the last step, another object in each."""
+
+
 class Owner(Protocol):
     """What is looked at of a compression."""
 
     @property
-    def metrics(self) -> Metrics:
-        """Measurements of the last step, another object in each."""
+    def _reducer(self) -> Measured:
+        """What counts its steps."""
 
     @property
     def resumed(self) -> bool:
@@ -403,16 +413,6 @@ class _Seen:
 _CHECKS: set[_Check] = set()
 
 
-def _check_all(optimizer: Optimizer, *_: Any) -> None:
-    for check in list(_CHECKS):  # a copy: an owner may go meanwhile
-        check(optimizer)
-
-
-register_optimizer_step_pre_hook(
-    _check_all
-)  # for good: torch walks through its hooks, and one removed meanwhile ends that
-
-
 class _Check:
     """What is called before a step of any optimizer.
 
@@ -430,7 +430,7 @@ class _Check:
         feedback: bool,
         exchanges: Callable[[], bool],
     ) -> None:
-        self._owner, self._first = weakref.ref(owner), owner.metrics
+        self._owner, self._first = weakref.ref(owner), owner._reducer.measured
         self._parameters = {id(parameter): weakref.ref(parameter) for parameter in parameters}
         self._beside, self._scaled, self._feedback, self._exchanges = beside, scaled, feedback, exchanges
         self._fresh = feedback
@@ -450,16 +450,17 @@ class _Check:
         if not seen.looked_at:
             seen.looked_at = True
             self._look_once(owner, optimizer, groups)
-        if self._feedback and not seen.exchanged and owner.metrics.kept < owner.metrics.numel:
+        measured = owner._reducer.measured
+        if self._feedback and not seen.exchanged and measured.kept < measured.numel:
             seen.exchanged = True
             if any(group.get("betas") and group["betas"][0] > 0 for group in groups):
                 self._feedback = False
                 warnings.warn(_ADAM.format(name=type(optimizer).__name__), AdamWarning, stacklevel=4)
-        if self._is_repeated(seen, groups, owner.metrics):
+        if self._is_repeated(seen, groups, measured):
             if not self._told_of_repetition:
                 warnings.warn(_REPEATED.format(name=type(optimizer).__name__), stacklevel=4)
             self._told_of_repetition = True
-        elif not self.replaced and self._is_uncalled(seen, groups, owner.metrics):
+        elif not self.replaced and self._is_uncalled(seen, groups, measured):
             self.replaced = True
             warnings.warn(_UNCALLED.format(name=type(optimizer).__name__), stacklevel=4)
 
@@ -473,7 +474,7 @@ class _Check:
             warnings.warn(_SCALER, stacklevel=5)
 
     def _tell_of_lost_residuals(self, owner: Owner, optimizer: Optimizer, groups: list[dict[str, Any]]) -> None:
-        if not self._fresh or owner.resumed or owner.metrics is self._first:
+        if not self._fresh or owner.resumed or owner._reducer.measured is self._first:
             return
         ours = (parameter for group in groups for parameter in group["params"] if self._is_ours(parameter))
         if any(_remembers(optimizer.state.get(parameter, {})) for parameter in ours):  # made in its first step

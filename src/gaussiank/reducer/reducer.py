@@ -134,13 +134,15 @@ class BucketStep:
         dtype = self._sparse.values.dtype
         mean = self.grad if self.grad.dtype == dtype else torch.empty_like(self.grad, dtype=dtype)
         outcome = exchange.finish(mean)
-        finite = outcome.finite if outcome.narrowed else write_back(mean, self.grads, outcome.finite)
+        copied = self.grads[0] is not mean and not outcome.narrowed
+        finite = write_back(mean, self.grads, outcome.finite) if copied else outcome.finite
         if outcome.hint is not None:
             reducer.exchange_hints[self._hint_key] = outcome.hint
         if reducer.keeps_rest and measured is reducer.measured:  # else it is late, after an error
-            for rest in outcome.returned:
-                reducer.feedback.put_back(layout, rest)
-            if not outcome.narrowed and any(one.dtype != dtype for one in self.grads):
+            for rest in (outcome.rejected, *outcome.rounded_off):
+                if rest is not None:
+                    reducer.feedback.put_back(layout, rest)
+            if copied and any(one.dtype != dtype for one in self.grads):
                 reducer.feedback.put_back(layout, mean)
             reducer.feedback.record_finite(finite)
         measured.note_received(self._left_at, exchange.sent_bytes, arrived)
@@ -152,7 +154,7 @@ class BucketStep:
 
 
 def write_back(mean: Tensor, grads: Sequence[Tensor], finite: Tensor) -> Tensor:
-    """Copy the mean into the gradients, unless it is the one gradient itself; leave in ``mean`` what was rounded off.
+    """Copy the mean into the gradients, and leave in ``mean`` what was rounded off.
 
     Args:
         mean: float ``[numel]``; becomes the rounding error.
@@ -167,8 +169,6 @@ def write_back(mean: Tensor, grads: Sequence[Tensor], finite: Tensor) -> Tensor:
         >>> write_back(mean, [grad], torch.tensor(True)), grad.tolist(), mean.tolist()[0]
         (tensor(True), [1.0, 1.0], 0.0)
     """
-    if grads[0] is mean:
-        return finite
     start = 0
     for grad in grads:
         part = mean[start : start + grad.numel()]
@@ -253,7 +253,8 @@ class GradientReducer:
     @property
     def density(self) -> float:
         """Density of the step that ``begin`` starts next."""
-        return 1.0 if self.whole else require_density(self._schedule(self.step))
+        density = 1.0 if self.whole else self._schedule(self.step)
+        return density if type(density) is float and 0 < density <= 1 else require_density(density)
 
     @property
     def collective(self) -> Policy:
