@@ -12,6 +12,7 @@ from gaussiank.parsing import parse_spec
 from .all_gather import AllGather
 from .base import (
     Collective,
+    DenseAllReduce,
     Exchange,
     ExchangeContext,
     Outcome,
@@ -19,7 +20,6 @@ from .base import (
     fitting_wire,
     require_feedback,
 )
-from .dense import DenseAllReduce
 from .hierarchical import Hierarchical
 from .leader import Leader
 from .packing import EXACT

@@ -1,4 +1,4 @@
-"""What every collective is: ``start`` sends, ``finish`` writes the mean; the same bits on every worker."""
+"""What every collective is, the dense one, and what a collective asks of compressors and wires."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gaussiank import cost, ops
 from gaussiank.codec import VALUE_CODES, SharedDraw, Wire, sections
 from gaussiank.comm import ALIGNED_BYTES, Communicator, Work
 from gaussiank.compressors import Compressor
@@ -393,3 +394,33 @@ def entries_within(
         middle = (low + high + 1) // 2
         low, high = (middle, high) if longest(middle) <= max_bytes - max_bytes % step else (low, middle - 1)
     return low
+
+
+# ---------------------------------------------------------------------- the dense one
+
+
+@dataclass(frozen=True)
+class DenseAllReduce(Collective):
+    """Sum dense vectors over workers; ``sent_bytes`` is that of a ring, 2 (P - 1) / P of the vector."""
+
+    multi_phase: ClassVar[bool] = False
+
+    def rejects(self, *, bounded: bool) -> bool:
+        """Everything enters."""
+        return False
+
+    def cost(self, load: Load, world_size: int) -> Cost:
+        """Float32 values, in a ring."""
+        return cost.dense(4 * load.numel)
+
+    def message_bytes(self, k: int, numel: int, world_size: int, wire: Wire, dtype: torch.dtype = torch.float32) -> int:
+        """What a worker sends to the next one of a ring."""
+        return 2 * (world_size - 1) * numel * dtype.itemsize // world_size
+
+    def program(self, sparse: SparseGradient, context: ExchangeContext) -> Program:
+        """Spread the entries over a dense vector and send that; neither counts nor the wire matter."""
+        mean = sparse.dense().div_(context.comm.world_size)
+        yield context.comm.all_reduce(mean)
+        out = yield None
+        out.copy_(mean)
+        yield Outcome(ops.all_finite(out))
