@@ -24,8 +24,7 @@ from gaussiank.reducer import GradientReducer, Settings
 
 from .clipping import ShardedClip
 from .dtensors import dtensors, state_of
-from .marked import require_known_order
-from .shard import ModuleShard, Plan, ShardedParameter
+from .shard import ModuleShard, Plan, ShardedParameter, require_known_order
 
 
 @dataclass(frozen=True)
