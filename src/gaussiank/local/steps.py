@@ -45,11 +45,10 @@ from .acceptance import (
     trained_parameters,
     warn_of_ddp,
 )
-from .buffers import RunningStatistics
 from .fragment import Clock, Flight, Fragment, Round
 from .notes import Note, OnOutlier, digest, median_of, outliers, require_outlier_rule, require_together
 from .state import FORMAT, among_more, gathered, parted, without_own
-from .vector import local_part, norm_of, split
+from .vector import RunningStatistics, local_part, norm_of, split
 
 _WIRE = "rice+2bit"
 
