@@ -7,8 +7,8 @@ import pytest
 import torch
 from tests.each import each
 
-from gaussiank.autotune import Auto, CollectivePlan, Link, link_probe, parse_policy, policy
-from gaussiank.autotune.link_probe import PROBE_BYTES
+from gaussiank.autotune import Auto, CollectivePlan, Link, parse_policy, policy, tuner
+from gaussiank.autotune.tuner import PROBE_BYTES
 from gaussiank.codec import Wire
 from gaussiank.collectives import AllGather, Collective, DenseAllReduce, Leader, Split, Tree
 
@@ -76,8 +76,8 @@ def test_a_given_collective_and_a_given_link_are_never_revised(monkeypatch: pyte
 
 @each(("backends", "where"), [("cpu:gloo,cuda:nccl", "cuda"), ("cuda:nccl", "cuda"), ("cpu:gloo,cuda:gloo", "cpu")])
 def test_a_link_is_measured_where_its_messages_are(monkeypatch: pytest.MonkeyPatch, backends: str, where: str) -> None:
-    monkeypatch.setattr(link_probe.dist, "get_backend_config", lambda group: backends)
-    assert link_probe._device(cast(Any, SimpleNamespace(group=None))) == where
+    monkeypatch.setattr(tuner.dist, "get_backend_config", lambda group: backends)
+    assert tuner._device(cast(Any, SimpleNamespace(group=None))) == where
 
 
 @each(("device", "messages"), [("cpu", 1), ("meta", 8)])
@@ -90,10 +90,10 @@ def test_a_fast_link_of_accelerators_is_measured_by_several_messages(
         sent.append((row.numel(), messages))
         return float(30e-6 + 7 * 20e-6 + messages * 7 * row.numel() / 2e11)  # what starting takes is no bandwidth
 
-    monkeypatch.setattr(link_probe, "_device", lambda comm: device)
-    monkeypatch.setattr(link_probe, "_message_s", message_s)
-    monkeypatch.setattr(link_probe, "max_over_workers", lambda comm, seconds: seconds)
-    link = link_probe.remeasure(cast(Any, SimpleNamespace(world_size=8)), Link(1.0, 1.0, 0.5, 1.0))
+    monkeypatch.setattr(tuner, "_device", lambda comm: device)
+    monkeypatch.setattr(tuner, "_message_s", message_s)
+    monkeypatch.setattr(tuner, "max_over_workers", lambda comm, seconds: seconds)
+    link = tuner.remeasure(cast(Any, SimpleNamespace(world_size=8)), Link(1.0, 1.0, 0.5, 1.0))
     assert max(sent) == (PROBE_BYTES, messages)
     assert link.bytes_per_s / 2e11 == pytest.approx(1.0, rel=0.05)
     assert link.select_s == 0.5

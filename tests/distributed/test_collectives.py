@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import gaussiank
-from gaussiank.autotune.link_probe import measure
+from gaussiank.autotune.tuner import measure
 from gaussiank.collectives import COLLECTIVES, Collective, Hierarchical, Outcome, parse_collective
 from gaussiank.comm import Communicator, await_all, group_timeout_s, require_agreement
 from gaussiank.cost import STRAIGHT_BYTES

@@ -5,8 +5,8 @@ from __future__ import annotations
 from gaussiank.collectives import COLLECTIVES, named_here
 from gaussiank.parsing import parse_spec
 
-from .link_probe import Link
 from .policy import Auto, CollectivePlan, Policy
+from .tuner import Link
 
 POLICIES: dict[str, type[Policy]] = {**COLLECTIVES, "auto": Auto}
 """Name -> class, as ``compress`` and the command line take it: every collective, and ``auto``."""

@@ -19,8 +19,7 @@ from gaussiank.collectives import (
 )
 from gaussiank.comm import Executor
 
-from .link_probe import PROBE_BYTES, Link, measure
-from .tuner import Tuner, Way
+from .tuner import PROBE_BYTES, Link, Tuner, Way, measure
 
 
 @dataclass(frozen=True)
