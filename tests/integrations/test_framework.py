@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gaussiank.integrations.framework import require_version
+from gaussiank.integrations import require_version
 
 ROOT = Path(__file__).parent.parent.parent
 

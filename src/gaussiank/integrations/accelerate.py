@@ -13,7 +13,7 @@ from gaussiank.compression import Compression
 from gaussiank.ddp import is_sharded
 from gaussiank.doors import compress as compress_model
 
-from .framework import FOLDER, load_beside, require_version
+from . import FOLDER, load_beside, require_version
 
 require_version("accelerate", "1.1")
 

@@ -12,7 +12,7 @@ from torch import nn
 from gaussiank.compression import Compression
 from gaussiank.doors import compress as compress_model
 
-from .framework import FOLDER, load_beside, require_version
+from . import FOLDER, load_beside, require_version
 
 require_version("lightning", "2.1")
 

@@ -10,7 +10,7 @@ from typing import Any
 from gaussiank.compression import Compression
 from gaussiank.doors import compress as compress_model
 
-from .framework import FOLDER, load_beside, require_version
+from . import FOLDER, load_beside, require_version
 
 require_version("transformers", "4.47")
 
