@@ -9,7 +9,15 @@ from tests.each import each
 
 from gaussiank_lab.metric import Metric
 from gaussiank_lab.report.records import read_records
-from gaussiank_lab.report.summary import Row, bytes_text, ms_text, name_lines, summary_rows, summary_table, times_text
+from gaussiank_lab.report.summary import (
+    SummaryRow,
+    bytes_text,
+    ms_text,
+    name_lines,
+    summary_rows,
+    summary_table,
+    times_text,
+)
 
 WriteRun = Callable[..., Path]
 LONG = (
@@ -28,9 +36,9 @@ def printed(run_dir: Path, width: int = 80) -> list[str]:
 
 def test_rows_hold_the_values_of_the_records(write_run: WriteRun) -> None:
     assert summary_rows(read_records(write_run(("dense", "topk", "gaussiank")))) == [
-        Row("dense", "87.0", "1.00", "370 kB", "1.0x", "18.0", "14.0", "0.00", "3.00"),
-        Row("topk", "84.1", "1.00", "1.54 kB", "241x", "18.3", "14.0", "0.30", "3.00"),
-        Row("gaussiank", "83.6", "1.00", "1.60 kB", "231x", "18.4", "14.0", "0.40", "3.00"),
+        SummaryRow("dense", "87.0", "1.00", "370 kB", "1.0x", "18.0", "14.0", "0.00", "3.00"),
+        SummaryRow("topk", "84.1", "1.00", "1.54 kB", "241x", "18.3", "14.0", "0.30", "3.00"),
+        SummaryRow("gaussiank", "83.6", "1.00", "1.60 kB", "231x", "18.4", "14.0", "0.40", "3.00"),
     ]
 
 
@@ -91,7 +99,7 @@ def test_missing_numbers_are_a_dash(write_run: WriteRun) -> None:
     run_dir = write_run(("topk",), unfinished="topk")
     with (run_dir / "records.jsonl").open("a") as file:
         file.write('{"kind": "method", "method": "topk", "compression": null}\n')
-    assert summary_rows(read_records(run_dir)) == [Row("topk", *["–"] * 8)]
+    assert summary_rows(read_records(run_dir)) == [SummaryRow("topk", *["–"] * 8)]
 
 
 @each(

@@ -31,7 +31,7 @@ class Case:
     always: bool = False
 
 
-class Spread(NamedTuple):
+class TimeSpread(NamedTuple):
     """Median and quartiles of repeated measurements."""
 
     median: float
@@ -39,7 +39,7 @@ class Spread(NamedTuple):
     high: float
 
 
-def spread(values: Sequence[float]) -> Spread:
+def spread(values: Sequence[float]) -> TimeSpread:
     """Return the median and the quartiles.
 
     Example:
@@ -47,9 +47,9 @@ def spread(values: Sequence[float]) -> Spread:
         Spread(median=3.0, low=2.0, high=4.0)
     """
     if len(values) == 1:
-        return Spread(values[0], values[0], values[0])
+        return TimeSpread(values[0], values[0], values[0])
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return Spread(median, low, high)
+    return TimeSpread(median, low, high)
 
 
 def interleave(
@@ -93,6 +93,6 @@ def _once(case: Case, turn: int) -> float:
     return time.perf_counter() - started
 
 
-def ratios(over: Sequence[float], under: Sequence[float]) -> Spread:
+def ratios(over: Sequence[float], under: Sequence[float]) -> TimeSpread:
     """Return median and quartiles of ``over / under``, round by round."""
     return spread([a / b for a, b in zip(over, under, strict=True)])

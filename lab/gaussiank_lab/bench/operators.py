@@ -309,7 +309,7 @@ class Operator(ABC):
 
 
 @dataclass(eq=False)
-class Ours(Operator):
+class OurOperator(Operator):
     """One of the compressors."""
 
     compressor: Compressor
@@ -371,7 +371,7 @@ def operators(names: Sequence[str], backends: Sequence[str]) -> list[Operator]:
             continue
         for backend in backends:
             compressor = COMPRESSORS[name]()
-            made += [Ours(name, "ours", backend, state, compressor) for state in _states(compressor)]
+            made += [OurOperator(name, "ours", backend, state, compressor) for state in _states(compressor)]
     return made
 
 

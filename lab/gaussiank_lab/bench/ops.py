@@ -107,7 +107,7 @@ def require_memory(config: OpsConfig) -> None:
         )
 
 
-class Setting(NamedTuple):
+class OpsSetting(NamedTuple):
     """One of the combinations that are measured together."""
 
     numel: int
@@ -128,7 +128,7 @@ class OpsBench:
     """
 
     config: OpsConfig
-    on_round: Callable[[Setting], None] = lambda _: None
+    on_round: Callable[[OpsSetting], None] = lambda _: None
     _speed: dict[tuple[str, str, str], float] = field(default_factory=dict)  # seconds an entry, from a smaller size
 
     def run(self) -> Iterator[list[Row]]:
@@ -144,11 +144,11 @@ class OpsBench:
                 for numel, law in itertools.product(sorted(config.sizes), config.laws):
                     vectors = Vectors.draw(law, numel, config.seed)
                     for density in config.densities:
-                        yield self._measure(vectors, Setting(numel, law, density), switch)
+                        yield self._measure(vectors, OpsSetting(numel, law, density), switch)
         finally:
             torch.set_num_threads(threads)
 
-    def _measure(self, vectors: Vectors, setting: Setting, switch: Switch) -> list[Row]:
+    def _measure(self, vectors: Vectors, setting: OpsSetting, switch: Switch) -> list[Row]:
         k = max(1, round(setting.density * setting.numel))
         rounds = self.config.rounds(setting.numel)
         made = operators(self.config.names or operator_names(), self.config.backends or ops.backends().available)

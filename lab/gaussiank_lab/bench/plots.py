@@ -30,7 +30,7 @@ _DASHES = {"ours": "solid", "peer": (0, (5, 1.5)), "ddp": (0, (5, 1.5)), "paper"
 _MARKS = "osD^vPX*"
 
 
-class Curve(NamedTuple):
+class PlottedCurve(NamedTuple):
     """One operator over the sizes, or one method over the rates.
 
     Attributes:
@@ -50,7 +50,7 @@ class Curve(NamedTuple):
     high_ms: tuple[float, ...] = ()
 
 
-def _drawn(found: Sequence[Curve], title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+def _drawn(found: Sequence[PlottedCurve], title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     """Draw curves on a logarithmic axis of times, with a legend."""
     figure = Figure(figsize=(6.6, 4.2), layout="constrained", facecolor="white")
     axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel, yscale="log")
@@ -83,7 +83,7 @@ def _saved(figure: Figure, out: Path, name: str) -> list[Path]:
     return paths
 
 
-def curves(rows: Sequence[Row], law: str, density: float) -> list[Curve]:
+def curves(rows: Sequence[Row], law: str, density: float) -> list[PlottedCurve]:
     """Return the curves of one law and density: the memory, ours with their hints on the fastest backend, the peers."""
     points: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
     for row in rows:
@@ -97,7 +97,7 @@ def curves(rows: Sequence[Row], law: str, density: float) -> list[Curve]:
         backend, times = min(backends.items(), key=lambda item: item[1][max(item[1])])
         sizes = tuple(sorted(times))
         text = f"{name} ({backend})" if family == "ours" else name
-        found.append(Curve(text, family, sizes, tuple(1000 * times[numel] for numel in sizes)))
+        found.append(PlottedCurve(text, family, sizes, tuple(1000 * times[numel] for numel in sizes)))
     return found
 
 
@@ -137,7 +137,7 @@ def step_over_rate(rows: Sequence[Row]) -> Figure:
     for method in dict.fromkeys(row["method"] for row in rows):
         points = sorted((row for row in rows if row["method"] == method), key=_place)
         found.append(
-            Curve(
+            PlottedCurve(
                 method,
                 points[0]["family"],
                 tuple(float(rates.index(row["rate"])) for row in points),

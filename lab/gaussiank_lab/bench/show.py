@@ -17,7 +17,7 @@ from rich.text import Text
 from gaussiank_lab.bench.net.links import missing, parse_rate
 from gaussiank_lab.bench.net.race import Race
 from gaussiank_lab.bench.net.run import NetBench, NetConfig, possible
-from gaussiank_lab.bench.ops import OpsBench, OpsConfig, Setting, require_memory
+from gaussiank_lab.bench.ops import OpsBench, OpsConfig, OpsSetting, require_memory
 from gaussiank_lab.bench.plots import write_net_plots, write_ops_plot
 from gaussiank_lab.bench.rows import Row, RowWriter
 from gaussiank_lab.bench.tables import (
@@ -63,7 +63,7 @@ def run_ops(config: OpsConfig, out: Path) -> int:
     console = Console()
 
     def measure(note: Tick) -> Iterator[list[Row]]:
-        def on_round(setting: Setting) -> None:
+        def on_round(setting: OpsSetting) -> None:
             note(str(setting), 1 / (config.rounds(setting.numel) + 1))
 
         for rows in OpsBench(config, on_round).run():

@@ -1,6 +1,6 @@
 """State that survives: checkpoints written whole or not at all, verified, and resumed bit for bit."""
 
-from gaussiank_lab.checkpoint.format import FORMS, CheckpointFolder, Form, FormName, Manifest, Part, Place
+from gaussiank_lab.checkpoint.format import FORMS, CheckpointFolder, Form, FormName, Manifest, Place, SavedPart
 from gaussiank_lab.checkpoint.saver import (
     CheckpointPlan,
     Saved,
@@ -22,10 +22,10 @@ __all__ = [
     "Form",
     "FormName",
     "Manifest",
-    "Part",
     "Place",
     "Resume",
     "Saved",
+    "SavedPart",
     "Saver",
     "WorkerState",
     "find_resume",

@@ -27,7 +27,7 @@ MANIFEST_NAME = "manifest.json"
 
 
 @dataclass(frozen=True)
-class Part:
+class SavedPart:
     """One file of a checkpoint.
 
     Args:
@@ -78,7 +78,7 @@ class Manifest:
     every: int
     keep: int
     versions: dict[str, str]
-    parts: tuple[Part, ...] = field(default=())
+    parts: tuple[SavedPart, ...] = field(default=())
     study: dict[str, Any] | None = None
 
     @property
@@ -117,9 +117,9 @@ class Manifest:
         claimed = content.pop("sha256", None)
         if claimed != _digest({"format": written, **content}):
             raise _damaged(path, "have the checksum that it names", "another one")
-        return cls(**{**content, "parts": tuple(Part(**part) for part in content["parts"])})
+        return cls(**{**content, "parts": tuple(SavedPart(**part) for part in content["parts"])})
 
-    def require_whole(self, folder: Path, parts: tuple[Part, ...] | None = None) -> None:
+    def require_whole(self, folder: Path, parts: tuple[SavedPart, ...] | None = None) -> None:
         """Raise unless files are there with the bytes that were written.
 
         Args:
@@ -159,7 +159,7 @@ class Form(ABC):
     """
 
     @abstractmethod
-    def write(self, folder: Path, own: State, shared: State) -> list[Part]:
+    def write(self, folder: Path, own: State, shared: State) -> list[SavedPart]:
         """Write this worker's parts, synced to disk; every worker of the process group calls it.
 
         Args:
@@ -180,14 +180,14 @@ class Form(ABC):
         """Read the state of one worker."""
 
     @abstractmethod
-    def needed(self, parts: tuple[Part, ...], ranks: tuple[int, ...]) -> tuple[Part, ...]:
+    def needed(self, parts: tuple[SavedPart, ...], ranks: tuple[int, ...]) -> tuple[SavedPart, ...]:
         """Choose the files that hold what is shared, and the state of some ranks."""
 
 
 class Plain(Form):
     """``shared.pt``, and ``worker-00000.pt`` for each worker; ``torch.load`` reads them."""
 
-    def write(self, folder: Path, own: State, shared: State) -> list[Part]:
+    def write(self, folder: Path, own: State, shared: State) -> list[SavedPart]:
         """Write one file, on rank 0 two."""
         rank = dist.get_rank()
         parts = [self._part(folder, _worker_name(rank), own, rank)]
@@ -201,21 +201,21 @@ class Plain(Form):
         """Load the file of one worker."""
         return _load(folder / _worker_name(rank))
 
-    def needed(self, parts: tuple[Part, ...], ranks: tuple[int, ...]) -> tuple[Part, ...]:
+    def needed(self, parts: tuple[SavedPart, ...], ranks: tuple[int, ...]) -> tuple[SavedPart, ...]:
         """Choose by name."""
         names = {"shared.pt", *map(_worker_name, ranks)}
         return tuple(part for part in parts if part.name in names)
 
-    def _part(self, folder: Path, name: str, state: State, rank: int) -> Part:
+    def _part(self, folder: Path, name: str, state: State, rank: int) -> SavedPart:
         with naming(folder / name), HashingFile(folder / name) as file:
             torch.save(dict(state), cast("IO[bytes]", file))  # it only writes
-        return Part(name, rank, file.size_bytes, file.sha256)
+        return SavedPart(name, rank, file.size_bytes, file.sha256)
 
 
 class Distributed(Form):
     """The format of ``torch.distributed.checkpoint``, every worker's state under names of its own."""
 
-    def write(self, folder: Path, own: State, shared: State) -> list[Part]:
+    def write(self, folder: Path, own: State, shared: State) -> list[SavedPart]:
         """Save together; each worker then takes the checksums of its own files."""
         from torch.distributed.checkpoint.api import CheckpointException
         from torch.distributed.checkpoint.filesystem import FileSystemWriter
@@ -233,7 +233,7 @@ class Distributed(Form):
         mine = sorted(folder.glob(f"__{rank}_*")) + ([folder / ".metadata"] if rank == 0 else [])
         for path in mine:
             sync_file(path)
-        return [Part(path.name, rank, path.stat().st_size, sha256_of(path)) for path in mine]
+        return [SavedPart(path.name, rank, path.stat().st_size, sha256_of(path)) for path in mine]
 
     def read_shared(self, folder: Path) -> dict[str, Any]:
         """Read the tensors below ``shared``."""
@@ -244,7 +244,7 @@ class Distributed(Form):
         prefix = f"worker-{rank:05d}"
         return tensors_of.unpack(tensors_of.read(folder, prefix), prefix)
 
-    def needed(self, parts: tuple[Part, ...], ranks: tuple[int, ...]) -> tuple[Part, ...]:
+    def needed(self, parts: tuple[SavedPart, ...], ranks: tuple[int, ...]) -> tuple[SavedPart, ...]:
         """Take all: only torch knows which file holds what."""
         return parts
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gaussiank.reshard import at_agreed, reshard, sources
-from gaussiank_lab.checkpoint.format import FORMS, CheckpointFolder, FormName, Manifest, Part, Place, State
+from gaussiank_lab.checkpoint.format import FORMS, CheckpointFolder, FormName, Manifest, Place, SavedPart, State
 from gaussiank_lab.checkpoint.resume import Resume
 
 
@@ -211,7 +211,7 @@ class Saver:
             raise
         return Saved(unfinished.with_name(unfinished.name.removeprefix(".")), size_bytes, time.perf_counter() - started)
 
-    def _finish(self, place: Place, method: str, parts: tuple[Part, ...]) -> None:
+    def _finish(self, place: Place, method: str, parts: tuple[SavedPart, ...]) -> None:
         unfinished = self._folder.unfinished(place, method)
         missing = [part for part in parts if not (unfinished / part.name).is_file()]
         if missing:

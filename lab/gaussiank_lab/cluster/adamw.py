@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from gaussiank_lab.cluster.advice import DENSE, DENSE_16, LOCAL, LOCAL_EVERY, TWO_BIT
-from gaussiank_lab.cluster.scenario import Setting
+from gaussiank_lab.cluster.scenario import ScenarioSetting
 from gaussiank_lab.sim import Method, Spread, local_steps, simulate
 
 LONG_STEPS = 10_000
@@ -37,7 +37,7 @@ LOCAL_PRICE = 0.113
 SOURCE = "docs/adamw.md: 195,360 parameters, 4 workers, 2,000 steps, one seed each; 0.03 are noise"
 
 
-def choices(setting: Setting, workers: int, steps: int) -> list[Choice]:
+def choices(setting: ScenarioSetting, workers: int, steps: int) -> list[Choice]:
     """Return dense AdamW, sparse AdamW and local steps; what is advised comes first.
 
     Args:

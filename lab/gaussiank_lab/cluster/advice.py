@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gaussiank_lab.cluster.scenario import Setting, Uncertainty
+from gaussiank_lab.cluster.scenario import ScenarioSetting, Uncertainty
 from gaussiank_lab.sim import (
     RAW,
     Cluster,
@@ -155,7 +155,7 @@ class Advice:
     ranked: tuple[Candidate, ...]
 
 
-def advise(setting: Setting, workers: int, density: float | None = None, seed: int = 0) -> Advice:
+def advise(setting: ScenarioSetting, workers: int, density: float | None = None, seed: int = 0) -> Advice:
     """Choose density, codec, collective and scope for Top_k, and compare with the better dense method.
 
     Among all candidates within 3 % of the fastest, the one that loses least is taken: the highest density, then the

@@ -15,7 +15,7 @@ from rich.table import Table
 import gaussiank
 from gaussiank_lab.cluster.adamw import ENOUGH, SOURCE, choices
 from gaussiank_lab.cluster.advice import LEAST_GAIN, TOLERANCE, Advice, Candidate
-from gaussiank_lab.cluster.scenario import Setting
+from gaussiank_lab.cluster.scenario import ScenarioSetting
 from gaussiank_lab.cluster.simulate import bits_text, count_text, plain_table, seconds_text, times_text
 from gaussiank_lab.outputs import write_whole
 from gaussiank_lab.sim import Method
@@ -23,7 +23,7 @@ from gaussiank_lab.sim import Method
 FORMAT = 1
 
 
-def show_advice(console: Console, setting: Setting, workers: int, advice: Advice) -> None:
+def show_advice(console: Console, setting: ScenarioSetting, workers: int, advice: Advice) -> None:
     """Print what to do, the predicted gain and its uncertainty, why, and the alternatives."""
     model = setting.scenario.workload
     console.print(
@@ -48,7 +48,7 @@ def show_advice(console: Console, setting: Setting, workers: int, advice: Advice
     console.print(f"Assumed: {'; '.join([*assumed, 'no jitter, which simulate adds'])}.", highlight=False)
 
 
-def show_adamw(console: Console, setting: Setting, workers: int, steps: int) -> None:
+def show_adamw(console: Console, setting: ScenarioSetting, workers: int, steps: int) -> None:
     """Print what to take for a transformer trained by AdamW: method, line of code, price."""
     best, *_ = found = choices(setting, workers, steps)
     console.print(f"Trained by AdamW for {steps:,} steps, {workers} workers on {setting.label}: take {best.name}.\n")
@@ -113,7 +113,7 @@ def likeness(rows: Sequence[Candidate]) -> str:
     return f"{which} are within {100 * TOLERANCE:.0f} % of each other: closer than a prediction can tell apart."
 
 
-def reasons(setting: Setting, workers: int, advice: Advice) -> list[str]:
+def reasons(setting: ScenarioSetting, workers: int, advice: Advice) -> list[str]:
     """Say why: what dense waits for, what compressing costs, and at which bandwidth the answer turns."""
     if workers == 1:
         return ["Why: one worker sends nothing, so selection can only cost."]
@@ -160,7 +160,7 @@ def call_text(advice: Advice) -> str:
     return f"gaussiank.compress(model, {', '.join(written)})"
 
 
-def advice_text(setting: Setting, workers: int, advice: Advice, adamw_steps: int | None = None) -> str:
+def advice_text(setting: ScenarioSetting, workers: int, advice: Advice, adamw_steps: int | None = None) -> str:
     """Return everything as JSON text."""
     adamw = [] if adamw_steps is None else choices(setting, workers, adamw_steps)
     return json.dumps(
@@ -190,7 +190,7 @@ def advice_text(setting: Setting, workers: int, advice: Advice, adamw_steps: int
     )
 
 
-def apply_advice(path: Path, setting: Setting, workers: int, advice: Advice) -> str:
+def apply_advice(path: Path, setting: ScenarioSetting, workers: int, advice: Advice) -> str:
     """Write the settings as a configuration that ``train`` and the hook take.
 
     Returns:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gaussiank_lab.cluster.advice import WIRES, compact_wire
-from gaussiank_lab.cluster.scenario import OVERLAP, Setting, Uncertainty
+from gaussiank_lab.cluster.scenario import OVERLAP, ScenarioSetting, Uncertainty
 from gaussiank_lab.outputs import write_whole
 from gaussiank_lab.sim import (
     OPERATIONS,
@@ -86,7 +86,7 @@ class Probe:
     contention: float = 0.0
     compute_cv: float = 0.0
 
-    def setting(self, label: str) -> Setting:
+    def setting(self, label: str) -> ScenarioSetting:
         """Return what to simulate.
 
         Raises:
@@ -106,7 +106,7 @@ class Probe:
         cluster = self._cluster(label)
         device = replace(device, exchange=self._exchange_s(device, cluster))
         scenario = Scenario(workload, device, cluster, OVERLAP, Spread(compute_cv=self.compute_cv))
-        return Setting(
+        return ScenarioSetting(
             label,
             scenario,
             self.workers,

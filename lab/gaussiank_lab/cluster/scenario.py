@@ -328,7 +328,7 @@ def bucket_numels(numel: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """Describe a model.
 
     Args:
@@ -394,12 +394,12 @@ _COUNTED = "parameters and multiply-adds counted on the lab's model"
 _P100 = "throughput of one P100: TensorFlow's published benchmarks, DGX-1, synthetic data, May 2017"
 
 
-def _transformer(name: str, layers: int, width: int, vocabulary: int, batch: int, tokens: int) -> Shape:
+def _transformer(name: str, layers: int, width: int, vocabulary: int, batch: int, tokens: int) -> ModelShape:
     """Describe a decoder: 12 width^2 parameters a layer, and its embedding, which is also its head."""
     embedding = (vocabulary * width, float(vocabulary * width))
     groups = (embedding, *(((12 * width * width, float(12 * width * width)),) * layers))
     source = f"{layers} layers of width {width}, 12 width^2 parameters each; 6 operations a parameter and token"
-    return Shape(name, groups, batch, 1_000_000, source, tokens=tokens)
+    return ModelShape(name, groups, batch, 1_000_000, source, tokens=tokens)
 
 
 _INCEPTION_V4 = (
@@ -421,13 +421,13 @@ _VGG16 = (
 )  # fmt: skip
 _ALEXNET = ((994_624, 406.4), (1_475_072, 249.2), (37_752_832, 37.7), (16_781_312, 16.8), (4_097_000, 4.1))
 
-SHAPES: dict[str, Shape] = {
+SHAPES: dict[str, ModelShape] = {
     shape.name: shape
     for shape in (
-        Shape("alexnet", _ALEXNET, 128, IMAGENET_IMAGES, f"{_COUNTED}; {_P100}", 2987),
-        Shape("vgg16-imagenet", _VGG16, 128, IMAGENET_IMAGES, f"{_COUNTED}; {_P100}", 154),
-        Shape("resnet50", _RESNET50, 128, IMAGENET_IMAGES, f"{_COUNTED}; {_P100}", P100_RESNET50),
-        Shape(
+        ModelShape("alexnet", _ALEXNET, 128, IMAGENET_IMAGES, f"{_COUNTED}; {_P100}", 2987),
+        ModelShape("vgg16-imagenet", _VGG16, 128, IMAGENET_IMAGES, f"{_COUNTED}; {_P100}", 154),
+        ModelShape("resnet50", _RESNET50, 128, IMAGENET_IMAGES, f"{_COUNTED}; {_P100}", P100_RESNET50),
+        ModelShape(
             "inception-v4",
             _INCEPTION_V4,
             128,
@@ -435,9 +435,9 @@ SHAPES: dict[str, Shape] = {
             f"{_COUNTED}; assumed: Inception-V3's rate on a P100 (142 images/s, as above) x 5.7/12.25 multiply-adds",
             142 * 5.7 / 12.25,
         ),
-        Shape("resnet20", ((14_352, 14.6), (51_648, 12.4), (203_722, 14.2)), 32, 50_000, "stage by stage"),
-        Shape("lenet5", ((156, 0.12), (2_416, 0.24), (59_134, 0.06)), 32, 10_000, "layer by layer"),
-        Shape("fnn3", ((157_000, 0.157), (40_200, 0.04), (2_010, 0.002)), 128, 10_000, "layer by layer"),
+        ModelShape("resnet20", ((14_352, 14.6), (51_648, 12.4), (203_722, 14.2)), 32, 50_000, "stage by stage"),
+        ModelShape("lenet5", ((156, 0.12), (2_416, 0.24), (59_134, 0.06)), 32, 10_000, "layer by layer"),
+        ModelShape("fnn3", ((157_000, 0.157), (40_200, 0.04), (2_010, 0.002)), 128, 10_000, "layer by layer"),
         _transformer("transformer-350m", 24, 1024, 50_257, 8, 1024),
         _transformer("transformer-1.3b", 24, 2048, 50_257, 4, 2048),
         _transformer("transformer-7b", 32, 4096, 32_000, 2, 2048),
@@ -446,7 +446,7 @@ SHAPES: dict[str, Shape] = {
 """Name -> shape; those of the lab's own models have the lab's names."""
 
 
-def find_shape(name: str) -> Shape:
+def find_shape(name: str) -> ModelShape:
     """Return the shape of a name.
 
     Raises:
@@ -472,7 +472,7 @@ LeNet-5 has 8.1 to 9.2 at 16 workers, FNN-3 11.4 to 12.4; other models were not 
 
 
 @dataclass(frozen=True)
-class Setting:
+class ScenarioSetting:
     """What to simulate, and what is known about the numbers.
 
     Args:
@@ -500,7 +500,7 @@ def resolve(
     model: str | None,
     gbit: float | None = None,
     per_node: int | None = None,
-) -> Setting:
+) -> ScenarioSetting:
     """Make the setting of a command line.
 
     Args:
@@ -534,7 +534,7 @@ def resolve(
     return of_preset(str(preset), model, gbit, per_node)
 
 
-def of_preset(preset: str, model: str, gbit: float | None = None, per_node: int | None = None) -> Setting:
+def of_preset(preset: str, model: str, gbit: float | None = None, per_node: int | None = None) -> ScenarioSetting:
     """Make the setting of a preset and a model shape; see ``resolve``.
 
     Raises:
@@ -547,7 +547,7 @@ def of_preset(preset: str, model: str, gbit: float | None = None, per_node: int 
     step_s = shape.step_s(found.images_rate, found.flops_rate)
     optimizer_s = found.device.select_s("topk", shape.numel) * 20 / 12  # SGD with momentum moves 20 bytes an entry
     workload = shape.workload(step_s, found.input_images_s, optimizer_s)
-    return Setting(
+    return ScenarioSetting(
         " with ".join([preset, *([" and ".join(given)] if given else [])]),
         Scenario(workload, found.device, cluster, OVERLAP, found.spread),
         found.workers,

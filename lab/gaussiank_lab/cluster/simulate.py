@@ -24,7 +24,7 @@ from gaussiank_lab.cluster.advice import (
     all_methods,
     default_method,
 )
-from gaussiank_lab.cluster.scenario import Setting, of_preset
+from gaussiank_lab.cluster.scenario import ScenarioSetting, of_preset
 from gaussiank_lab.outputs import write_whole
 from gaussiank_lab.sim import Method, Prediction, chrome_trace_text, predict, predict_local, simulate
 
@@ -260,7 +260,7 @@ def require_price(price: float | None) -> None:
         raise ValueError(f"price must be above 0, got {price:g}. Leave it out to count hours.")
 
 
-def run_simulation(setting: Setting, counts: Sequence[int], density: float, seed: int = 0) -> list[Prediction]:
+def run_simulation(setting: ScenarioSetting, counts: Sequence[int], density: float, seed: int = 0) -> list[Prediction]:
     """Predict all methods with each number of workers.
 
     Raises:
@@ -272,7 +272,7 @@ def run_simulation(setting: Setting, counts: Sequence[int], density: float, seed
     return [*often, *itertools.chain(*seldom)]
 
 
-def counts_of(setting: Setting, given: tuple[int, ...] | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def counts_of(setting: ScenarioSetting, given: tuple[int, ...] | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the numbers of workers to simulate, and those to show in detail.
 
     Args:
@@ -287,7 +287,7 @@ def counts_of(setting: Setting, given: tuple[int, ...] | None) -> tuple[tuple[in
 
 def show_simulation(
     console: Console,
-    setting: Setting,
+    setting: ScenarioSetting,
     predictions: Sequence[Prediction],
     detailed: Sequence[int],
     density: float,
@@ -314,7 +314,7 @@ def show_simulation(
     _show_origin(console, setting)
 
 
-def record(setting: Setting, predictions: Sequence[Prediction], density: float, seed: int) -> dict[str, Any]:
+def record(setting: ScenarioSetting, predictions: Sequence[Prediction], density: float, seed: int) -> dict[str, Any]:
     """Return everything as JSON values."""
     return {
         "format": FORMAT,
@@ -331,13 +331,13 @@ def record(setting: Setting, predictions: Sequence[Prediction], density: float, 
     }
 
 
-def record_text(setting: Setting, predictions: Sequence[Prediction], density: float, seed: int) -> str:
+def record_text(setting: ScenarioSetting, predictions: Sequence[Prediction], density: float, seed: int) -> str:
     """Return the record as text."""
     return json.dumps(record(setting, predictions, density, seed), indent=1)
 
 
 def write_figures(
-    out: Path, setting: Setting, predictions: Sequence[Prediction], workers: int, density: float, seed: int = 0
+    out: Path, setting: ScenarioSetting, predictions: Sequence[Prediction], workers: int, density: float, seed: int = 0
 ) -> list[Path]:
     """Write the scaling figure, the timeline's, and a Chrome trace of each method in it."""
     from gaussiank_lab.cluster.figures import save, scaling_figure, timeline_figure
@@ -370,7 +370,7 @@ def show_paper(console: Console) -> None:
     _show_lines(console, "Assumed", (*ASSUMPTIONS, f"cluster and GPUs: gaussiank simulate --preset {PRESET}"))
 
 
-def _show_origin(console: Console, setting: Setting) -> None:
+def _show_origin(console: Console, setting: ScenarioSetting) -> None:
     _show_lines(console, "From", setting.sources)
     _show_lines(console, "Assumed", setting.assumed)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from gaussiank_lab.cluster.advice import DENSE_16, WIRES, best_gain
-from gaussiank_lab.cluster.scenario import OVERLAP, PRESETS, TCP_SHARE, Shape
+from gaussiank_lab.cluster.scenario import OVERLAP, PRESETS, TCP_SHARE, ModelShape
 from gaussiank_lab.sim import Cluster, Link, Method, Scenario, Spread, Tier, Workload, local_steps
 
 H100 = PRESETS["nvlink+ib"]
@@ -63,7 +63,7 @@ class ScaleRow:
 
 def _transformer(numel: int, tokens: int = TOKENS) -> Workload:
     layers = 24
-    shape = Shape("transformer", ((numel // layers, 1.0),) * layers, 1, 10**6, "equal layers", tokens=tokens)
+    shape = ModelShape("transformer", ((numel // layers, 1.0),) * layers, 1, 10**6, "equal layers", tokens=tokens)
     return shape.workload(shape.step_s(H100.images_rate, H100.flops_rate))
 
 

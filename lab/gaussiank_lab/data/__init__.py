@@ -1,8 +1,11 @@
 """What models are trained on: one line in the table for each data set."""
 
+import warnings
+from typing import Any
+
 from gaussiank_lab.data.image_files import CIFAR10, FASHION_MNIST, FASHION_MNIST_SUBSET, MNIST, fashion_mnist_subset
 from gaussiank_lab.data.image_set import IMAGE_FOLDER, SYNTHETIC_IMAGES, ImageSet
-from gaussiank_lab.data.source import GREY_28, Batch, Batches, Data, DataSource, ImageShape, Split, Wanted
+from gaussiank_lab.data.source import GREY_28, Batch, Batches, Data, DataSource, DataSplit, ImageShape, Wanted
 from gaussiank_lab.data.speech import AN4, SYNTHETIC_SPEECH
 from gaussiank_lab.data.text import PTB, STDLIB, TEXT, TokenSet
 
@@ -20,10 +23,17 @@ __all__ = [
     "Batches",
     "Data",
     "DataSource",
+    "DataSplit",
     "ImageSet",
     "ImageShape",
-    "Split",
     "TokenSet",
     "Wanted",
     "fashion_mnist_subset",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "Split":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn("data.Split is called DataSplit. Use that name.", DeprecationWarning, stacklevel=2)
+    return DataSplit

@@ -163,7 +163,7 @@ _STAND_INS: dict[tuple[str, str], Callable[..., Any]] = {
 }
 
 
-class _Reader(pickle.Unpickler):
+class _FileReader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         if (module, name) not in _STAND_INS:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no batch of images needs")
@@ -188,7 +188,7 @@ def read_pickled_arrays(data: bytes) -> dict[str, Any]:
         pickle.UnpicklingError: it is no pickle of that kind.
     """
     try:
-        value = _Reader(io.BytesIO(data), encoding="bytes").load()
+        value = _FileReader(io.BytesIO(data), encoding="bytes").load()
     except pickle.UnpicklingError:
         raise
     except Exception as error:  # noqa: BLE001  damaged bytes raise nearly anything inside the unpickler

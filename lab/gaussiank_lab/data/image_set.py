@@ -15,8 +15,8 @@ from gaussiank_lab.data.source import (
     Batch,
     Data,
     DataSource,
+    DataSplit,
     ImageShape,
-    Split,
     Wanted,
     damaged,
     digest_of,
@@ -31,7 +31,7 @@ MAX_PADDING = 4
 
 
 @dataclass(frozen=True, eq=False)
-class ImageSet(Split):
+class ImageSet(DataSplit):
     """Hold images with their labels.
 
     Args:
@@ -140,7 +140,7 @@ _GET_FOLDER = (
 
 
 @dataclass(frozen=True, eq=False)
-class FolderImages(Split):
+class FolderImages(DataSplit):
     """Read images from files when they are dealt.
 
     Args:

@@ -50,7 +50,7 @@ class Batch(NamedTuple):
         return Batch(tuple(t.to(device) for t in self.inputs), tuple(t.to(device) for t in self.targets))
 
 
-class Split(ABC):
+class DataSplit(ABC):
     """Training or test examples, numbered from 0.
 
     Attributes:
@@ -97,8 +97,8 @@ class Data:
     """
 
     task: Task
-    train: Split
-    test: Split
+    train: DataSplit
+    test: DataSplit
     outputs: int
     digest: str
 
@@ -203,7 +203,7 @@ class Batches:
     """
 
     def __init__(
-        self, data: Split, batch_size: int, *, rank: int, world_size: int, seed: int, augment: bool = False
+        self, data: DataSplit, batch_size: int, *, rank: int, world_size: int, seed: int, augment: bool = False
     ) -> None:
         if not 1 <= world_size <= len(data):
             raise ValueError(

@@ -16,7 +16,7 @@ from gaussiank_lab.data.source import (
     Batch,
     Data,
     DataSource,
-    Split,
+    DataSplit,
     Wanted,
     damaged,
     digest_of,
@@ -34,7 +34,7 @@ WINDOW, HOP = 320, 160  # samples: 20 ms, every 10 ms
 BINS = WINDOW // 2 + 1
 
 
-class SpeechSet(Split):
+class SpeechSet(DataSplit):
     """Hand out utterances; where they come from is the business of its kinds."""
 
     unit = "utterances"

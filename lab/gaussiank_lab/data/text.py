@@ -16,7 +16,7 @@ from gaussiank_lab.data.source import (
     Batch,
     Data,
     DataSource,
-    Split,
+    DataSplit,
     Wanted,
     damaged,
     digest_of,
@@ -28,7 +28,7 @@ from gaussiank_lab.tasks import LanguageModelling
 
 
 @dataclass(frozen=True, eq=False)
-class TokenSet(Split):
+class TokenSet(DataSplit):
     """Hold a text, and cut it into windows that do not overlap.
 
     Args:

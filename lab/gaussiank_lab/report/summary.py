@@ -25,7 +25,7 @@ def headers(records: Records) -> tuple[str, ...]:
     return ("method", f"{metric.name}\n{metric.unit}", "kept/k", "sent/\nstep", "compression", *times)
 
 
-class Row(NamedTuple):
+class SummaryRow(NamedTuple):
     """One finished method, every number as text."""
 
     method: str
@@ -39,14 +39,14 @@ class Row(NamedTuple):
     communicate: str
 
 
-def summary_rows(records: Records) -> list[Row]:
+def summary_rows(records: Records) -> list[SummaryRow]:
     """Return one row for each finished method, in the order they ran.
 
     What a method with a loss that was not finite is judged by is the word "diverged".
     """
     metric = records.metric
     return [
-        Row(
+        SummaryRow(
             method=record["method"],
             metric="diverged"
             if records.diverged(record["method"])

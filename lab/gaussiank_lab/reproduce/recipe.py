@@ -53,7 +53,7 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ClaimOutcome:
     """What came out.
 
     Attributes:
@@ -90,5 +90,5 @@ class Recipe:
     title: str
     claim: str
     criterion: str
-    conclude: Callable[[Path, Scale], Outcome]
+    conclude: Callable[[Path, Scale], ClaimOutcome]
     jobs: Callable[[Scale], list[Job]] = field(default=lambda scale: [])

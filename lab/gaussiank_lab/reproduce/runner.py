@@ -18,7 +18,7 @@ import gaussiank
 from gaussiank_lab.machine import commit, cpu_name
 from gaussiank_lab.report.plots import figure_svg
 from gaussiank_lab.reproduce.job import Job, complete
-from gaussiank_lab.reproduce.recipe import Outcome, Recipe, Scale
+from gaussiank_lab.reproduce.recipe import ClaimOutcome, Recipe, Scale
 from gaussiank_lab.study.report import png, standalone
 
 FORMAT = 2
@@ -79,7 +79,7 @@ def do_jobs(jobs: Sequence[Job], out: Path, console: Console) -> None:
         done_cost += job.cost
 
 
-def save_outcome(recipe: Recipe, scale: Scale, outcome: Outcome, out: Path) -> dict[str, Any]:
+def save_outcome(recipe: Recipe, scale: Scale, outcome: ClaimOutcome, out: Path) -> dict[str, Any]:
     """Write an outcome with its figures to ``OUT/recipes/NAME``: all of it, or nothing."""
     place = out / "recipes" / recipe.name
     unfinished = place.with_name(f".{recipe.name}.{os.getpid()}")

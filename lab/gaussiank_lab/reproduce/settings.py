@@ -12,7 +12,7 @@ PAPER_MODELS = ("fnn3", "lenet5", "resnet20", "vgg16", "lstm-ptb", "lstm-an4")
 """The models whose gradients the paper shows."""
 
 
-class Setting(NamedTuple):
+class RecipeSetting(NamedTuple):
     """How a model is trained at scale full and at scale small.
 
     Attributes:
@@ -26,16 +26,16 @@ class Setting(NamedTuple):
 
 _FEW = {"workers": 2, "batch_size": 4}
 
-SETTINGS: dict[str, Setting] = {
-    "fnn3": Setting({"lr": 0.01, "steps": 400, "workers": 4}, 100),
-    "lenet5": Setting({"lr": 0.01, "steps": 400, "workers": 4}, 100),
-    "resnet20": Setting({"lr": 0.1, "steps": 100, "eval_steps": 25, "workers": 2}, 140),
-    "vgg16": Setting({"lr": 0.02, "steps": 20, **_FEW}, 140),
-    "lstm-ptb": Setting(
+SETTINGS: dict[str, RecipeSetting] = {
+    "fnn3": RecipeSetting({"lr": 0.01, "steps": 400, "workers": 4}, 100),
+    "lenet5": RecipeSetting({"lr": 0.01, "steps": 400, "workers": 4}, 100),
+    "resnet20": RecipeSetting({"lr": 0.1, "steps": 100, "eval_steps": 25, "workers": 2}, 140),
+    "vgg16": RecipeSetting({"lr": 0.02, "steps": 20, **_FEW}, 140),
+    "lstm-ptb": RecipeSetting(
         {**_FEW, "model": "lstm-small", "dataset": "stdlib", "lr": 4.0, "clip_grad": 0.25, "context": 35, "steps": 200},
         40,
     ),
-    "lstm-an4": Setting({**_FEW, "dataset": "synthetic-speech", "lr": 2e-4, "clip_grad": 400.0, "steps": 20}, 80),
+    "lstm-an4": RecipeSetting({**_FEW, "dataset": "synthetic-speech", "lr": 2e-4, "clip_grad": 400.0, "steps": 20}, 80),
 }
 """Model of the paper -> setting. Learning rates at scale small are the paper's, or those of ``lab.recipes.default``."""
 

@@ -144,7 +144,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Shape:
+class FittedShape:
     """The paper's assumptions on one vector.
 
     Attributes:
@@ -164,7 +164,7 @@ class Shape:
     convex: bool
 
 
-def shape_of(sketch: Sketch, density: float) -> Shape:
+def shape_of(sketch: Sketch, density: float) -> FittedShape:
     """Judge a vector.
 
     A premise that holds proves its bound, also at k, because k ends a block (``theory.Bound``).
@@ -192,7 +192,7 @@ def shape_of(sketch: Sketch, density: float) -> Shape:
     }
     tolerance = max(BELL_TOLERANCE, 1.36 / np.sqrt(max(1, sketch.numel)))  # 5 % of bells have a larger dip by chance
     sides = [bell_dip(side, sketch) for side in sketch.counts]
-    return Shape(
+    return FittedShape(
         contraction=contraction,
         verdicts=verdicts,
         dip=bell_dip(sketch.counts.sum(axis=0), sketch),

@@ -23,7 +23,7 @@ from gaussiank.metrics import Residuals
 from gaussiank.reducer import Selector
 from gaussiank.sparse import SparseGradient
 from gaussiank_lab.report.records import RecordWriter, written_before
-from gaussiank_lab.study.sampling import Part, Sample, SentLog
+from gaussiank_lab.study.sampling import Sample, SampledPart, SentLog
 from gaussiank_lab.study.sketch import Sketch
 from gaussiank_lab.study.study import FORMAT, STUDY_NAME
 from gaussiank_lab.study.vectors import Snapshot, VectorStore
@@ -332,7 +332,7 @@ class Recorder:
         if not self._files.is_open:  # another rank: it only helps with the dense mean
             self._dense(torch.cat(list(grads)))
             return
-        part = Part(layout, torch.cat([grad.detach() for grad in grads]))
+        part = SampledPart(layout, torch.cat([grad.detach() for grad in grads]))
         if self._residuals is not None and self._keeps_rest:
             part.residual = self._read_residual(layout, part.grad)
         part.dense_mean = self._dense(part.grad.clone())

@@ -25,7 +25,7 @@ from gaussiank.schedule import require_density
 from gaussiank.sparse import SparseGradient
 from gaussiank_lab.report.summary import MISSING, UNDERLINED, name_lines
 from gaussiank_lab.study.study import read_study
-from gaussiank_lab.study.vectors import Piece, Snapshot, snapshots
+from gaussiank_lab.study.vectors import Snapshot, StoredPiece, snapshots
 
 REPEATS = 3
 
@@ -246,7 +246,7 @@ def _in_run(shots: Sequence[Snapshot]) -> Replayed:
     )
 
 
-def _selector(compressor: Compressor, shot: Snapshot, piece: Piece, per_layer: bool, *, same: bool) -> Selector:
+def _selector(compressor: Compressor, shot: Snapshot, piece: StoredPiece, per_layer: bool, *, same: bool) -> Selector:
     selector = Selector(compressor, per_layer=per_layer, rank=shot.rank)
     if same and isinstance(compressor, GaussianK) and compressor.mode == "bracketed":
         names = [name for name, numel in zip(piece.names, piece.numels, strict=True) if numel]

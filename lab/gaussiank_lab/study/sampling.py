@@ -17,7 +17,7 @@ from gaussiank.layout import Layout
 from gaussiank.reducer import Selector
 from gaussiank.sparse import SparseGradient
 from gaussiank_lab.study.sketch import LAYER_BITS, MANTISSA_BITS, Counts, Floats, Sketch, table_record
-from gaussiank_lab.study.vectors import Piece, thin
+from gaussiank_lab.study.vectors import StoredPiece, thin
 
 
 def sketch_of(vector: Tensor) -> Sketch:
@@ -149,7 +149,7 @@ class Ages:
             first, last = np.searchsorted(chosen, (start, start + numel))
             self._offsets[name] = int(first), chosen[first:last] - start
             start += numel
-        self._followed: dict[Layout, _Followed] = {}
+        self._followed: dict[Layout, _FollowedEntries] = {}
         self._sent_at = np.full(chosen.size, -1)
 
     def sent(self, log: Sequence[Sent]) -> None:
@@ -202,18 +202,18 @@ class Ages:
             raise ValueError(f"ages must follow {self._sent_at.size} entries, got {sent_at.size}. Load its own.")
         self._sent_at = sent_at.copy()
 
-    def _find(self, layout: Layout) -> _Followed:
+    def _find(self, layout: Layout) -> _FollowedEntries:
         if layout not in self._followed:
             numbers, positions = [], []
             for name, place in layout.slices():
                 first, offsets = self._offsets[name]
                 numbers.append(np.arange(first, first + offsets.size))
                 positions.append(offsets + place.start)
-            self._followed[layout] = _Followed(np.concatenate(numbers), np.concatenate(positions), layout.numel)
+            self._followed[layout] = _FollowedEntries(np.concatenate(numbers), np.concatenate(positions), layout.numel)
         return self._followed[layout]
 
 
-class _Followed:
+class _FollowedEntries:
     """Know which entries of a vector are followed.
 
     Args:
@@ -235,7 +235,7 @@ class _Followed:
 
 
 @dataclass(eq=False)
-class Part:
+class SampledPart:
     """One flat vector of the step: a bucket, or a whole model.
 
     Attributes:
@@ -288,7 +288,7 @@ class Sample:
     def __init__(self, step: int, density: float) -> None:
         self.step = step
         self.density = density
-        self.parts: dict[Layout, Part] = {}
+        self.parts: dict[Layout, SampledPart] = {}
         self.finite = True
         self._dots = np.zeros(3)  # mean . dense mean, |mean|^2, |dense mean|^2
 
@@ -370,7 +370,7 @@ class Sample:
             "operators": tried,
         }
 
-    def pieces(self, stride: int, *, segments_per_layer: bool) -> tuple[Piece, ...]:
+    def pieces(self, stride: int, *, segments_per_layer: bool) -> tuple[StoredPiece, ...]:
         """Return the accumulated vectors to keep for replay, one of every ``stride`` entries of each layer."""
         pieces = []
         for part in self.parts.values():
@@ -379,7 +379,7 @@ class Sample:
             vector, numels = thin(part.accumulated.float().cpu().numpy(), part.layout.numels, stride)
             energy = _energy(part.accumulated)
             pieces.append(
-                Piece(
+                StoredPiece(
                     names=part.layout.names,
                     numels=numels,
                     accumulated=vector,

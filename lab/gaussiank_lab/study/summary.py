@@ -10,7 +10,7 @@ from typing import NamedTuple
 from rich.table import Table
 
 from gaussiank_lab.report.summary import UNDERLINED
-from gaussiank_lab.study.fit import Shape, best_fit, shape_of
+from gaussiank_lab.study.fit import FittedShape, best_fit, shape_of
 from gaussiank_lab.study.sketch import Sketch
 from gaussiank_lab.study.study import Study, StudySample
 from gaussiank_lab.theory import BOUNDS
@@ -72,12 +72,12 @@ def asked_density(sample: StudySample) -> float:
     return sample.density if sample.density < 1 else 0.001
 
 
-def shapes(vectors: Iterator[tuple[StudySample, Sketch]]) -> list[Shape]:
+def shapes(vectors: Iterator[tuple[StudySample, Sketch]]) -> list[FittedShape]:
     """Judge vectors, those of zeros left out."""
     return [shape_of(sketch, asked_density(sample)) for sample, sketch in vectors if sketch.square_sum > 0]
 
 
-def tallies(judged: list[Shape]) -> list[Tally]:
+def tallies(judged: list[FittedShape]) -> list[Tally]:
     """Count for each bound how often its condition and it itself held."""
     rows = []
     for name in BOUNDS:

@@ -22,7 +22,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class StoredPiece:
     """One accumulated vector as a selection saw it: a bucket, or a whole model.
 
     Attributes:
@@ -60,7 +60,7 @@ class Snapshot:
     step: int
     rank: int
     stride: int
-    pieces: tuple[Piece, ...]
+    pieces: tuple[StoredPiece, ...]
 
 
 class VectorStore:
@@ -172,7 +172,7 @@ def _read(path: Path) -> Snapshot:
             pieces = []
             for i, saved in enumerate(head["pieces"]):
                 fields = {key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()}
-                pieces.append(Piece(**{**fields, "accumulated": data[f"accumulated_{i}"]}))
+                pieces.append(StoredPiece(**{**fields, "accumulated": data[f"accumulated_{i}"]}))
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} must be a snapshot that a recorder wrote, got {error}. Delete it.") from None
     for piece in pieces:

@@ -129,7 +129,7 @@ def run(
     parameters = _parameters(config, data)
     if resume is not None:
         resume.require_model(parameters, data.digest)
-    run = _Run(config, run_dir, data, parameters, plan, resume, record)
+    run = _TrainingRun(config, run_dir, data, parameters, plan, resume, record)
     with run.opened(command, trackers):
         for method in run.methods:
             run.train(method)
@@ -146,7 +146,7 @@ def _conclude(run_dir: Path) -> None:
     console.print(f"Report: {write_report(run_dir)}", soft_wrap=True, highlight=False)
 
 
-class _Run:
+class _TrainingRun:
     """What all methods of a run share on this worker."""
 
     def __init__(

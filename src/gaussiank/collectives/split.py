@@ -39,7 +39,7 @@ _BITS = 32
 _MOST = 2**31 - 1
 
 
-class Row(NamedTuple):
+class RegionRow(NamedTuple):
     """A row, what it holds, and a bool ``[kept]`` mask of the entries that found room in it, None when all did."""
 
     bytes: Tensor
@@ -74,7 +74,9 @@ class Frames:
             most = frame_for(int(hint[place + 1]), _SPREAD, most)
         return cls(room, most, follow=True)
 
-    def pack(self, sparse: SparseGradient, context: ExchangeContext, region: int, load: int, size: int = 0) -> Row:
+    def pack(
+        self, sparse: SparseGradient, context: ExchangeContext, region: int, load: int, size: int = 0
+    ) -> RegionRow:
         """Round and pack, with a trailer behind the entries.
 
         Args:
@@ -87,13 +89,13 @@ class Frames:
         generator = context.generator(sparse.values.device, region)
         if not self.follow:
             row, quantized = quantize_and_pack(sparse, context.wire, self.room, generator, load, self.length)
-            return Row(row, quantized)
+            return RegionRow(row, quantized)
         row, own, quantized, mask = pack_within(sparse, context.wire, self.length, generator)
         trailer = min(load, _MOST) | min(max(own, size), _MOST) << _BITS
-        return Row(filled(row[: self.length], trailer=trailer), quantized, mask)
+        return RegionRow(filled(row[: self.length], trailer=trailer), quantized, mask)
 
     @staticmethod
-    def without_cut(sent: Tensor, rows: Sequence[Row], parts: Sequence[SparseGradient]) -> Tensor:
+    def without_cut(sent: Tensor, rows: Sequence[RegionRow], parts: Sequence[SparseGradient]) -> Tensor:
         """Take what found no room out of a bool ``[kept]`` mask of all that the parts hold, in their order."""
         if all(row.mask is None for row in rows):
             return sent

@@ -22,7 +22,7 @@ Names = tuple[str, ...]
 BACKWARDS = 3  # after which DDP builds its buckets no more: with static_graph it does so before the third
 
 
-class Bucket(Protocol):
+class FlatBucket(Protocol):
     """What is asked of DDP's ``GradBucket``."""
 
     def parameters(self) -> list[Tensor]:
@@ -64,7 +64,7 @@ class SavedBuckets:
     def __init__(self, saved: Sequence[Names]) -> None:
         self.saved = tuple(saved)
         self._backwards = self._begun = 0
-        self._held: list[tuple[Bucket, Layout, Promise]] = []
+        self._held: list[tuple[FlatBucket, Layout, Promise]] = []
         self._places: dict[str, Tensor] = {}  # name -> its part of a bucket that was saved
 
     def begin(self) -> bool:
@@ -74,7 +74,7 @@ class SavedBuckets:
         self._begun, self._held, self._places = 0, [], {}
         return needed
 
-    def hold(self, bucket: Bucket, layout: Layout) -> Done | None:
+    def hold(self, bucket: FlatBucket, layout: Layout) -> Done | None:
         """Hold a bucket until all have come; None where it is as saved, as all before it were."""
         if not self._held and self.saved[self._begun : self._begun + 1] == (layout.names,):
             self._begun += 1
@@ -83,7 +83,7 @@ class SavedBuckets:
         self._held.append((bucket, layout, promise))
         return promise.future
 
-    def part(self) -> list[Bucket]:
+    def part(self) -> list[FlatBucket]:
         """Return what is held as the buckets that were saved; as it came, if they are of other parameters."""
         found = {
             name: (bucket.buffer(), place, parameter)
@@ -97,7 +97,7 @@ class SavedBuckets:
         ):
             self._backwards = BACKWARDS
             return [bucket for bucket, _, _ in self._held]
-        parted: list[Bucket] = []
+        parted: list[FlatBucket] = []
         for names in wanted:
             pieces = [found[name] for name in names]
             grad = torch.cat([buffer[place] for buffer, place, _ in pieces])

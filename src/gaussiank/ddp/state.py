@@ -22,7 +22,7 @@ from gaussiank.ops import RESIDUAL_DTYPES
 from gaussiank.reducer import GradientReducer, Scope, Settings
 
 from .acceptance import ddp_of, require_reducible
-from .buckets import BACKWARDS, Bucket, Names, SavedBuckets, next_buckets
+from .buckets import BACKWARDS, FlatBucket, Names, SavedBuckets, next_buckets
 from .copies import CopiedCompression, copy_of, drop_copies
 
 _LOG = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class DDPCompression(Compression):
         self._strides: dict[str, Strides] | None = {name: strides_in_memory(one) for name, one in named.items()}
         self._rebuilds = model.static_graph or not model.find_unused_parameters
         self._backwards = 0
-        self._waiting: list[tuple[Bucket, Promise]] = []
+        self._waiting: list[tuple[FlatBucket, Promise]] = []
         self._buckets: list[Names] = []  # as they were last built
         self._saved: SavedBuckets | None = None
 
@@ -141,7 +141,7 @@ class DDPCompression(Compression):
             self._reducer.seal()
         return future
 
-    def _start(self, bucket: Bucket) -> torch.futures.Future[Tensor]:
+    def _start(self, bucket: FlatBucket) -> torch.futures.Future[Tensor]:
         grad = bucket.buffer()
         if grad.is_sparse:
             return self._reducer.pass_through(grad)
@@ -154,7 +154,7 @@ class DDPCompression(Compression):
             return held
         return self._exchange(bucket)
 
-    def _exchange(self, bucket: Bucket) -> Done:
+    def _exchange(self, bucket: FlatBucket) -> Done:
         grad = bucket.buffer()
         if self._whole_model and not self._reducer.dense:
             self._waiting.append((bucket, Promise(grad.device)))
@@ -184,7 +184,7 @@ class DDPCompression(Compression):
 
         then(self._reducer.reduce_sparse(self._layout(buckets), grads, held), hand_out)
 
-    def _layout(self, buckets: list[Bucket]) -> Layout:
+    def _layout(self, buckets: list[FlatBucket]) -> Layout:
         # by parameter: after DDP rebuilds its buckets, one can have the same size and its parameters reversed
         parameters = [parameter for bucket in buckets for parameter in bucket.parameters()]
         key = tuple(map(id, parameters))
@@ -199,7 +199,7 @@ class DDPCompression(Compression):
     def _strides_of(self, parameter: Tensor) -> Strides:
         return self._strides[self._names[id(parameter)]] if self._strides else strides_in_memory(parameter)
 
-    def _without_gradient(self, buckets: list[Bucket], grads: list[Tensor]) -> list[slice]:
+    def _without_gradient(self, buckets: list[FlatBucket], grads: list[Tensor]) -> list[slice]:
         """Find the parameters without gradient: DDP drops what comes back for one that no worker used."""
         if not self._unused_possible:
             return []

@@ -5,7 +5,7 @@ import gc
 import pytest
 
 from gaussiank_lab.bench import measure
-from gaussiank_lab.bench.measure import Case, Spread, interleave, ratios, spread
+from gaussiank_lab.bench.measure import Case, TimeSpread, interleave, ratios, spread
 
 
 @pytest.fixture
@@ -66,6 +66,6 @@ def test_the_collector_rests_and_comes_back() -> None:
 
 
 def test_spread_and_ratios() -> None:
-    assert spread([4.0]) == Spread(4.0, 4.0, 4.0)
-    assert spread([3.0, 1.0, 2.0, 5.0, 4.0]) == Spread(3.0, 2.0, 4.0)
-    assert ratios([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == Spread(2.0, 1.5, 2.5)
+    assert spread([4.0]) == TimeSpread(4.0, 4.0, 4.0)
+    assert spread([3.0, 1.0, 2.0, 5.0, 4.0]) == TimeSpread(3.0, 2.0, 4.0)
+    assert ratios([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == TimeSpread(2.0, 1.5, 2.5)

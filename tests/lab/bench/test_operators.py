@@ -7,7 +7,7 @@ from tests.each import each
 
 from gaussiank import ops
 from gaussiank.compressors import COMPRESSORS, SelectContext, Taken, TopK
-from gaussiank_lab.bench.operators import PEERS, Ours, Switch, Vectors, operator_names, operators
+from gaussiank_lab.bench.operators import PEERS, OurOperator, Switch, Vectors, operator_names, operators
 
 ALL = operators(operator_names(), ops.backends().available)
 
@@ -27,7 +27,7 @@ def test_a_threshold_is_measured_with_and_without() -> None:
 
 
 @each("operator", ALL, ids=lambda operator: f"{operator.label} on {operator.backend}")
-def test_nothing_is_lost(operator: Ours) -> None:
+def test_nothing_is_lost(operator: OurOperator) -> None:
     vectors = Vectors.draw("laplace", 20_000, seed=1)
     with Switch() as switch:
         switch.to(operator.backend)
@@ -59,7 +59,7 @@ class WatchedTopK(TopK):
 def test_hints_are_kept_unless_cold() -> None:
     vectors = Vectors.draw("normal", 20_000, seed=1)
     for operator, with_hint in zip(operators(["topk"], ["reference"]), (True, False), strict=True):
-        assert isinstance(operator, Ours)
+        assert isinstance(operator, OurOperator)
         operator.compressor = watched = WatchedTopK()
         for side in (0, 1, 0):
             vectors.reset(side)
@@ -70,7 +70,7 @@ def test_hints_are_kept_unless_cold() -> None:
 def test_steady_operators_have_a_hint_before_the_first_run() -> None:
     vectors = Vectors.draw("normal", 20_000, seed=1)
     for operator in operators(["topk", "gaussiank", "randomk"], ["reference"]):
-        assert isinstance(operator, Ours)
+        assert isinstance(operator, OurOperator)
         operator.settle(vectors.accumulated(1), 0.01)
         assert (operator.hint is not None) == (operator.state == "steady")
 
@@ -78,7 +78,7 @@ def test_steady_operators_have_a_hint_before_the_first_run() -> None:
 def test_sidco_settles_its_stages() -> None:
     vectors = Vectors.draw("normal", 100_000, seed=1)
     (operator,) = operators(["sidco"], ["reference"])
-    assert isinstance(operator, Ours)
+    assert isinstance(operator, OurOperator)
     assert operator.hint is None
     operator.settle(vectors.accumulated(0), 0.001)
     assert operator.hint is not None

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from matplotlib.colors import to_hex
 
-from gaussiank_lab.bench.plots import Curve, curves, time_over_size, write_ops_plot
+from gaussiank_lab.bench.plots import PlottedCurve, curves, time_over_size, write_ops_plot
 from gaussiank_lab.bench.rows import Row
 
 
@@ -26,8 +26,8 @@ def test_curves_take_the_backend_that_is_fastest_at_the_largest_size() -> None:
         row("copy", 100, 2.0, family="ceiling", kind="ceiling"),
     ]  # fmt: skip
     assert curves(rows, "normal", 0.001) == [
-        Curve("topk (avx2)", "ours", (100, 1000), (500.0, 100.0)),
-        Curve("torch.topk", "peer", (100, 1000), (2000.0, 3000.0)),
+        PlottedCurve("topk (avx2)", "ours", (100, 1000), (500.0, 100.0)),
+        PlottedCurve("torch.topk", "peer", (100, 1000), (2000.0, 3000.0)),
     ]
 
 

@@ -9,7 +9,7 @@ from tests.each import each
 
 from gaussiank import ops
 from gaussiank_lab.bench import ops as opsrun
-from gaussiank_lab.bench.ops import OpsBench, OpsConfig, Setting, require_memory
+from gaussiank_lab.bench.ops import OpsBench, OpsConfig, OpsSetting, require_memory
 from gaussiank_lab.bench.rows import Row
 
 
@@ -55,10 +55,10 @@ def test_counts_and_recall_are_those_of_the_rule(rows: list[Row]) -> None:
 
 
 def test_every_round_is_reported(fast_config: OpsConfig) -> None:
-    seen: list[Setting] = []
+    seen: list[OpsSetting] = []
     config = OpsConfig(sizes=(1000,), densities=(0.1,), laws=("normal",), names=("torch.topk",), repeats=2)
     list(OpsBench(config, seen.append).run())
-    assert seen == [Setting(1000, "normal", 0.1)] * 7
+    assert seen == [OpsSetting(1000, "normal", 0.1)] * 7
     assert str(seen[0]) == "1e3 normal 0.1"
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from gaussiank.durable import sha256_of
-from gaussiank_lab.checkpoint import FORMS, Manifest, Part, find_resume, load_worker
+from gaussiank_lab.checkpoint import FORMS, Manifest, SavedPart, find_resume, load_worker
 from gaussiank_lab.checkpoint.saver import random_state, restore_random_state
 
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ def write(folder: Path, residuals: list[torch.Tensor]) -> None:
     parts = []
     for name, state in states.items():
         torch.save(state, folder / name)
-        parts.append(Part(name, 0, (folder / name).stat().st_size, sha256_of(folder / name)))
+        parts.append(SavedPart(name, 0, (folder / name).stat().st_size, sha256_of(folder / name)))
     fields: dict[str, Any] = {"form": "plain", "world_size": 2, "method": "topk", "step": 7, "config": {}}
     fields |= {"parameters": {}, "data_digest": "", "run_dir": "..", "records_bytes": 0, "records_crc32": 0}
     Manifest(**fields, every=1, keep=1, versions={}, parts=tuple(parts)).write(folder)
@@ -60,7 +60,7 @@ def test_no_residual_at_all_has_not_changed(tmp_path: Path) -> None:
 
 
 def test_only_the_files_that_are_needed_are_read(tmp_path: Path) -> None:
-    parts = tuple(Part(name, 0, 0, "") for name in ("shared.pt", "worker-00000.pt", "worker-00001.pt"))
+    parts = tuple(SavedPart(name, 0, 0, "") for name in ("shared.pt", "worker-00000.pt", "worker-00001.pt"))
     assert [part.name for part in FORMS["plain"].needed(parts, (1,))] == ["shared.pt", "worker-00001.pt"]
     assert FORMS["dcp"].needed(parts, (1,)) == parts
 

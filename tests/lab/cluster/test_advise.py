@@ -19,17 +19,19 @@ from gaussiank_lab.cli import app, main
 from gaussiank_lab.cluster.adamw import LOCAL_PRICE, ROWS_PRICES, choices
 from gaussiank_lab.cluster.advice import DENSITIES, LEAST_GAIN, TOLERANCE, advise
 from gaussiank_lab.cluster.advise import apply_advice, call_text, gain_text, likeness
-from gaussiank_lab.cluster.scenario import PRESETS, Setting, Uncertainty, of_preset
+from gaussiank_lab.cluster.scenario import PRESETS, ScenarioSetting, Uncertainty, of_preset
 from gaussiank_lab.sim import Bucket, Cluster, Curve, Device, Link, Scenario, Tier, Workload
 from gaussiank_lab.train.config import default
 
 
-def setting(bandwidth_bits_s: float = 1e9, select_s: float = 1e-3, uncertainty: Uncertainty | None = None) -> Setting:
+def setting(
+    bandwidth_bits_s: float = 1e9, select_s: float = 1e-3, uncertainty: Uncertainty | None = None
+) -> ScenarioSetting:
     """A model of 100 MB that computes 0.1 s and sends when it is done."""
     device = Device("d", select={"topk": Curve.of([(1, select_s), (1e9, select_s)])})
     cluster = Cluster("c", (Tier("rack", Link("wire", bandwidth_bits_s)),), ("ring",))
     scenario = Scenario(Workload("m", (Bucket(25_000_000, 0.05),), 0.05), device, cluster)
-    return Setting("here", scenario, 4, False, (), (), uncertainty or Uncertainty())
+    return ScenarioSetting("here", scenario, 4, False, (), (), uncertainty or Uncertainty())
 
 
 def output(*arguments: str) -> str:

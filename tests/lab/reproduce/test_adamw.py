@@ -25,8 +25,8 @@ from gaussiank_lab.models.text import Transformer
 from gaussiank_lab.reproduce.adamw import study
 from gaussiank_lab.reproduce.adamw.lines import dense, diloco, grid, local, rows, settings_of, sparse
 from gaussiank_lab.reproduce.adamw.page import setting_of, summarise, write_page
-from gaussiank_lab.reproduce.adamw.rules import CLIP_NORM, RUNS, WEIGHT_DECAY, Preconditioner, schedule_of
-from gaussiank_lab.reproduce.adamw.setting import SIZES, Setting
+from gaussiank_lab.reproduce.adamw.rules import CLIP_NORM, RUNS, WEIGHT_DECAY, RulePreconditioner, schedule_of
+from gaussiank_lab.reproduce.adamw.setting import SIZES, StudySetting
 from gaussiank_lab.reproduce.adamw.workers import VOCABULARY, Workers, learning_rate
 
 __all__ = ["two_workers", "worker_groups"]  # fixtures
@@ -89,14 +89,14 @@ CHECKED = [
 ]
 
 
-def train_really(rank: int, world_size: int, keys: list[Setting]) -> list[Tensor]:
+def train_really(rank: int, world_size: int, keys: list[StudySetting]) -> list[Tensor]:
     """Train with DDP and ``compress`` as a user would, and return the weights of each setting."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=gaussiank.AdamWarning)
         return [_train(rank, setting) for setting in keys]
 
 
-def _train(rank: int, setting: Setting) -> Tensor:
+def _train(rank: int, setting: StudySetting) -> Tensor:
     dealt = Workers(SIZES[setting.model], setting.workers, setting.batch, setting.seed, own=False)
     model = module(dealt, dealt.weights[0]) if setting.method == "local" else _compressed(dealt, setting)
     betas = (setting.beta1, setting.beta2)
@@ -112,14 +112,16 @@ def _train(rank: int, setting: Setting) -> Tensor:
     return flat(dealt, getattr(model, "module", model))
 
 
-def _local_steps(model: torch.nn.Module, optimizer: torch.optim.Optimizer, setting: Setting) -> gaussiank.LocalSteps:
+def _local_steps(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, setting: StudySetting
+) -> gaussiank.LocalSteps:
     return gaussiank.LocalSteps(
         model, optimizer, sync_every=setting.sync_every, density=setting.density, compressor=setting.compressor,
         wire=setting.wire, collective=AllGather(spread=100.0), decay=setting.decay,
     )  # fmt: skip
 
 
-def _compressed(dealt: Workers, setting: Setting) -> DistributedDataParallel:
+def _compressed(dealt: Workers, setting: StudySetting) -> DistributedDataParallel:
     model = DistributedDataParallel(module(dealt, dealt.weights[0]))
     model(
         torch.zeros(1, 4, dtype=torch.int64)
@@ -152,10 +154,14 @@ def test_every_rule_trains_and_counts_what_it_sends() -> None:
     """Bits are those of the payloads: counted here from what each rule is known to send."""
     tiny = {**TINY, "steps": 8}
     entries = 28_864
-    wanted: list[tuple[Setting, float, int]] = [
+    wanted: list[tuple[StudySetting, float, int]] = [
         (dense(**tiny), 32, 8),
-        (Setting("bf16", 0.01, **tiny), 16, 8),
-        (Setting("powersgd", 0.01, rank=1, **tiny), 32 * (2 * (256 + 32) + 128 + 2 * 160 + 64 + 6 * 32) / entries, 8),
+        (StudySetting("bf16", 0.01, **tiny), 16, 8),
+        (
+            StudySetting("powersgd", 0.01, rank=1, **tiny),
+            32 * (2 * (256 + 32) + 128 + 2 * 160 + 64 + 6 * 32) / entries,
+            8,
+        ),
         (diloco(4, **tiny), 32 / 4, 2),
         (diloco(4, wire="dense+8bit", **tiny), 8.25 / 4, 2),
     ]
@@ -172,7 +178,7 @@ def test_every_rule_trains_and_counts_what_it_sends() -> None:
         rows(1 / 16, **tiny, lookahead=0.5),
         rows(1 / 16, **tiny, precondition="column", correction=0.5),
         local(4, 1 / 4, **tiny),
-        Setting("demo", 0.003, density=1 / 16, decay=0.999, **tiny),
+        StudySetting("demo", 0.003, density=1 / 16, decay=0.999, **tiny),
     ):
         row = study.train(setting)
         dense_part = 32 * setting.frozen
@@ -188,7 +194,7 @@ def test_what_one_worker_preconditions_is_its_gradient_over_its_own_size() -> No
     grads += 0.1 * grads.sign()
     for by, dims in (("row", (2,)), ("column", (1,)), ("block", (1, 2)), ("entry", ())):
         divided = grads.clone()
-        Preconditioner(by, workers, 0.9, lagged=True).divide(divided)
+        RulePreconditioner(by, workers, 0.9, lagged=True).divide(divided)
         for got, grad in zip(workers.views(divided).values(), workers.views(grads).values(), strict=True):
             matrix = grad.dim() == 3 and dims
             root = grad.square().mean(dims, keepdim=True).sqrt() if matrix else grad.abs()
@@ -219,7 +225,7 @@ def test_a_study_does_what_has_no_row(tmp_path: Path) -> None:
         study.read_rows(path)
 
 
-def row(setting: Setting, nats: float | None, **changes: Any) -> study.Row:
+def row(setting: StudySetting, nats: float | None, **changes: Any) -> study.Row:
     told = {"numel": 1000, "bits": 0.1, "sum_bits": 0.0, "messages": 6, "date": "2026-11-30T00:00:00", "commit": "abc"}
     return {"key": setting.key, **dataclasses.asdict(setting), **told, "machine": "m", "nats": nats, **changes}
 

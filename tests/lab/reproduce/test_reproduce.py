@@ -16,7 +16,7 @@ from gaussiank_lab.cli import app
 from gaussiank_lab.report.records import RecordWriter
 from gaussiank_lab.reproduce.job import Job, complete
 from gaussiank_lab.reproduce.pages import write_pages
-from gaussiank_lab.reproduce.recipe import Outcome, Recipe
+from gaussiank_lab.reproduce.recipe import ClaimOutcome, Recipe
 from gaussiank_lab.reproduce.recipes import RECIPES, operator_time
 from gaussiank_lab.reproduce.runner import do_jobs, read_outcome, reproduce, save_outcome
 from gaussiank_lab.reproduce.settings import config
@@ -179,8 +179,8 @@ def test_jobs_are_done_once_and_what_is_done_is_kept(tmp_path: Path) -> None:
 
 
 def test_recipes_share_jobs(tmp_path: Path) -> None:
-    def conclude(out: Path, scale: str) -> Outcome:
-        return Outcome("holds", f"{len(jobs(0)[0].records(out).evals)} evaluation")
+    def conclude(out: Path, scale: str) -> ClaimOutcome:
+        return ClaimOutcome("holds", f"{len(jobs(0)[0].records(out).evals)} evaluation")
 
     recipes = [Recipe(name, name, "claim", "criterion", conclude, lambda scale: jobs(0)) for name in ("one", "two")]
     saved = reproduce(recipes, "tiny", tmp_path, Console(quiet=True))
@@ -191,8 +191,8 @@ def test_recipes_share_jobs(tmp_path: Path) -> None:
 def test_without_training_only_whole_models_are_judged(tmp_path: Path) -> None:
     several = [Fake(config(model, "tiny", ("dense",), seed=seed)) for model in ("fnn3", "lenet5") for seed in (0, 1)]
 
-    def conclude(out: Path, scale: str) -> Outcome:
-        return Outcome("holds", f"{[job.key[:10] for job in complete(several, out)]}")
+    def conclude(out: Path, scale: str) -> ClaimOutcome:
+        return ClaimOutcome("holds", f"{[job.key[:10] for job in complete(several, out)]}")
 
     recipe = Recipe("some", "some", "claim", "criterion", conclude, lambda scale: list(several))
     console = Console(record=True, width=200)
@@ -241,7 +241,7 @@ def test_outcome_is_saved_whole_and_replaces_the_last(tmp_path: Path) -> None:
     place = tmp_path / "recipes" / recipe.name
     assert sorted(path.name for path in place.iterdir()) == ["laws.png", "laws.svg", "outcome.json"]
     assert read_outcome(tmp_path, recipe.name) == saved
-    save_outcome(recipe, "tiny", Outcome("does not hold", "changed"), tmp_path)
+    save_outcome(recipe, "tiny", ClaimOutcome("does not hold", "changed"), tmp_path)
     assert [path.name for path in place.iterdir()] == ["outcome.json"]
     assert [path.name for path in (tmp_path / "recipes").iterdir()] == [recipe.name]
 

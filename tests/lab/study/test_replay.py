@@ -13,7 +13,7 @@ from gaussiank import ErrorFeedback, Layout, SparseGradient, ops
 from gaussiank.codec import Wire
 from gaussiank_lab.study.recorder import Recorder
 from gaussiank_lab.study.replay import IN_RUN, Replayed, replay, replay_table
-from gaussiank_lab.study.sampling import Part
+from gaussiank_lab.study.sampling import SampledPart
 from gaussiank_lab.study.study import read_study
 from gaussiank_lab.study.vectors import snapshots
 
@@ -101,7 +101,7 @@ def test_bits_are_those_of_the_runs_wire(tmp_path: Path, train: Train, wire: str
 
 def test_what_came_back_is_not_what_was_selected_from() -> None:
     """Entries that a message had no room for, and errors of rounding, are in the residual by the time it is read."""
-    part = Part(
+    part = SampledPart(
         Layout(("w",), (4,)), torch.zeros(4), sparse=SparseGradient(torch.tensor([1, 3]).int(), torch.ones(2), 4)
     )
     part.read_back(torch.tensor([0.5, 0.004, 0.0, 1.0]))

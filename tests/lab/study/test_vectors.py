@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from tests.each import each
 
-from gaussiank_lab.study.vectors import Piece, Snapshot, VectorStore, snapshots, thin
+from gaussiank_lab.study.vectors import Snapshot, StoredPiece, VectorStore, snapshots, thin
 
 
 def snapshot(step: int, values: tuple[float, ...] = (1.0, 2.0, 3.0)) -> Snapshot:
-    piece = Piece(("a", "b"), (2, len(values) - 2), np.array(values, np.float32), (0.5,), 0.01, 1, 1, 0.25)
+    piece = StoredPiece(("a", "b"), (2, len(values) - 2), np.array(values, np.float32), (0.5,), 0.01, 1, 1, 0.25)
     return Snapshot(step, 0, 1, (piece,))
 
 

@@ -170,13 +170,13 @@ class PlainDdp(Carrier):
         self.module = self._ddp = _wrapped(model, None if low_rank is None else ONE_BUCKET_MB)
         self._world_size = dist.get_world_size()
         self._numel = sum(parameter.numel() for parameter in model.parameters())
-        self._clock = _Clock(default_hooks.allreduce_hook, dist.group.WORLD)
+        self._clock = _PhaseClock(default_hooks.allreduce_hook, dist.group.WORLD)
         if low_rank is not None:
             state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=low_rank.rank, start_powerSGD_iter=2)
-            self._clock = _Clock(powerSGD_hook.powerSGD_hook, state)
+            self._clock = _PhaseClock(powerSGD_hook.powerSGD_hook, state)
         elif name != DDP:
             narrow = {"ddp-fp16": default_hooks.fp16_compress_hook, "ddp-bf16": default_hooks.bf16_compress_hook}
-            self._clock = _Clock(narrow[name], dist.group.WORLD)
+            self._clock = _PhaseClock(narrow[name], dist.group.WORLD)
         self._name, self._low_rank = name, low_rank is not None
         self._sent_numel = 0
 
@@ -196,7 +196,7 @@ class PlainDdp(Carrier):
         return Spent(None, None if self._name == DDP else taken_s, None, sent_bytes, numel, dense=True)
 
 
-class _Clock:
+class _PhaseClock:
     """A hook of torch's, and the seconds that its messages take."""
 
     def __init__(self, hook: _Hook, state: Any) -> None:
@@ -204,7 +204,7 @@ class _Clock:
         self.taken_s = 0.0
 
 
-def _timed(state: _Clock, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+def _timed(state: _PhaseClock, bucket: GradBucket) -> torch.futures.Future[Tensor]:
     began = time.perf_counter()
 
     def arrived(done: torch.futures.Future[Tensor]) -> Tensor:
@@ -215,7 +215,7 @@ def _timed(state: _Clock, bucket: GradBucket) -> torch.futures.Future[Tensor]:
     return then(state.hook(state.state, bucket), arrived)
 
 
-class Ours(Carrier):
+class OurExchange(Carrier):
     """Compress with this library, bucket by bucket."""
 
     clips = True
@@ -306,4 +306,4 @@ def carrier_of(method: NetMethod, model: nn.Module, density: float, clip_norm: f
         return PlainDdp(model, method)
     if method.family == "paper":
         return Paper(model, method.name, density)
-    return Ours(model, method, density, clip_norm)
+    return OurExchange(model, method, density, clip_norm)

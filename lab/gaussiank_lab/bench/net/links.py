@@ -24,7 +24,7 @@ _QUEUE_S = 0.05
 
 
 @dataclass(frozen=True)
-class Rate:
+class LinkRate:
     """The rate of a link in each direction.
 
     Attributes:
@@ -59,7 +59,7 @@ class Rate:
         return int(max(256_000, _QUEUE_S * self.bits_s / 8)) + self.burst_bytes
 
 
-def parse_rate(text: str) -> Rate:
+def parse_rate(text: str) -> LinkRate:
     """Read a rate: ``20mbit``, ``1gbit``, ``unshaped`` (separate networks at full speed) or ``loopback``.
 
     Raises:
@@ -71,14 +71,14 @@ def parse_rate(text: str) -> Rate:
     """
     name = text.strip().lower()
     if name in (LOOPBACK, UNSHAPED):
-        return Rate(name, None, name == UNSHAPED)
+        return LinkRate(name, None, name == UNSHAPED)
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(kbit|mbit|gbit)", name)
     bits_s = float(found[1]) * _UNITS[found[2]] if found else 0.0
     if not LEAST_BITS_S <= bits_s <= MOST_BITS_S:
         raise ValueError(
             f"rates must be loopback, unshaped, or from 1mbit to 100gbit, got {text!r}. Write 20mbit,1gbit,loopback."
         )
-    return Rate(name, bits_s, isolated=True)
+    return LinkRate(name, bits_s, isolated=True)
 
 
 FRAME_BYTES = 66
@@ -199,7 +199,7 @@ def connect(rank: int) -> None:
     _run("ip", "link", "set", DEVICE, "up")
 
 
-def shape(device: str, rate: Rate) -> None:
+def shape(device: str, rate: LinkRate) -> None:
     """Let a device of this process's network send at a rate, whatever it did before."""
     _run("ip", "link", "set", device, "mtu", str(rate.mtu))
     if rate.bits_s is None:
@@ -227,7 +227,7 @@ def serve_hub(orders: Connection, parent: int) -> None:
         except EOFError:
             return
         try:
-            if isinstance(order, Rate):
+            if isinstance(order, LinkRate):
                 for port in ports:
                     shape(port, order)
             else:

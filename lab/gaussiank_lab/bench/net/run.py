@@ -22,7 +22,7 @@ from gaussiank_lab.bench.net.links import (
     DEVICE,
     LOOPBACK,
     UNSHAPED,
-    Rate,
+    LinkRate,
     address,
     connect,
     end_with,
@@ -33,7 +33,7 @@ from gaussiank_lab.bench.net.links import (
     shape,
 )
 from gaussiank_lab.bench.net.methods import ALONE, DDP, NetMethod, Rows, parse_method
-from gaussiank_lab.bench.net.training import StepRow, Trainer, Window, Workload, parse_workload
+from gaussiank_lab.bench.net.training import StepRow, Trainer, TrainingWorkload, Window, parse_workload
 from gaussiank_lab.bench.rows import Row
 from gaussiank_lab.machine import origin
 from gaussiank_lab.train.local import Local
@@ -62,7 +62,7 @@ class Ranks:
         self._processes: list[BaseProcess] = []
         self._pipes: list[Connection] = []
         self._hub: Connection | None = None
-        self._rate: Rate | None = None
+        self._rate: LinkRate | None = None
 
     def __enter__(self) -> Ranks:
         try:
@@ -82,7 +82,7 @@ class Ranks:
         """Process ids of the ranks, then of the hub if there is one."""
         return [process.pid or 0 for process in self._processes]
 
-    def shape(self, rate: Rate) -> None:
+    def shape(self, rate: LinkRate) -> None:
         """Give every link a rate, on both ends; on loopback nothing changes."""
         if self._hub is None or rate == self._rate:
             return
@@ -310,18 +310,18 @@ class NetConfig:
             raise ValueError(f"budget_s must be above 0, got {self.budget_s}. Leave it out for 5 s.")
 
 
-class Setting(NamedTuple):
+class NetSetting(NamedTuple):
     """What is measured together: all methods of one model on one link."""
 
-    workload: Workload
+    workload: TrainingWorkload
     world_size: int
-    rate: Rate
+    rate: LinkRate
 
     def __str__(self) -> str:
         return f"{self.workload.name}, {self.world_size} workers, {self.rate.name}"
 
 
-def possible(rates: Sequence[Rate]) -> tuple[list[Rate], str | None]:
+def possible(rates: Sequence[LinkRate]) -> tuple[list[LinkRate], str | None]:
     """Return the rates that this machine can have, and one sentence about those that it cannot."""
     reason = missing()
     refused = [rate.name for rate in rates if rate.isolated]
@@ -358,7 +358,7 @@ class NetBench:
             self.on_note(f"starting {world_size} workers")
             with Ranks(world_size, isolated, Trainer) as ranks:
                 for name, rate in itertools.product(self.config.models, chosen):
-                    setting = Setting(parse_workload(name), world_size, rate)
+                    setting = NetSetting(parse_workload(name), world_size, rate)
                     rounds: dict[NetMethod, list[list[Window]]] = {}
                     try:
                         self._measure(ranks, setting, rounds)
@@ -368,7 +368,7 @@ class NetBench:
                         raise
                     yield self._rows(setting, rounds)
 
-    def _measure(self, ranks: Ranks, setting: Setting, rounds: dict[NetMethod, list[list[Window]]]) -> None:
+    def _measure(self, ranks: Ranks, setting: NetSetting, rounds: dict[NetMethod, list[list[Window]]]) -> None:
         """Fill ``rounds``; what is in there when the user interrupts is kept."""
         methods = [parse_method(name) for name in self.config.methods]
         if not setting.workload.numel and self.config.until_loss is None:
@@ -382,13 +382,13 @@ class NetBench:
         if self.config.together:
             ranks.call("drop")
 
-    def _rows(self, setting: Setting, rounds: dict[NetMethod, list[list[Window]]]) -> list[Row]:
+    def _rows(self, setting: NetSetting, rounds: dict[NetMethod, list[list[Window]]]) -> list[Row]:
         shared = {**_about(setting, self.config), "load_before": round(self._load_before, 2), **origin()}
         rows = [_row(method, windows) for method, windows in rounds.items()]
         _compare(rows)
         return [{**shared, **row} for row in rows]
 
-    def _window(self, ranks: Ranks, setting: Setting, method: NetMethod, again: bool) -> list[Window]:
+    def _window(self, ranks: Ranks, setting: NetSetting, method: NetMethod, again: bool) -> list[Window]:
         config = self.config
         if again:
             ranks.call("recall", method.name)
@@ -398,7 +398,7 @@ class NetBench:
         ranks.call(*(("keep", method.name) if config.together else ("drop",)))
         return windows
 
-    def _set_up(self, ranks: Ranks, setting: Setting, method: NetMethod) -> None:
+    def _set_up(self, ranks: Ranks, setting: NetSetting, method: NetMethod) -> None:
         """Set a method up at full speed, and the link to its rate."""
         config, full = self.config, parse_rate(UNSHAPED)
         if setting.rate.isolated:
@@ -416,7 +416,7 @@ class NetBench:
             ranks.shape(setting.rate)
 
 
-def _about(setting: Setting, config: NetConfig) -> Row:
+def _about(setting: NetSetting, config: NetConfig) -> Row:
     return {
         "kind": "net",
         "model": setting.workload.name,

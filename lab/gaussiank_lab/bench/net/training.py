@@ -39,7 +39,7 @@ _WIDTH = 0.625
 
 
 @dataclass(frozen=True)
-class Workload:
+class TrainingWorkload:
     """A model by name, or a vector.
 
     Attributes:
@@ -55,7 +55,7 @@ class Workload:
     numel: int = 0
 
 
-def parse_workload(text: str) -> Workload:
+def parse_workload(text: str) -> TrainingWorkload:
     """Read a workload: a model's name, ``alexnet-small``, or ``vector:N``, the exchange alone of N random entries.
 
     Raises:
@@ -67,7 +67,7 @@ def parse_workload(text: str) -> Workload:
     """
     name = text.strip()
     if name == SMALL_ALEXNET:
-        return Workload(name, "alexnet", small_alexnet)
+        return TrainingWorkload(name, "alexnet", small_alexnet)
     if name.startswith(VECTOR):
         try:
             numel = int(float(name.removeprefix(VECTOR)))
@@ -75,9 +75,9 @@ def parse_workload(text: str) -> Workload:
             numel = 0
         if not 1000 <= numel <= MAX_NUMEL:
             raise ValueError(f"models must give a vector 1000 to {MAX_NUMEL} entries, got {text!r}. Write vector:1e7.")
-        return Workload(name, numel=numel)
+        return TrainingWorkload(name, numel=numel)
     try:
-        return Workload(name, find_model(name).name)
+        return TrainingWorkload(name, find_model(name).name)
     except ValueError:
         known = ", ".join((*MODELS, SMALL_ALEXNET, f"{VECTOR}N"))
         raise ValueError(f"models must be among {known}, got {text!r}. Correct it.") from None
@@ -270,7 +270,9 @@ class Trainer:
         self._period = 1
         self._kept: dict[str, tuple[Carrier | VectorCarrier | None, _Course | None, int, int]] = {}
 
-    def prepare(self, workload: Workload, method: NetMethod, density: float, batch_size: int, seed: int) -> None:
+    def prepare(
+        self, workload: TrainingWorkload, method: NetMethod, density: float, batch_size: int, seed: int
+    ) -> None:
         """Make the model and whatever carries its gradients."""
         torch.manual_seed(seed)
         self._period = method.period

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from gaussiank_lab.reproduce.adamw.setting import Setting
+from gaussiank_lab.reproduce.adamw.setting import StudySetting
 
 RATES = (0.003, 0.006, 0.012, 0.0015)
 """Learning rates, the likeliest first; what is kept is tried at all of them."""
@@ -14,46 +14,46 @@ LOW, LOWER = 0.0045, 1 / 1024
 """Densities beside 1/64: about 0.05 and 0.012 bits a parameter and step at 2 bits a value."""
 
 
-def grid(line: Setting, rates: Iterable[float] = RATES, seeds: Iterable[int] = (0,)) -> Iterator[Setting]:
+def grid(line: StudySetting, rates: Iterable[float] = RATES, seeds: Iterable[int] = (0,)) -> Iterator[StudySetting]:
     """Yield a line at several learning rates and seeds; its own rate does not count."""
     for rate in rates:
         for seed in seeds:
             yield replace(line, lr=rate, seed=seed)
 
 
-def dense(**changes: Any) -> Setting:
+def dense(**changes: Any) -> StudySetting:
     """AdamW on whole gradients, with the mean clipped."""
-    return Setting("dense", 0.012, **{"clip": "mean", **changes})
+    return StudySetting("dense", 0.012, **{"clip": "mean", **changes})
 
 
-def sparse(density: float, **changes: Any) -> Setting:
+def sparse(density: float, **changes: Any) -> StudySetting:
     """Top_k at every step, clipped locally, AdamW without momentum."""
-    return Setting("sparse", 0.012, **{"density": density, "beta1": 0.0, "clip": "local", **changes})
+    return StudySetting("sparse", 0.012, **{"density": density, "beta1": 0.0, "clip": "local", **changes})
 
 
-def rows(density: float, **changes: Any) -> Setting:
+def rows(density: float, **changes: Any) -> StudySetting:
     """Preconditioned by row, then Top_k of each parameter."""
     return sparse(density, **{"precondition": "row", "beta2": 0.95, "scope": "layer", **changes})
 
 
-def local(sync_every: int, density: float, **changes: Any) -> Setting:
+def local(sync_every: int, density: float, **changes: Any) -> StudySetting:
     """Inner AdamW, and a sparse difference every so many steps."""
     given = {"compressor": "chunktopk", "decay": 0.95, "clip": "local", **changes}
-    return Setting("local", 0.012, sync_every=sync_every, density=density, **given)
+    return StudySetting("local", 0.012, sync_every=sync_every, density=density, **given)
 
 
-def diloco(sync_every: int, **changes: Any) -> Setting:
+def diloco(sync_every: int, **changes: Any) -> StudySetting:
     """DiLoCo as published: whole differences, outer Nesterov momentum."""
     given = {"wire": "dense", "outer_lr": 0.7, "outer_momentum": 0.9, "clip": "local", **changes}
-    return Setting("local", 0.012, sync_every=sync_every, **given)
+    return StudySetting("local", 0.012, sync_every=sync_every, **given)
 
 
-def layered(density: float, **changes: Any) -> Setting:
+def layered(density: float, **changes: Any) -> StudySetting:
     """Top_k of each parameter."""
     return sparse(density, scope="layer", **changes)
 
 
-def screening() -> Iterator[Setting]:
+def screening() -> Iterator[StudySetting]:
     """Yield what is tried on the small model; what loses there is not tried on a larger one."""
     yield from grid(dense())
     yield from grid(rows(LOW), (0.006, 0.003, 0.012))
@@ -111,7 +111,7 @@ def screening() -> Iterator[Setting]:
         yield from grid(line, (0.003, 0.006), (0, 1, 2))
 
 
-def local_defaults(rates: Iterable[float]) -> Iterator[Setting]:
+def local_defaults(rates: Iterable[float]) -> Iterator[StudySetting]:
     """Yield local steps with one setting changed at a time, about 0.05 bits, and DiLoCo."""
     for line in (
         diloco(10),
@@ -133,7 +133,7 @@ def local_defaults(rates: Iterable[float]) -> Iterator[Setting]:
         yield from grid(line, rates)
 
 
-def preconditioners(rates: Iterable[float]) -> Iterator[Setting]:
+def preconditioners(rates: Iterable[float]) -> Iterator[StudySetting]:
     """Yield what shares one second moment, and how long it remembers."""
     for line in (
         rows(LOW, precondition="entry", beta2=0.99),
@@ -147,7 +147,7 @@ def preconditioners(rates: Iterable[float]) -> Iterator[Setting]:
         yield from grid(line, rates)
 
 
-def momentum(of_rows: Iterable[float], of_adam: Iterable[float]) -> Iterator[Setting]:
+def momentum(of_rows: Iterable[float], of_adam: Iterable[float]) -> Iterator[StudySetting]:
     """Yield the ways to put momentum back."""
     of_rows, of_adam = tuple(of_rows), tuple(of_adam)
     yield from grid(rows(LOW, correction=0.9, masking=True), of_rows)
@@ -161,20 +161,20 @@ def momentum(of_rows: Iterable[float], of_adam: Iterable[float]) -> Iterator[Set
     yield from grid(layered(LOW, frozen=0.15), of_adam)
 
 
-def large_batch() -> Iterator[Setting]:
+def large_batch() -> Iterator[StudySetting]:
     """Yield batches of 16 a worker, where momentum is worth more."""
     for line in (dense(batch=16), rows(LOW, batch=16), layered(LOW, batch=16), dense(batch=16, beta1=0.0)):
         yield from grid(line, RATES[1:2])
 
 
-def peers() -> Iterator[Setting]:
+def peers() -> Iterator[StudySetting]:
     """Yield the rules of others."""
-    yield from grid(Setting("powersgd", 0.003, rank=1, clip="local"), RATES[:2])
-    yield from grid(Setting("demo", 0.003, density=1 / 64, decay=0.999, compressor="chunktopk"), (0.001, 0.003))
-    yield from grid(Setting("bf16", 0.006, clip="mean"), RATES[1:2])
+    yield from grid(StudySetting("powersgd", 0.003, rank=1, clip="local"), RATES[:2])
+    yield from grid(StudySetting("demo", 0.003, density=1 / 64, decay=0.999, compressor="chunktopk"), (0.001, 0.003))
+    yield from grid(StudySetting("bf16", 0.006, clip="mean"), RATES[1:2])
 
 
-def finals(model: str, batch: int) -> Iterator[Setting]:
+def finals(model: str, batch: int) -> Iterator[StudySetting]:
     """Yield what is kept, on a larger model; the sums of a preconditioner in 8 bits, as the library sends them."""
     larger: dict[str, Any] = {"model": model, "batch": batch}
     by_row = {**larger, "sums": "8bit"}
@@ -185,14 +185,14 @@ def finals(model: str, batch: int) -> Iterator[Setting]:
         yield from grid(line, (0.002, 0.008, 0.001) if model == "large" else (0.002, 0.008))
 
 
-STUDIES: dict[str, Callable[[Setting], bool]] = {
+STUDIES: dict[str, Callable[[StudySetting], bool]] = {
     "sparse-adamw": lambda setting: setting.method != "local",
     "local-steps": lambda setting: setting.method in ("local", "dense"),
 }
 """Name of a study on the command line -> which settings are of it."""
 
 
-def settings_of(studies: Iterable[str]) -> list[Setting]:
+def settings_of(studies: Iterable[str]) -> list[StudySetting]:
     """Return the runs of some studies, what decides most first."""
     wanted = [STUDIES[name] for name in studies]
     every = {one.key: one for one in screening()}  # what is yielded twice is tried once

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from gaussiank_lab.outputs import write_whole
 from gaussiank_lab.report.plots import figure_svg
-from gaussiank_lab.reproduce.adamw.setting import Setting
+from gaussiank_lab.reproduce.adamw.setting import StudySetting
 from gaussiank_lab.reproduce.adamw.study import Row, read_rows
 from gaussiank_lab.reproduce.drawing import Curve, band_figure
 from gaussiank_lab.reproduce.pages import compact
@@ -49,9 +49,9 @@ class Line:
         return " ".join(part for part in setting_of(self.row).line.split() if part.split("=")[0] not in _OF_GROUP)
 
 
-def setting_of(row: Row) -> Setting:
+def setting_of(row: Row) -> StudySetting:
     """Return the setting that a row is of."""
-    return Setting(**{name: row[name] for name in Setting.__dataclass_fields__ if name in row})
+    return StudySetting(**{name: row[name] for name in StudySetting.__dataclass_fields__ if name in row})
 
 
 def summarise(rows: Iterable[Row]) -> dict[tuple[Any, ...], list[Line]]:

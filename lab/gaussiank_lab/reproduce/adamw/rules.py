@@ -15,7 +15,7 @@ from gaussiank.reducer.precondition import decoded, encoded
 from gaussiank.reducer.selection import Selector
 from gaussiank.schedule import Constant, Schedule, Warmup
 from gaussiank.sparse import SparseGradient
-from gaussiank_lab.reproduce.adamw.setting import SIZES, By, Setting
+from gaussiank_lab.reproduce.adamw.setting import SIZES, By, StudySetting
 from gaussiank_lab.reproduce.adamw.workers import Workers, learning_rate
 
 FIRST_BUCKET, BUCKET = 2**20 // 4, 25 * 2**20 // 4  # entries after which DDP closes a bucket
@@ -23,7 +23,7 @@ WEIGHT_DECAY, CLIP_NORM = 0.1, 1.0
 _FINITE = torch.ones((), dtype=torch.bool)
 
 
-class Exchange:
+class SimulatedExchange:
     """Do with the vectors of P workers what ``compress`` does, message for message: take, encode, decode, average.
 
     Args:
@@ -36,7 +36,7 @@ class Exchange:
         feedbacks: the residuals of each worker.
     """
 
-    def __init__(self, shapes: dict[str, tuple[int, ...]], setting: Setting, layout: Layout) -> None:
+    def __init__(self, shapes: dict[str, tuple[int, ...]], setting: StudySetting, layout: Layout) -> None:
         self.wire = Wire.parse(setting.wire)
         self._schedule = schedule_of(setting)
         self._workers = setting.workers
@@ -79,7 +79,7 @@ class Exchange:
         return self.wire.decode(packed.row, layout.numel)
 
 
-def schedule_of(setting: Setting) -> Schedule:
+def schedule_of(setting: StudySetting) -> Schedule:
     """Return the density over steps: constant, or down DGC's stages over the first tenth."""
     if not setting.warm:
         return Constant(setting.density)
@@ -102,7 +102,7 @@ def buckets(layout: Layout) -> list[tuple[slice, Layout]]:
     return cut
 
 
-class Preconditioner:
+class RulePreconditioner:
     """Divide gradients by the root of their second moment, kept from dense local gradients.
 
     The second moment of the mean over P workers is estimated by the mean of the workers' squares over P, where noise
@@ -163,7 +163,7 @@ class Adam:
         setting: betas.
     """
 
-    def __init__(self, weights: Tensor, setting: Setting) -> None:
+    def __init__(self, weights: Tensor, setting: StudySetting) -> None:
         self._parameter = torch.nn.Parameter(weights)
         assert self._parameter.data_ptr() == weights.data_ptr()
         self._betas = (setting.beta1, setting.beta2)
@@ -199,7 +199,7 @@ class Run:
         messages: exchanges so far.
     """
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: StudySetting) -> None:
         self.setting = setting
         self.workers = self._make_workers(own=False)
         self.messages = 0
@@ -264,7 +264,7 @@ class Run:
 class DenseRun(Run):
     """AdamW on the mean of whole gradients, in float32 or bfloat16."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: StudySetting) -> None:
         super().__init__(setting)
         self._adam = Adam(self.workers.weights, setting)
 
@@ -282,14 +282,14 @@ class DenseRun(Run):
 class SparseRun(Run):
     """A sparse exchange at every step, then AdamW; or preconditioned gradients, then plain SGD."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: StudySetting) -> None:
         super().__init__(setting)
         if setting.lookahead:
             self.workers = self._make_workers(own=True)
         self._shared = self.workers.weights[:1].clone() if setting.lookahead else self.workers.weights
-        self._exchange = Exchange(self.workers.shapes, setting, self.workers.layout)
+        self._exchange = SimulatedExchange(self.workers.shapes, setting, self.workers.layout)
         self._divisor = (
-            Preconditioner(
+            RulePreconditioner(
                 setting.precondition,
                 self.workers,
                 setting.beta2,
@@ -355,9 +355,9 @@ class DeMoRun(Run):
     Source: Peng, Quesnelle and Kingma 2024, "DeMo: Decoupled Momentum Optimization", algorithm 1.
     """
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: StudySetting) -> None:
         super().__init__(setting)
-        self._exchange = Exchange(self.workers.shapes, setting, self.workers.layout)
+        self._exchange = SimulatedExchange(self.workers.shapes, setting, self.workers.layout)
 
     @property
     def sent_bits(self) -> float:
@@ -381,7 +381,7 @@ class PowerRun(Run):
     Source: Vogels et al. 2019, "PowerSGD: Practical Low-Rank Gradient Compression", algorithm 1.
     """
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: StudySetting) -> None:
         super().__init__(setting)
         self._adam = Adam(self.workers.weights, setting)
         self._errors = torch.zeros(setting.workers, self.numel)
@@ -424,7 +424,7 @@ class LocalRun(Run):
     SparseLoCo" (chunks, 2 bits, feedback that fades).
     """
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: StudySetting) -> None:
         super().__init__(setting)
         self.workers = self._make_workers(own=True)
         self._agreed = self.workers.weights[:1].clone()
@@ -436,7 +436,7 @@ class LocalRun(Run):
             [self._outer_parameter], lr=setting.outer_lr, momentum=momentum, nesterov=momentum > 0
         )
         self._dense = setting.wire.split("+")[0] == "dense"
-        self._exchange = None if self._dense else Exchange(self.workers.shapes, setting, self.workers.layout)
+        self._exchange = None if self._dense else SimulatedExchange(self.workers.shapes, setting, self.workers.layout)
 
     @property
     def weights(self) -> Tensor:

@@ -31,7 +31,7 @@ SIZES: dict[str, Size] = {
 
 
 @dataclass(frozen=True)
-class Setting:
+class StudySetting:
     """Say what is trained, and how its workers exchange.
 
     Args:

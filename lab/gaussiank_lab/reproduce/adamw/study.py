@@ -21,7 +21,7 @@ from rich.console import Console
 from gaussiank_lab.launch import end_with
 from gaussiank_lab.machine import origin
 from gaussiank_lab.reproduce.adamw.rules import RUNS, Run
-from gaussiank_lab.reproduce.adamw.setting import Setting
+from gaussiank_lab.reproduce.adamw.setting import StudySetting
 from gaussiank_lab.reproduce.runner import span
 
 ROWS_NAME = "rows.jsonl"
@@ -31,7 +31,7 @@ LOOKS = (0.1, 0.2, 0.4, 0.6, 0.8)
 Row = dict[str, Any]
 
 
-def train(setting: Setting) -> Row:
+def train(setting: StudySetting) -> Row:
     """Train by one setting, and return its row; nats are None where training diverged."""
     torch.set_num_threads(1)
     _origin()
@@ -52,7 +52,7 @@ def train(setting: Setting) -> Row:
     return {**_row(setting, run, step + 1), "nats": nats, "curve": curve, **_spent(started)}
 
 
-def _row(setting: Setting, run: Run, steps: int) -> Row:
+def _row(setting: StudySetting, run: Run, steps: int) -> Row:
     per = run.numel * steps
     sent = {"bits": round(run.sent_bits / per, 6), "sum_bits": round(run.sum_bits / per, 6), "messages": run.messages}
     text = {"numel": run.numel, "text": run.workers.digest[:12]}
@@ -102,7 +102,7 @@ def append_row(path: Path, row: Row) -> None:
         file.write(json.dumps(row).encode() + b"\n")
 
 
-def todo(settings: Iterable[Setting], path: Path, only: str | None = None) -> list[Setting]:
+def todo(settings: Iterable[StudySetting], path: Path, only: str | None = None) -> list[StudySetting]:
     """Return the settings without a row whose key fits a pattern (``*`` for anything; part of a key is enough)."""
     done = read_rows(path)
     pattern = f"*{only or ''}*"
@@ -111,7 +111,7 @@ def todo(settings: Iterable[Setting], path: Path, only: str | None = None) -> li
 
 
 def run_study(
-    settings: Sequence[Setting],
+    settings: Sequence[StudySetting],
     path: Path,
     console: Console,
     *,

@@ -9,12 +9,12 @@ import numpy as np
 from gaussiank_lab.report.summary import bytes_text
 from gaussiank_lab.reproduce.drawing import Curve, band_figure
 from gaussiank_lab.reproduce.job import Job, complete
-from gaussiank_lab.reproduce.recipe import Drawing, Outcome, Recipe, Scale, judge
+from gaussiank_lab.reproduce.recipe import ClaimOutcome, Drawing, Recipe, Scale, judge
 from gaussiank_lab.reproduce.settings import standins
 from gaussiank_lab.reproduce.training import METHODS, accuracies, main_jobs, models_of, of_model, spread, total_bytes
 
 
-def conclude(out: Path, scale: Scale) -> Outcome:
+def conclude(out: Path, scale: Scale) -> ClaimOutcome:
     """Set accuracies beside the bytes that all workers sent."""
     jobs = complete(main_jobs(scale), out)
     rows, drawings, holds = [], [], []
@@ -36,7 +36,7 @@ def conclude(out: Path, scale: Scale) -> Outcome:
         "a third more; the table has all operators."
     )
     header = ("model", "method", "final accuracy, %", "sent by all workers")
-    return Outcome(verdict, because, header, tuple(rows), tuple(drawings), standins(scale, models_of(jobs)))
+    return ClaimOutcome(verdict, because, header, tuple(rows), tuple(drawings), standins(scale, models_of(jobs)))
 
 
 def _curve(out: Path, jobs: list[Job], method: str) -> Curve:

@@ -8,7 +8,7 @@ import numpy as np
 
 from gaussiank_lab.reproduce.drawing import band_figure
 from gaussiank_lab.reproduce.job import complete
-from gaussiank_lab.reproduce.recipe import Drawing, Outcome, Recipe, Scale, judge
+from gaussiank_lab.reproduce.recipe import ClaimOutcome, Drawing, Recipe, Scale, judge
 from gaussiank_lab.reproduce.settings import standins
 from gaussiank_lab.reproduce.training import (
     METHODS,
@@ -22,7 +22,7 @@ from gaussiank_lab.reproduce.training import (
 )
 
 
-def conclude(out: Path, scale: Scale) -> Outcome:
+def conclude(out: Path, scale: Scale) -> ClaimOutcome:
     """Set all methods side by side."""
     jobs = complete(main_jobs(scale), out)
     rows, drawings, gaps = [], [], []
@@ -36,7 +36,7 @@ def conclude(out: Path, scale: Scale) -> Outcome:
         drawings.append(Drawing(model, band_figure(curves, "step", "test accuracy (%)"), caption))
     verdict = judge(holds=max(gaps) <= 2, partly=min(gaps) <= 2, points_below=max(gaps))
     because = f"GaussianK-SGD (bracketed) ends {ranged(gaps)} points below Dense-SGD, over models."
-    return Outcome(
+    return ClaimOutcome(
         verdict,
         because,
         ("final accuracy, %", *METHODS),

@@ -8,14 +8,14 @@ import numpy as np
 
 from gaussiank_lab.reproduce.drawing import band_figure
 from gaussiank_lab.reproduce.job import complete
-from gaussiank_lab.reproduce.recipe import Drawing, Outcome, Recipe, Scale, judge
+from gaussiank_lab.reproduce.recipe import ClaimOutcome, Drawing, Recipe, Scale, judge
 from gaussiank_lab.reproduce.settings import standins
 from gaussiank_lab.reproduce.training import accuracies, batch_jobs, models_of, spread
 
 METHODS = ("dense", "topk")
 
 
-def conclude(out: Path, scale: Scale) -> Outcome:
+def conclude(out: Path, scale: Scale) -> ClaimOutcome:
     """Compare the gap over batch sizes."""
     jobs = complete(batch_jobs(scale), out)
     sizes = sorted({job.config.batch_size for job in jobs})
@@ -37,7 +37,7 @@ def conclude(out: Path, scale: Scale) -> Outcome:
     figure = band_figure(curves, "images for each worker and step", "final test accuracy (%)", log_x="")
     drawing = Drawing("accuracy", figure, "Final accuracy over batch size, for the same number of images seen.")
     header = ("batch for each worker", "Dense-SGD, %", "TopK-SGD, %", "gap, points")
-    return Outcome(verdict, because, header, tuple(rows), (drawing,), standins(scale, models_of(jobs)))
+    return ClaimOutcome(verdict, because, header, tuple(rows), (drawing,), standins(scale, models_of(jobs)))
 
 
 BATCH_SIZE = Recipe(

@@ -9,7 +9,7 @@ import numpy as np
 
 from gaussiank_lab.reproduce.drawing import Curve, band_figure
 from gaussiank_lab.reproduce.job import complete
-from gaussiank_lab.reproduce.recipe import Drawing, Outcome, Recipe, Scale, Verdict
+from gaussiank_lab.reproduce.recipe import ClaimOutcome, Drawing, Recipe, Scale, Verdict
 from gaussiank_lab.reproduce.settings import standins
 from gaussiank_lab.reproduce.training import models_of, study_jobs
 from gaussiank_lab.study.plots import energy_against_density, energy_over_steps
@@ -21,7 +21,7 @@ _DENSITY = np.geomspace(0.999, 1e-4, 120)
 _TABLE = (0.001, 0.01, 0.1)
 
 
-def conclude_synthetic(out: Path, scale: Scale) -> Outcome:
+def conclude_synthetic(out: Path, scale: Scale) -> ClaimOutcome:
     """Compare exact contractions of laws with the bounds, and show a vector that breaks one."""
     curves = {f"{name} bound": _over_linear(bound.delta) for name, bound in BOUNDS.items()}
     curves |= {law_name(name): _over_linear(law().delta) for name, law in LAWS.items()}
@@ -50,14 +50,14 @@ def conclude_synthetic(out: Path, scale: Scale) -> Outcome:
     caption = "Energy share that Top_k sends of each law, and that each bound promises, in units of the linear bound."
     drawing = Drawing("laws", figure, caption)
     header = ("contraction at density", *(f"{density:g}" for density in _TABLE))
-    return Outcome(verdict, because, header, tuple(rows), (drawing,))
+    return ClaimOutcome(verdict, because, header, tuple(rows), (drawing,))
 
 
 def _over_linear(delta: Callable[[float], float]) -> Curve:
     return _DENSITY, [np.array([delta(float(at)) / at for at in _DENSITY])]
 
 
-def conclude_real(out: Path, scale: Scale) -> Outcome:
+def conclude_real(out: Path, scale: Scale) -> ClaimOutcome:
     """Count the recorded vectors that keep each bound, with and without its condition."""
     rows, drawings = [], []
     contradictions = broken = total = 0
@@ -84,7 +84,7 @@ def conclude_real(out: Path, scale: Scale) -> Outcome:
         f"{LINEAR.delta(0.001):.4f}, {SQUARED.delta(0.001):.4f} and {CUBED.delta(0.001):.4f} of the energy."
     )
     header = ("model", "vectors", "bound", "looked at", "condition holds", "bound kept", "broken with condition")
-    return Outcome(
+    return ClaimOutcome(
         verdict,
         because,
         header,

@@ -10,7 +10,7 @@ import numpy as np
 
 from gaussiank_lab.reproduce.drawing import band_figure
 from gaussiank_lab.reproduce.job import complete
-from gaussiank_lab.reproduce.recipe import Drawing, Outcome, Recipe, Scale, judge
+from gaussiank_lab.reproduce.recipe import ClaimOutcome, Drawing, Recipe, Scale, judge
 from gaussiank_lab.reproduce.settings import standins
 from gaussiank_lab.reproduce.training import (
     PUBLISHED,
@@ -63,7 +63,7 @@ def compared(out: Path, scale: Scale, methods: Sequence[str]) -> Compared:
     return Compared(arrays, tuple(rows), tuple(drawings), models_of(jobs))
 
 
-def conclude(out: Path, scale: Scale) -> Outcome:
+def conclude(out: Path, scale: Scale) -> ClaimOutcome:
     """Compare final accuracies, model by model."""
     found = compared(out, scale, ("dense", "topk", RANDOM))
     gap = float(max(found.means["dense"] - found.means["topk"]))
@@ -74,7 +74,7 @@ def conclude(out: Path, scale: Scale) -> Outcome:
         f"{lead:.1f} points above RandK-SGD."
     )
     header = ("final accuracy, %", "Dense-SGD", "TopK-SGD", "RandK-SGD")
-    return Outcome(verdict, because, header, found.rows, found.drawings, standins(scale, found.models))
+    return ClaimOutcome(verdict, because, header, found.rows, found.drawings, standins(scale, found.models))
 
 
 CONVERGENCE = Recipe(
@@ -89,7 +89,7 @@ CONVERGENCE = Recipe(
 )
 
 
-def conclude_gaussiank(out: Path, scale: Scale) -> Outcome:
+def conclude_gaussiank(out: Path, scale: Scale) -> ClaimOutcome:
     """Compare both Gaussian_k with Top_k, model by model."""
     found = compared(out, scale, ("topk", "gaussiank", PUBLISHED))
     published, bracketed = (
@@ -101,7 +101,7 @@ def conclude_gaussiank(out: Path, scale: Scale) -> Outcome:
         f"one up to {bracketed:.1f} (negative: it gains). No density warm-up here; see the warm-up ablation."
     )
     header = ("final accuracy, %", "TopK", "GaussianK, bracketed", "GaussianK, published loop")
-    return Outcome(verdict, because, header, found.rows, found.drawings, standins(scale, found.models))
+    return ClaimOutcome(verdict, because, header, found.rows, found.drawings, standins(scale, found.models))
 
 
 GAUSSIANK_CONVERGENCE = Recipe(

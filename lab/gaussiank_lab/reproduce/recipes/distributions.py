@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gaussiank_lab.reproduce.job import complete
-from gaussiank_lab.reproduce.recipe import Drawing, Outcome, Recipe, Scale, judge
+from gaussiank_lab.reproduce.recipe import ClaimOutcome, Drawing, Recipe, Scale, judge
 from gaussiank_lab.reproduce.settings import standins
 from gaussiank_lab.reproduce.training import models_of, study_jobs
 from gaussiank_lab.study.fit import best_fit
@@ -13,7 +13,7 @@ from gaussiank_lab.study.plots import cumulative, distributions, pi_against_line
 from gaussiank_lab.study.summary import law_name, shapes, whole_vectors
 
 
-def conclude_histograms(out: Path, scale: Scale) -> Outcome:
+def conclude_histograms(out: Path, scale: Scale) -> ClaimOutcome:
     """Count the samples that are bells."""
     rows, drawings = [], []
     bells = total = 0
@@ -49,7 +49,7 @@ def conclude_histograms(out: Path, scale: Scale) -> Outcome:
         "the entries. A bell need not be normal: see the nearest law of each."
     )
     header = ("model", "method", "bells", "largest dip", "kurtosis at the end", "nearest law at the end (distance)")
-    return Outcome(
+    return ClaimOutcome(
         verdict,
         because,
         header,
@@ -59,7 +59,7 @@ def conclude_histograms(out: Path, scale: Scale) -> Outcome:
     )
 
 
-def conclude_pi_squared(out: Path, scale: Scale) -> Outcome:
+def conclude_pi_squared(out: Path, scale: Scale) -> ClaimOutcome:
     """Count the samples on which pi^2 does what the paper asks of it."""
     rows, drawings = [], []
     good = total = 0
@@ -88,7 +88,7 @@ def conclude_pi_squared(out: Path, scale: Scale) -> Outcome:
         "the ordered entries."
     )
     header = ("model", "method", "under the line", "convex, to zero", "weaker condition that is enough")
-    return Outcome(
+    return ClaimOutcome(
         verdict,
         because,
         header,

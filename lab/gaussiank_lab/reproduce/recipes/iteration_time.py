@@ -21,7 +21,7 @@ from gaussiank_lab.cluster.simulate import (
     WORKERS,
     seconds_text,
 )
-from gaussiank_lab.reproduce.recipe import Drawing, Outcome, Recipe, Scale, judge
+from gaussiank_lab.reproduce.recipe import ClaimOutcome, Drawing, Recipe, Scale, judge
 from gaussiank_lab.sim import Prediction, predict
 
 COUNTS = (1, 2, 4, 8, 16)
@@ -32,7 +32,7 @@ _KEYS = ("model", "method", "workers", "rate", "step_s", "efficiency", "machine"
 _MARKERS = "osD^vPX"
 
 
-def conclude(out: Path, scale: Scale) -> Outcome:
+def conclude(out: Path, scale: Scale) -> ClaimOutcome:
     """Predict steps of the paper's four models on its cluster, beside what was measured anywhere."""
     predictions = {model: _predict(model, STEPS[scale]) for model in MODELS}
     last = {model: {row.method: row for row in rows if row.workers == WORKERS} for model, rows in predictions.items()}
@@ -68,7 +68,7 @@ def conclude(out: Path, scale: Scale) -> Outcome:
     )
     standin += f"paper. Assumed: {'; '.join(ASSUMPTIONS)}."
     header = ("kind", "model", "method", "workers", "network", "step", "efficiency, %", "origin")
-    return Outcome(verdict, because, header, tuple(table), tuple(drawings), standin)
+    return ClaimOutcome(verdict, because, header, tuple(table), tuple(drawings), standin)
 
 
 def measured_rows(place: Path) -> list[Row]:

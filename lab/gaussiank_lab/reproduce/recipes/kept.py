@@ -8,7 +8,7 @@ import numpy as np
 
 from gaussiank_lab.reproduce.drawing import band_figure
 from gaussiank_lab.reproduce.job import complete
-from gaussiank_lab.reproduce.recipe import Drawing, Outcome, Recipe, Scale, judge
+from gaussiank_lab.reproduce.recipe import ClaimOutcome, Drawing, Recipe, Scale, judge
 from gaussiank_lab.reproduce.recipes.sensitivity import jobs
 from gaussiank_lab.reproduce.settings import standins
 from gaussiank_lab.reproduce.training import PUBLISHED, kept_curve, models_of, of_model
@@ -17,7 +17,7 @@ METHODS = ("topk", "gaussiank", PUBLISHED)
 DENSITIES = (0.001, 0.01)
 
 
-def conclude(out: Path, scale: Scale) -> Outcome:
+def conclude(out: Path, scale: Scale) -> ClaimOutcome:
     """Look at kept/k in the last half of each run."""
     rows, drawings = [], []
     steady: dict[str, list[float]] = {method: [] for method in METHODS}
@@ -44,7 +44,7 @@ def conclude(out: Path, scale: Scale) -> Outcome:
         f"search keeps {min(steady['gaussiank']):.2f} to {max(steady['gaussiank']):.2f}, exact Top_k 1."
     )
     header = ("model", "density", *(f"kept/k, {method}" for method in METHODS))
-    return Outcome(verdict, because, header, tuple(rows), tuple(drawings), standins(scale, models_of(every)))
+    return ClaimOutcome(verdict, because, header, tuple(rows), tuple(drawings), standins(scale, models_of(every)))
 
 
 KEPT = Recipe(

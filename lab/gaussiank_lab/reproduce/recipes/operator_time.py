@@ -12,7 +12,7 @@ import torch
 from gaussiank.compressors import SelectContext, parse_compressor
 from gaussiank.schedule import entries
 from gaussiank_lab.reproduce.drawing import band_figure
-from gaussiank_lab.reproduce.recipe import Drawing, Outcome, Recipe, Scale, judge
+from gaussiank_lab.reproduce.recipe import ClaimOutcome, Drawing, Recipe, Scale, judge
 from gaussiank_lab.reproduce.training import PUBLISHED
 
 OPERATORS = ("topk", "dgc", "trimmedtopk", "gaussiank", PUBLISHED)
@@ -23,7 +23,7 @@ REPEATS = {"tiny": 2, "small": 11, "full": 11}
 DENSITY = 0.001
 
 
-def conclude(out: Path, scale: Scale) -> Outcome:
+def conclude(out: Path, scale: Scale) -> ClaimOutcome:
     """Time every operator on normal vectors, in turns, so that the machine's moods meet all alike."""
     device = torch.device("cuda" if scale == "full" and torch.cuda.is_available() else "cpu")
     times: dict[str, list[list[float]]] = {name: [] for name in (TORCH, *OPERATORS)}
@@ -61,7 +61,7 @@ def conclude(out: Path, scale: Scale) -> Outcome:
     standin = "" if device.type == "cuda" else "Measured on the CPU, in turns; the paper measures a GPU."
     if hasattr(os, "getloadavg"):
         standin += f" Load average while measuring: {os.getloadavg()[0]:.0f}."
-    return Outcome(verdict, because, header, tuple(rows), (drawing,), standin)
+    return ClaimOutcome(verdict, because, header, tuple(rows), (drawing,), standin)
 
 
 def _seconds(name: str, u: torch.Tensor, k: int) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 
 from gaussiank_lab.reproduce.drawing import band_figure
 from gaussiank_lab.reproduce.job import Job, complete
-from gaussiank_lab.reproduce.recipe import Drawing, Outcome, Recipe, Scale, judge
+from gaussiank_lab.reproduce.recipe import ClaimOutcome, Drawing, Recipe, Scale, judge
 from gaussiank_lab.reproduce.settings import standins
 from gaussiank_lab.reproduce.training import (
     FAST_MODELS,
@@ -29,7 +29,7 @@ def jobs(scale: Scale) -> list[Job]:
     return [*(job for job in main_jobs(scale) if job.config.model in FAST_MODELS), *density_jobs(scale)]
 
 
-def conclude(out: Path, scale: Scale) -> Outcome:
+def conclude(out: Path, scale: Scale) -> ClaimOutcome:
     """Compare final accuracies over densities."""
     rows, drawings, gaps = [], [], []
     every = complete(jobs(scale), out)
@@ -51,7 +51,7 @@ def conclude(out: Path, scale: Scale) -> Outcome:
     verdict = judge(holds=max(gaps) <= 2, partly=min(gaps) <= 2, points_below=max(gaps))
     because = f"GaussianK-SGD (bracketed) ends {ranged(gaps)} points below Dense-SGD, over models."
     header = ("model", "method", *(f"accuracy at {density:g}, %" for density in SENSITIVE_DENSITIES))
-    return Outcome(verdict, because, header, tuple(rows), tuple(drawings), standins(scale, models_of(every)))
+    return ClaimOutcome(verdict, because, header, tuple(rows), tuple(drawings), standins(scale, models_of(every)))
 
 
 SENSITIVITY = Recipe(

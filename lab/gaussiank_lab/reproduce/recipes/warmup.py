@@ -8,7 +8,7 @@ import numpy as np
 
 from gaussiank_lab.reproduce.drawing import band_figure
 from gaussiank_lab.reproduce.job import Job, complete
-from gaussiank_lab.reproduce.recipe import Drawing, Outcome, Recipe, Scale, judge
+from gaussiank_lab.reproduce.recipe import ClaimOutcome, Drawing, Recipe, Scale, judge
 from gaussiank_lab.reproduce.settings import standins
 from gaussiank_lab.reproduce.training import (
     FAST_MODELS,
@@ -32,7 +32,7 @@ def jobs(scale: Scale) -> list[Job]:
     return [*(job for job in main_jobs(scale) if job.config.model in FAST_MODELS), *warmup_jobs(scale)]
 
 
-def conclude(out: Path, scale: Scale) -> Outcome:
+def conclude(out: Path, scale: Scale) -> ClaimOutcome:
     """Compare accuracies and kept/k over warm-ups."""
     rows, drawings, gains, late = [], [], [], []
     every = complete(jobs(scale), out)
@@ -57,7 +57,7 @@ def conclude(out: Path, scale: Scale) -> Outcome:
         f"count is in the band in {sum(cured)} of {len(cured)} runs."
     )
     header = ("model", "warm-up", *(f"final accuracy, {method}, %" for method in METHODS))
-    return Outcome(verdict, because, header, tuple(rows), tuple(drawings), standins(scale, models_of(every)))
+    return ClaimOutcome(verdict, because, header, tuple(rows), tuple(drawings), standins(scale, models_of(every)))
 
 
 WARMUP = Recipe(

@@ -12,7 +12,7 @@ from gaussiank_lab.bench.net import run as netrun
 from gaussiank_lab.bench.net.exchanges import Spent
 from gaussiank_lab.bench.net.links import missing, parse_rate
 from gaussiank_lab.bench.net.methods import NetMethod, parse_method
-from gaussiank_lab.bench.net.run import NetBench, NetConfig, Ranks, Setting, possible
+from gaussiank_lab.bench.net.run import NetBench, NetConfig, NetSetting, Ranks, possible
 from gaussiank_lab.bench.net.training import StepRow, Trainer, Window, parse_workload
 from gaussiank_lab.bench.rows import Row
 
@@ -142,7 +142,7 @@ def test_a_step_is_the_mean_over_a_round_where_exchanges_are_seldom() -> None:
 class Interrupted(NetBench):
     """The user presses Ctrl-C when the second method begins."""
 
-    def _window(self, ranks: Ranks, setting: Setting, method: NetMethod, again: bool) -> list[Window]:
+    def _window(self, ranks: Ranks, setting: NetSetting, method: NetMethod, again: bool) -> list[Window]:
         if method.name == "topk":
             raise KeyboardInterrupt
         spent = Spent(None, None, None, 8, 2, dense=True)
