@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gaussiank import LocalSteps, checkpoint
+from gaussiank import LocalSteps
 
 EXACT = {"density": 1.0, "decay": 1.0, "wire": "raw+fp32"}
 SETTINGS: list[dict[str, Any]] = [
@@ -307,129 +304,6 @@ def test_running_statistics_are_averaged_or_kept(two_workers: Any) -> None:
     assert not torch.equal(first[1], second[1])
 
 
-RESUMED: list[dict[str, Any]] = [
-    {},
-    {"fragments": 3, "sync_delay": 3, "collective": "split", "outer_optimizer": "nesterov"},
-    {"fragments": 2, "sync_delay": 2, "mixing": 0.5, "residual_dtype": torch.bfloat16, "compressor": "gaussiank"},
-    {"density": 1.0, "sync_delay": 1, "offload": "cpu"},
-    {"density": 0.1, "fragments": 2, "scope": "layer", "compressor": "gaussiank"},
-]
-
-
-def setting(**settings: Any) -> tuple[nn.Module, torch.optim.Optimizer, LocalSteps]:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(20, 30), nn.BatchNorm1d(30), nn.Linear(30, 10), nn.Linear(10, 1))
-    inner = torch.optim.AdamW(model.parameters(), lr=0.01)
-    return model, inner, made(model, inner, sync_every=6, **settings)
-
-
-def everything(model: nn.Module, local: LocalSteps) -> Tensor:
-    local.state_dict()  # waits for what is under way
-    return torch.cat([weights(model), model[1].running_var, agreed_of(local), residual_of(local).float()])
-
-
-def resumed(rank: int, world_size: int, folder: str, settings: dict[str, Any]) -> None:
-    """Save at every step of a run; from each save, another run ends with the same bits."""
-    model, inner, local = setting(**settings)
-    for step in range(14):
-        train(model, inner, rank, step)
-        local.step()
-        local.save(f"{folder}/{step}")
-    final = everything(model, local)
-    for begin in range(14):
-        model, inner, local = setting(**settings)
-        if begin % 5 == 0:
-            train(model, inner, rank, 77)
-            local.step()
-        local.load(f"{folder}/{begin}")
-        for step in range(begin + 1, 14):
-            train(model, inner, rank, step)
-            local.step()
-        assert torch.equal(everything(model, local), final), begin
-
-
-def test_it_resumes_at_any_inner_step_to_the_bit(two_workers: Any, tmp_path: Any) -> None:
-    for number, settings in enumerate(RESUMED):
-        two_workers.run(resumed, str(tmp_path / str(number)), settings)
-
-
-def mass(model: nn.Module, local: LocalSteps) -> Tensor:
-    """Return what this worker has yet to give: its residual, and what it learnt that is not in it and was not sent."""
-    learnt = agreed_of(local) - weights(model)
-    for fragment in local._fragments:
-        if fragment.flight is not None:
-            places = dict(zip(local.agreed(), range(99), strict=False))
-            names = list(local.agreed())
-            numels = [one.numel() for one in local.agreed().values()]
-            start = sum(numels[: places[fragment.names[0]]])
-            end = start + sum(numels[names.index(name)] for name in fragment.names)
-            learnt[start:end] = torch.cat(fragment.flight.before) - weights(model)[start:end]
-    return residual_of(local) + learnt
-
-
-def saved_in_flight(rank: int, world_size: int, folder: str, settings: dict[str, Any], steps: int) -> Tensor:
-    model, inner, local = setting(**settings)
-    for step in range(steps):
-        train(model, inner, rank, step)
-        local.step()
-    local.save(folder)
-    return torch.stack([mass(model, local), agreed_of(local)])
-
-
-def loaded_by_others(rank: int, world_size: int, folder: str, settings: dict[str, Any]) -> Tensor:
-    model, inner, local = setting(**settings)
-    local.load(folder)
-    assert torch.equal(agreed_of(local), weights(model))
-    found = torch.stack([mass(model, local), agreed_of(local)])
-    for step in range(local.steps, local.steps + 12):
-        train(model, inner, rank, step)
-        local.step()
-    agreed = gathered(agreed_of(local))
-    assert all(torch.equal(row, agreed[0]) for row in agreed)
-    return found
-
-
-def test_other_workers_take_over_without_losing_mass(two_workers: Any, four_workers: Any, tmp_path: Any) -> None:
-    for number, settings in enumerate(({"density": 0.1}, {"density": 0.1, "fragments": 2, "sync_delay": 2})):
-        for before, after in ((four_workers, two_workers), (two_workers, four_workers)):
-            folder = str(tmp_path / f"{number}-{before.world_size}")
-            saved = torch.stack(before.run(saved_in_flight, folder, settings, 10))  # 10: in flight with the delay
-            loaded = torch.stack(after.run(loaded_by_others, folder, settings))
-            torch.testing.assert_close(loaded[:, 0].mean(0), saved[:, 0].mean(0), rtol=1e-6, atol=1e-8)
-            assert torch.equal(loaded[0, 1], saved[0, 1])
-
-
-def other_fragments(rank: int, world_size: int, folder: str) -> list[str]:
-    model, inner, local = setting(fragments=3, sync_delay=2)
-    for step in range(5):
-        train(model, inner, rank, step)
-        local.step()
-    local.save(f"{folder}/flying")
-    train(model, inner, rank, 5)
-    local.step()
-    local.finish()
-    local.save(f"{folder}/landed")
-    final = everything(model, local)
-    model, inner, local = setting(fragments=2, sync_delay=1)
-    said = []
-    for place in ("flying", "none"):
-        try:
-            local.load(f"{folder}/{place}")
-        except (ValueError, OSError) as error:
-            said.append(str(error))
-    local.load(f"{folder}/landed")
-    assert torch.equal(everything(model, local), final)
-    return said
-
-
-def test_other_fragments_take_over_unless_some_are_in_flight(two_workers: Any, tmp_path: Any) -> None:
-    for said in two_workers.run(other_fragments, str(tmp_path)):
-        assert said[0].startswith(
-            "fragments must be those of the state while rounds are under way, got 2 for one with 3"
-        )
-        assert "must be one that local.save wrote" in said[1]
-
-
 def held_bytes() -> int:
     """Count the bytes of all tensors in this process, each storage once."""
     gc.collect()
@@ -505,52 +379,6 @@ def message(work: Any) -> str:
     return "nothing was raised"
 
 
-REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"sync_every": 0}, "sync_every must be at least 1, got 0."),
-    ({"fragments": 9}, "fragments must be in [1, 6], at most sync_every and the model's parameters, got 9."),
-    ({"sync_every": 4, "fragments": 5}, "fragments must be in [1, 4], at most sync_every"),
-    ({"sync_delay": 10}, "sync_delay must be in [0, 9], below sync_every, got 10."),
-    ({"mixing": 0.5}, "mixing must be None where sync_delay is 0, got 0.5."),
-    ({"mixing": 2.0, "sync_delay": 1}, "mixing must be in [0, 1] or None, got 2.0."),
-    ({"density": 0.0}, "density must be in (0, 1], got 0.0."),
-    ({"decay": 1.5}, "decay must be in [0, 1], got 1.5."),
-    ({"wire": "rice"}, "wire must be index+values"),
-    ({"scope": "bucket"}, "scope must be one of fragment, layer, got 'bucket'."),
-    ({"buffers": "sum"}, "buffers must be one of average, keep, got 'sum'."),
-    ({"on_outlier": "skip"}, "on_outlier must be one of raise, leave_out, clip, got 'skip'."),
-    ({"on_outlier": "clip"}, "norm_limit must be given with on_outlier='clip', got None."),
-    ({"norm_limit": 0.5}, "norm_limit must be above 1, got 0.5."),
-    ({"check_every": -1}, "check_every must be at least 0, got -1."),
-    ({"residual_dtype": torch.float16}, "residual_dtype must be torch.float32 or torch.bfloat16, got torch.float16."),
-    ({"offload": "disk"}, "offload must be cpu or None, got 'disk'."),
-    ({"outer_optimizer": 3}, "outer_optimizer must make a torch.optim.Optimizer, got int."),
-]
-
-
-def refusals(rank: int, world_size: int) -> list[str]:
-    model = net()
-    inner = torch.optim.SGD(model.parameters(), lr=0.1)
-    said = [message(lambda settings=settings: LocalSteps(model, inner, **settings)) for settings, _ in REFUSED]
-    said.append(message(lambda: LocalSteps(model, inner, outer_optimizer=inner)))  # type: ignore[arg-type]
-    said.append(message(lambda: LocalSteps(DistributedDataParallel(net()), inner)))
-    said.append(message(lambda: LocalSteps(net(), inner)))
-    said.append(message(lambda: LocalSteps(model, inner, sync_every=30 + rank)))
-    other = net() if rank else nn.Linear(20, 3)
-    said.append(message(lambda: LocalSteps(other, torch.optim.SGD(other.parameters(), lr=0.1))))
-    return said
-
-
-def test_what_does_not_go_is_refused_in_a_sentence(two_workers: Any) -> None:
-    for said in two_workers.run(refusals):
-        for text, (settings, expected) in zip(said, REFUSED, strict=False):
-            assert text.startswith(expected), settings
-        assert "outer_optimizer=lambda parameters: torch.optim.SGD(parameters, lr=...)" in said[-5]
-        assert said[-4].startswith("model must not be under DistributedDataParallel over the workers of LocalSteps'")
-        assert said[-3].startswith("optimizer must step over every trained parameter, got one without 0.weight.")
-        assert said[-2].startswith("sync_every must be the same on every worker, got '30' on rank 0 and '31' on rank 1")
-        assert said[-1].startswith("model must be the same on every worker, got '2 trained parameters of 63 entries")
-
-
 def changed(rank: int, world_size: int) -> list[str]:
     def freeze(model: Any, inner: Any) -> None:
         model[0].weight.requires_grad_(False)
@@ -573,16 +401,6 @@ def changed(rank: int, world_size: int) -> list[str]:
         change(model, inner)
         said.append(message(local.step))
     return said
-
-
-def test_a_model_that_changes_in_mid_run_is_refused(two_workers: Any) -> None:
-    for frozen, grown, replaced, regrouped in two_workers.run(changed):
-        assert frozen.startswith(
-            "parameter 0.weight must stay as it was when LocalSteps was made, got it frozen, or gone"
-        )
-        assert grown.startswith("parameter 4.bias must stay as it was when LocalSteps was made, got a new one")
-        assert "got another one in its place" in replaced
-        assert regrouped.startswith("param_groups of the optimizer must hold the parameters that they held")
 
 
 def two_nodes(rank: int, world_size: int) -> tuple[Tensor, Tensor]:
@@ -667,130 +485,3 @@ def with_a_scaler(rank: int, world_size: int) -> Tensor:
 def test_steps_that_a_scaler_leaves_out_count(two_workers: Any) -> None:
     first, second = two_workers.run(with_a_scaler)
     assert torch.equal(first, second)
-
-
-def silent(rank: int, world_size: int) -> str:
-    model = net()
-    inner = torch.optim.SGD(model.parameters(), lr=0.1)
-    local = LocalSteps(model, inner, sync_every=2, sync_delay=1, timeout_s=1)
-    said = ""
-    for _ in range(1 if rank else 4):
-        try:
-            local.step()
-        except RuntimeError as error:
-            said = str(error)
-            break
-    dist.barrier()
-    return said
-
-
-def test_a_worker_that_falls_silent_is_named(two_workers: Any) -> None:
-    said, _ = two_workers.run(silent)
-    assert "rank 0 lost the note of fragment 0 in step 2 after" in said
-    assert "Nothing was heard from rank 1." in said
-
-
-def test_a_killed_run_goes_on_to_the_same_bits() -> None:
-    script = Path(__file__).parents[2] / "scripts" / "kill_local_steps.py"
-    run = subprocess.run([sys.executable, script, "--count", "2"], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert run.stdout.count("the same bits") == 3
-
-
-def sharded_out(rank: int, world_size: int, folder: str) -> None:
-    from torch.distributed.checkpoint import FileSystemWriter, save
-
-    model, inner, local = setting(fragments=2, sync_delay=2, density=0.1)
-    for step in range(10):
-        train(model, inner, rank, step)
-        local.step()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own, about its own files
-        save(checkpoint.shards(local, rank), storage_writer=FileSystemWriter(folder))
-    before, state = everything(model, local), local.state_dict()
-    model, inner, local = setting(fragments=2, sync_delay=2, density=0.1)
-    local.load_state_dict(checkpoint.load_shards(folder, rank, world_size))
-    assert torch.equal(everything(model, local)[:1000], before[:1000])
-    assert torch.equal(residual_of(local), torch.cat(list(state["feedback"]["residual"].values())))
-    spoilt = {**state, "agreed": {**state["agreed"], "0.bias": state["agreed"]["0.bias"] + rank}}
-    assert "hash of the agreed weights, must be the same on every worker" in message(
-        lambda: local.load_state_dict(spoilt)
-    )
-    del spoilt["outer_optimizer"]
-    assert "state must be what LocalSteps.state_dict returned" in message(lambda: local.load_state_dict(spoilt))
-
-
-def test_its_state_goes_through_torchs_distributed_checkpoint(two_workers: Any, tmp_path: Any) -> None:
-    two_workers.run(sharded_out, str(tmp_path))
-    alone = checkpoint.load_shards(tmp_path, 0, 1)
-    assert alone["flights"]
-    assert torch.equal(alone["agreed"]["0.bias"], alone["local"]["0.bias"])
-
-
-def joined(rank: int, world_size: int, delay: int) -> tuple[Tensor, Tensor, str]:
-    """Ranks 0 and 1 train, then rank 2 joins them; returns what each has yet to give before and after."""
-    pair = dist.new_group([0, 1])
-    state, before = None, torch.zeros(1)
-    settings = {"density": 0.1, "fragments": 2, "sync_delay": delay}
-    if rank < 2:
-        model, inner, local = setting(**settings, group=pair)
-        for step in range(10):
-            train(model, inner, rank, step)
-            local.step()
-        state, before = local.state_dict(inner=True), mass(model, local)
-    model, inner, local = setting(**settings)
-    local.load_state_dict(state)
-    after = mass(model, local)
-    assert torch.equal(agreed_of(local), weights(model))
-    if rank == 2:
-        assert not residual_of(local).any()
-    for step in range(10, 22):
-        train(model, inner, rank, step)
-        local.step()
-    agreed = gathered(agreed_of(local))
-    assert all(torch.equal(row, agreed[0]) for row in agreed)
-    return before, after, message(lambda: local.load_state_dict(None if rank else state))
-
-
-def test_a_new_worker_begins_with_an_empty_residual(three_workers: Any) -> None:
-    for delay in (0, 2):
-        answers = three_workers.run(joined, delay)
-        before = (answers[0][0] + answers[1][0]) / 2
-        after = sum(answer[1] for answer in answers) / 3
-        torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-8)
-        assert all("states must be those of all workers that were saved, got 1 of 2" in said for _, _, said in answers)
-
-
-def tells_of_forgotten_calls(rank: int, world_size: int) -> None:
-    """Weights loaded after LocalSteps was made, and a forgotten local.step(), are told of before anything is lost."""
-    model = nn.Linear(20, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    local = LocalSteps(model, optimizer, sync_every=2)
-    model.load_state_dict({name: one + 1 for name, one in model.state_dict().items()})
-    with pytest.raises(RuntimeError, match="model must begin at the weights that it had when LocalSteps was made"):
-        train(model, optimizer, rank, 0)
-    with local.at_agreed():
-        held = {name: one.clone() for name, one in model.state_dict().items()}
-    model.load_state_dict(held)
-    train(model, optimizer, rank, 0)
-    train(model, optimizer, rank, 1)
-    with pytest.warns(UserWarning, match=r"local.step\(\) must follow each step of the optimizer, got 3 without it"):
-        train(model, optimizer, rank, 2)
-    with pytest.raises(RuntimeError, match="got 3 steps of the optimizer since"):
-        local.finish()
-    local.step()
-    local.finish()
-    model = nn.Linear(20, 1)
-    wrapped = [DistributedDataParallel(model)]
-    for inside in (True, False):
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        local = LocalSteps(model, optimizer, sync_every=2)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            train(model, optimizer, rank, 0)
-        assert ["is inside a DistributedDataParallel" in str(one.message) for one in caught] == [True] * inside
-        wrapped.clear()
-
-
-def test_forgotten_calls_are_told_of(two_workers: Any) -> None:
-    two_workers.run(tells_of_forgotten_calls)

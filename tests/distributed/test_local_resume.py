@@ -1,0 +1,217 @@
+"""Local steps that go on: saved and resumed, killed, among other workers, in other fragments."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tests.distributed.test_local_steps import (
+    agreed_of,
+    gathered,
+    made,
+    message,
+    residual_of,
+    train,
+    weights,
+)
+from torch import Tensor, nn
+
+from gaussiank import LocalSteps, checkpoint
+
+RESUMED: list[dict[str, Any]] = [
+    {},
+    {"fragments": 3, "sync_delay": 3, "collective": "split", "outer_optimizer": "nesterov"},
+    {"fragments": 2, "sync_delay": 2, "mixing": 0.5, "residual_dtype": torch.bfloat16, "compressor": "gaussiank"},
+    {"density": 1.0, "sync_delay": 1, "offload": "cpu"},
+    {"density": 0.1, "fragments": 2, "scope": "layer", "compressor": "gaussiank"},
+]
+
+
+def setting(**settings: Any) -> tuple[nn.Module, torch.optim.Optimizer, LocalSteps]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 30), nn.BatchNorm1d(30), nn.Linear(30, 10), nn.Linear(10, 1))
+    inner = torch.optim.AdamW(model.parameters(), lr=0.01)
+    return model, inner, made(model, inner, sync_every=6, **settings)
+
+
+def everything(model: nn.Module, local: LocalSteps) -> Tensor:
+    local.state_dict()  # waits for what is under way
+    return torch.cat([weights(model), model[1].running_var, agreed_of(local), residual_of(local).float()])
+
+
+def resumed(rank: int, world_size: int, folder: str, settings: dict[str, Any]) -> None:
+    """Save at every step of a run; from each save, another run ends with the same bits."""
+    model, inner, local = setting(**settings)
+    for step in range(14):
+        train(model, inner, rank, step)
+        local.step()
+        local.save(f"{folder}/{step}")
+    final = everything(model, local)
+    for begin in range(14):
+        model, inner, local = setting(**settings)
+        if begin % 5 == 0:
+            train(model, inner, rank, 77)
+            local.step()
+        local.load(f"{folder}/{begin}")
+        for step in range(begin + 1, 14):
+            train(model, inner, rank, step)
+            local.step()
+        assert torch.equal(everything(model, local), final), begin
+
+
+def test_it_resumes_at_any_inner_step_to_the_bit(two_workers: Any, tmp_path: Any) -> None:
+    for number, settings in enumerate(RESUMED):
+        two_workers.run(resumed, str(tmp_path / str(number)), settings)
+
+
+def mass(model: nn.Module, local: LocalSteps) -> Tensor:
+    """Return what this worker has yet to give: its residual, and what it learnt that is not in it and was not sent."""
+    learnt = agreed_of(local) - weights(model)
+    for fragment in local._fragments:
+        if fragment.flight is not None:
+            places = dict(zip(local.agreed(), range(99), strict=False))
+            names = list(local.agreed())
+            numels = [one.numel() for one in local.agreed().values()]
+            start = sum(numels[: places[fragment.names[0]]])
+            end = start + sum(numels[names.index(name)] for name in fragment.names)
+            learnt[start:end] = torch.cat(fragment.flight.before) - weights(model)[start:end]
+    return residual_of(local) + learnt
+
+
+def saved_in_flight(rank: int, world_size: int, folder: str, settings: dict[str, Any], steps: int) -> Tensor:
+    model, inner, local = setting(**settings)
+    for step in range(steps):
+        train(model, inner, rank, step)
+        local.step()
+    local.save(folder)
+    return torch.stack([mass(model, local), agreed_of(local)])
+
+
+def loaded_by_others(rank: int, world_size: int, folder: str, settings: dict[str, Any]) -> Tensor:
+    model, inner, local = setting(**settings)
+    local.load(folder)
+    assert torch.equal(agreed_of(local), weights(model))
+    found = torch.stack([mass(model, local), agreed_of(local)])
+    for step in range(local.steps, local.steps + 12):
+        train(model, inner, rank, step)
+        local.step()
+    agreed = gathered(agreed_of(local))
+    assert all(torch.equal(row, agreed[0]) for row in agreed)
+    return found
+
+
+def test_other_workers_take_over_without_losing_mass(two_workers: Any, four_workers: Any, tmp_path: Any) -> None:
+    for number, settings in enumerate(({"density": 0.1}, {"density": 0.1, "fragments": 2, "sync_delay": 2})):
+        for before, after in ((four_workers, two_workers), (two_workers, four_workers)):
+            folder = str(tmp_path / f"{number}-{before.world_size}")
+            saved = torch.stack(before.run(saved_in_flight, folder, settings, 10))  # 10: in flight with the delay
+            loaded = torch.stack(after.run(loaded_by_others, folder, settings))
+            torch.testing.assert_close(loaded[:, 0].mean(0), saved[:, 0].mean(0), rtol=1e-6, atol=1e-8)
+            assert torch.equal(loaded[0, 1], saved[0, 1])
+
+
+def other_fragments(rank: int, world_size: int, folder: str) -> list[str]:
+    model, inner, local = setting(fragments=3, sync_delay=2)
+    for step in range(5):
+        train(model, inner, rank, step)
+        local.step()
+    local.save(f"{folder}/flying")
+    train(model, inner, rank, 5)
+    local.step()
+    local.finish()
+    local.save(f"{folder}/landed")
+    final = everything(model, local)
+    model, inner, local = setting(fragments=2, sync_delay=1)
+    said = []
+    for place in ("flying", "none"):
+        try:
+            local.load(f"{folder}/{place}")
+        except (ValueError, OSError) as error:
+            said.append(str(error))
+    local.load(f"{folder}/landed")
+    assert torch.equal(everything(model, local), final)
+    return said
+
+
+def test_other_fragments_take_over_unless_some_are_in_flight(two_workers: Any, tmp_path: Any) -> None:
+    for said in two_workers.run(other_fragments, str(tmp_path)):
+        assert said[0].startswith(
+            "fragments must be those of the state while rounds are under way, got 2 for one with 3"
+        )
+        assert "must be one that local.save wrote" in said[1]
+
+
+def test_a_killed_run_goes_on_to_the_same_bits() -> None:
+    script = Path(__file__).parents[2] / "scripts" / "kill_local_steps.py"
+    run = subprocess.run([sys.executable, script, "--count", "2"], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.count("the same bits") == 3
+
+
+def sharded_out(rank: int, world_size: int, folder: str) -> None:
+    from torch.distributed.checkpoint import FileSystemWriter, save
+
+    model, inner, local = setting(fragments=2, sync_delay=2, density=0.1)
+    for step in range(10):
+        train(model, inner, rank, step)
+        local.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, about its own files
+        save(checkpoint.shards(local, rank), storage_writer=FileSystemWriter(folder))
+    before, state = everything(model, local), local.state_dict()
+    model, inner, local = setting(fragments=2, sync_delay=2, density=0.1)
+    local.load_state_dict(checkpoint.load_shards(folder, rank, world_size))
+    assert torch.equal(everything(model, local)[:1000], before[:1000])
+    assert torch.equal(residual_of(local), torch.cat(list(state["feedback"]["residual"].values())))
+    spoilt = {**state, "agreed": {**state["agreed"], "0.bias": state["agreed"]["0.bias"] + rank}}
+    assert "hash of the agreed weights, must be the same on every worker" in message(
+        lambda: local.load_state_dict(spoilt)
+    )
+    del spoilt["outer_optimizer"]
+    assert "state must be what LocalSteps.state_dict returned" in message(lambda: local.load_state_dict(spoilt))
+
+
+def test_its_state_goes_through_torchs_distributed_checkpoint(two_workers: Any, tmp_path: Any) -> None:
+    two_workers.run(sharded_out, str(tmp_path))
+    alone = checkpoint.load_shards(tmp_path, 0, 1)
+    assert alone["flights"]
+    assert torch.equal(alone["agreed"]["0.bias"], alone["local"]["0.bias"])
+
+
+def joined(rank: int, world_size: int, delay: int) -> tuple[Tensor, Tensor, str]:
+    """Ranks 0 and 1 train, then rank 2 joins them; returns what each has yet to give before and after."""
+    pair = dist.new_group([0, 1])
+    state, before = None, torch.zeros(1)
+    settings = {"density": 0.1, "fragments": 2, "sync_delay": delay}
+    if rank < 2:
+        model, inner, local = setting(**settings, group=pair)
+        for step in range(10):
+            train(model, inner, rank, step)
+            local.step()
+        state, before = local.state_dict(inner=True), mass(model, local)
+    model, inner, local = setting(**settings)
+    local.load_state_dict(state)
+    after = mass(model, local)
+    assert torch.equal(agreed_of(local), weights(model))
+    if rank == 2:
+        assert not residual_of(local).any()
+    for step in range(10, 22):
+        train(model, inner, rank, step)
+        local.step()
+    agreed = gathered(agreed_of(local))
+    assert all(torch.equal(row, agreed[0]) for row in agreed)
+    return before, after, message(lambda: local.load_state_dict(None if rank else state))
+
+
+def test_a_new_worker_begins_with_an_empty_residual(three_workers: Any) -> None:
+    for delay in (0, 2):
+        answers = three_workers.run(joined, delay)
+        before = (answers[0][0] + answers[1][0]) / 2
+        after = sum(answer[1] for answer in answers) / 3
+        torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-8)
+        assert all("states must be those of all workers that were saved, got 1 of 2" in said for _, _, said in answers)
