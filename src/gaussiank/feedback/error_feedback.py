@@ -68,10 +68,10 @@ class ResidualBuffers:
     ) -> ResidualBuffers:
         """Make the part of a layout without any residual yet; with a velocity of another dtype if one is given."""
         zeros = partial(ops.residual_buffer, layout.numel, device=device)
-        moving = None if velocity is None else (zeros(velocity), zeros(velocity))
-        part = cls(layout, zeros(dtype), moving and moving[0], zeros(dtype), moving and moving[1])
-        part.narrow = dtype is torch.bfloat16
-        return part
+        pair = None if velocity is None else (zeros(velocity), zeros(velocity))
+        return cls(
+            layout, zeros(dtype), pair and pair[0], zeros(dtype), pair and pair[1], narrow=dtype is torch.bfloat16
+        )
 
     def keep(self, accumulated: Tensor) -> None:
         """Write what is left of an accumulated vector to ``next_residual``, in 16 bits."""
@@ -223,11 +223,8 @@ class ErrorFeedback:
             name: (given,) if isinstance(given, int) else tuple(given) for name, given in parameters.items()
         }
         self._parameters = {name: math.prod(shape) for name, shape in self._shapes.items()}
-        self._momentum = momentum
-        self._world_size = world_size
-        self._use = use
-        self._dtype = dtype
-        self._decay = decay
+        self._momentum, self._world_size, self._use = momentum, world_size, use
+        self._dtype, self._decay = dtype, decay
         self.turn = 0
         self._follower = follower
         self._open_parts: list[ResidualBuffers] = []
@@ -329,8 +326,7 @@ class ErrorFeedback:
     def take_more(self, layout: Layout, indices: Tensor) -> Tensor:
         """Take more after ``take``: what still lies at int32 ``indices`` without repeats; it counts as sent."""
         part = self._parts[layout]
-        values = part.next_residual[indices]
-        values = values.float() if part.narrow else values
+        values = part.next_residual[indices].float() if part.narrow else part.next_residual[indices]
         part.next_residual[indices] = 0
         if part.next_velocity is not None and self._momentum is not None and self._momentum.masking:
             part.next_velocity[indices] = 0
