@@ -230,7 +230,7 @@ def in_loops(rank: int, world_size: int, numbers: range, how: dict[str, Any]) ->
     for number in numbers:
         take, wrapped = LOOPS[number]
         try:
-            beside_hsdp(rank, world_size, how, take, 3, MESHES[:1], **wrapped)
+            beside_hsdp(rank, world_size, how, take, 2, MESHES[:1], **wrapped)
         except Exception as error:
             raise RuntimeError(f"{take.__name__} with {wrapped} and {how}") from error
 
