@@ -26,6 +26,7 @@ from triton.runtime.jit import JITFunction
 
 import gaussiank.ops.triton as kernels
 from gaussiank.codec import Wire
+from gaussiank.ops import NarrowMean
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 SWEEP_REGISTERS = 64  # 1,024 threads on a multiprocessor, and reads of four tiles under way
@@ -55,9 +56,10 @@ class Variant(NamedTuple):
         known = dict(self.constants)
         name = self.kernel.__name__.removesuffix("_kernel")
         given = dict(self.types)
-        said = [given["grad"].removeprefix("*")] if "grad" in given and known["ADDS"] else []
+        said = [given["grad"].removeprefix("*")] if known.get("ADDS") else []
         said += ["aligned" if known["ALIGNED"] else "not aligned"] if "ALIGNED" in known else []
         said += [f"{key.lower()} {known[key]}" for key in ("FATE", "BITS") if key in known]
+        said += [{1: "to bf16", 2: "to fp16"}[known["NARROW"]]] if known.get("NARROW") else []
         said += ["nothing added"] if known.get("ADDS") is False else []
         return f"{name} ({', '.join(said)})" if said else name
 
@@ -121,7 +123,11 @@ def variants() -> list[Variant]:
         layout = Wire("chunks", values).row_format(k, numel)
         assert layout is not None
         kernels.take(residual[1:], k, None, residual[1:].clone(), out[1:], layout)
-        kernels.mean_of_rows(torch.zeros(2, layout.length, dtype=torch.uint8), layout, out[1:])
+        rows = torch.zeros(2, layout.length, dtype=torch.uint8)
+        kernels.mean_of_rows(rows, layout, out[1:])
+        for dtype in (torch.bfloat16, torch.float16):
+            narrow = NarrowMean(torch.zeros(numel + 1, dtype=dtype)[1:], residual[1:])
+            kernels.mean_of_rows(rows, layout, out[1:], narrow)
     return sorted(found, key=lambda one: one.label)
 
 

@@ -31,7 +31,7 @@ from gaussiank.collectives import parse_collective
 from gaussiank.comm import Communicator, Work
 from gaussiank.compressors import COMPRESSORS, parse_compressor
 from gaussiank.layout import Layout
-from gaussiank.ops import accelerator
+from gaussiank.ops import TakenRow, accelerator
 from gaussiank.reducer import GradientReducer, Settings
 from gaussiank.schedule import Constant
 from gaussiank.sparse import SparseGradient
@@ -369,15 +369,15 @@ def kernels_of(device: torch.device) -> str:
 def speed(device: torch.device) -> Answer:
     """Time ops against the copy rate of the same run, and against ``torch.topk``, by the device's own clock."""
     rows: list[dict[str, Any]] = []
-    numels = _SPEED_NUMELS[device.type]
-    for numel in numels:
+    for numel in _SPEED_NUMELS[device.type]:
         if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < 40 * numel:
             continue
         k = max(1, round(DENSITY * numel))
         grad, residual, out = (torch.randn(numel, device=device) for _ in range(3))
         taken = ops.accumulate_topk(grad, residual, k, out=out)
         hint, mean = taken.hint, torch.empty_like(out)
-        parts = [SparseGradient(taken.indices, taken.values, numel)] * 8
+        layout = Wire("chunks", "bf16").row_format(k, numel)
+        written = ops.accumulate_topk(grad, residual, k, hint, out=out, row=layout)
 
         def plain(grad: Tensor = grad, residual: Tensor = residual, k: int = k) -> Tensor:
             accumulated = residual + grad
@@ -397,12 +397,16 @@ def speed(device: torch.device) -> Answer:
             "take by torch's ops": by_torch,
             "torch.topk alone": partial(torch.topk, grad, k, sorted=False),
             "add, topk and gather in torch": plain,
-            "mean of 8": partial(ops.scatter_mean, parts, mean),
+            "mean of 8": partial(ops.scatter_mean, [SparseGradient(taken.indices, taken.values, numel)] * 8, mean),
         }
+        if isinstance(written, TakenRow) and layout is not None:
+            arrived = written.row.repeat(8, 1)
+            timed["take and pack"] = partial(ops.accumulate_topk, grad, residual, k, hint, out=out, row=layout)
+            timed["unpack and mean of 8"] = partial(ops.mean_of_rows, arrived, layout, mean)
         took_us = {name: _median_us(run, device) for name, run in timed.items()}
         for name, us in took_us.items():
             row: dict[str, Any] = {"case": f"{name}, {numel:,}", "kernels": kernels_of(device), "us": round(us, 1)}
-            moved = {"copy": 8, "add": 12, "take": 12}.get(name)
+            moved = {"copy": 8, "add": 12, "take": 12, "take and pack": 12}.get(name)
             if moved:
                 row["GB/s"] = round(moved * numel / us / 1e3, 1)
                 row["of the copy rate"] = round(moved / 8 * took_us["copy"] / us, 3)
@@ -540,10 +544,16 @@ def graph(device: torch.device) -> Answer:
     numel = _NUMEL[device.type]
     k = max(1, round(DENSITY * numel))
     grad, residual, out, mean = (torch.zeros(numel, device=device) for _ in range(4))
+    wire = Wire("chunks", "bf16")
+    layout = wire.row_format(k, numel)
+    packs = isinstance(ops.accumulate_topk(grad, residual, k, out=out, row=layout), TakenRow)
 
     def once() -> None:
-        taken = ops.accumulate_topk(grad, residual, k, out=out)
-        ops.scatter_mean([SparseGradient(taken.indices, taken.values, numel)] * 2, mean)
+        taken = ops.accumulate_topk(grad, residual, k, out=out, row=layout)
+        if isinstance(taken, TakenRow) and layout is not None:
+            ops.mean_of_rows(taken.row.expand(2, -1), layout, mean)
+        else:
+            ops.scatter_mean([SparseGradient(taken.indices, taken.values, numel)] * 2, mean)
 
     try:
         replay = _captured(once, device)
@@ -556,7 +566,9 @@ def graph(device: torch.device) -> Answer:
         replay()
         expected, mean_there = torch.zeros(numel), torch.empty(numel)
         taken = ops.accumulate_topk(gradient, torch.zeros(numel), k, out=expected)
-        ops.scatter_mean([SparseGradient(taken.indices, taken.values, numel)] * 2, mean_there)
+        sent = wire.round(taken.values) if packs else taken.values
+        expected.index_add_(0, taken.indices, taken.values - sent)
+        ops.scatter_mean([SparseGradient(taken.indices, sent, numel)] * 2, mean_there)
         rows.append({"case": f"replay {step}", "right": _same([out.cpu(), mean.cpu()], [expected, mean_there])})
     return _judged(rows, "replays of a captured selection and mean give the bits of the CPU")
 

@@ -102,6 +102,8 @@ def row_format(codes: Codes, slots: int, numel: int) -> RowFormat | None:
     full_at = HEADER_BYTES + 2 * -(-numel >> Chunks.bits)
     values_at = offsets_at + 2 * slots
     used = values_at + codes.values.bytes_for(slots)
+    if used > MAX_NUMEL:  # kernels count bytes in 32 bits
+        return None
     return RowFormat(numel, slots, word, HEADER_BYTES, full_at, offsets_at, values_at, used, bits)
 
 

@@ -1,4 +1,4 @@
-"""What is compiled: all of it beforehand, one variant whatever the numbers and the addresses are."""
+"""What is compiled and launched: the same whatever the numbers, the addresses and the values are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.ops.conftest import LAWS
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from gaussiank import ops
 from gaussiank.codec import Wire
 from gaussiank.ops import NarrowMean, accelerator
 
@@ -63,3 +67,44 @@ def test_compress_compiles_all_that_a_step_can_launch(launched: Launched, monkey
         kernels.take(residual, k, None, grad, out)
         kernels.take(residual, numel, None)
     assert launched == beforehand
+
+
+class Recorded(TorchDispatchMode):
+    """Notes each op with the shapes that go in and come out: what a CUDA graph would hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops: list[tuple[object, ...]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        leaves = tree_leaves((args, kwargs, result))
+        seen = [(one.shape, one.dtype) if isinstance(one, torch.Tensor) else one for one in leaves]
+        assert not {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(function.tags), function
+        self.ops.append((function, *seen))
+        return result
+
+
+def test_what_is_launched_and_allocated_does_not_depend_on_values(rng: torch.Generator) -> None:
+    numel, k = 2000, 40
+    layout = Wire("chunks", "bf16").row_format(k, numel)
+    found = []
+    for law, hint in (("normal", 2.5), ("zeros", 0.0), ("infinities and NaN", 9.0)):
+        vector, residual, out = LAWS[law](numel, rng), torch.zeros(numel), torch.empty(numel)
+        narrow = NarrowMean(torch.empty(numel, dtype=torch.bfloat16), out)
+        with Recorded() as recorded:
+            taken = ops.accumulate_topk(vector, residual, k, torch.tensor(hint), out=out, row=layout)
+            assert isinstance(taken, ops.TakenRow)
+            ops.mean_of_rows(taken.row.expand(3, -1), layout, torch.empty(numel), narrow)
+        found.append(recorded.ops)
+    assert len(found[0]) >= 6
+    assert all(one == found[0] for one in found)
+
+
+def test_a_row_is_written_where_it_has_room_for_just_the_chosen(rng: torch.Generator) -> None:
+    layout, vector = Wire("chunks", "bf16").row_format(50, 3000), torch.randn(3000, generator=rng)
+    for k in (49, 51):  # a row of another exchange's: torch's ops pack, and say so where there is no room
+        assert not isinstance(ops.accumulate_topk(vector, torch.zeros(3000), k, row=layout), ops.TakenRow)
+    most = 2**31 - 1
+    assert Wire("chunks", "bf16").row_format(most // 5, most) is not None
+    assert Wire("chunks", "bf16").row_format(most // 4, most) is None  # of more bytes than 31 bits can count
