@@ -6,6 +6,7 @@ Gradients are given, in multiples of 1/4, so that sums are exact: what went in i
 from __future__ import annotations
 
 import contextlib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel as DDP
@@ -41,6 +42,12 @@ class Given(nn.Module):
         return torch.stack([(self.weights[name] * grad).sum() for name, grad in fed.items()]).sum()
 
 
+@cache
+def mesh_of(replicas: int, shards: int) -> DeviceMesh:
+    """Return the mesh of all cases, because each new one has groups whose threads wake a hundred times a second."""
+    return init_device_mesh("cpu", (replicas, shards), mesh_dim_names=("outer", "inner"))
+
+
 class Door:
     """A compressed model behind one of the doors, and what differs between them.
 
@@ -57,7 +64,7 @@ class Door:
             self.model: Any = DDP(Given())
             self.compression = gaussiank.compress(self.model, **how)
         else:
-            mesh = init_device_mesh("cpu", (self.replicas, shards), mesh_dim_names=("outer", "inner"))
+            mesh = mesh_of(self.replicas, shards)
             self.model = fully_shard(Given(), mesh=mesh["inner"])
             self.compression = gaussiank.compress(self.model, mesh=mesh, **how)
         self.kind, self.mesh = kind, None if kind == "ddp" else mesh
