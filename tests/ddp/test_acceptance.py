@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import gaussiank
+from gaussiank import doors
 
 INSTEAD = "which is not supported yet. Leave compress out, or use DistributedDataParallel in its place."
 
@@ -126,3 +127,11 @@ def test_an_empty_parameter_may_be_alone_in_its_bucket() -> None:
                 model().backward()
             assert (compression.step, compression.metrics.numel) == (3, sum(numels))
             assert compression.metrics.kept == round(0.1 * sum(numels))
+
+
+def test_kernels_are_compiled_before_the_first_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared: list[set[torch.device]] = []
+    monkeypatch.setattr(doors, "prepare", prepared.append)
+    gaussiank.compress(DDP(nn.Linear(3, 1)), 0.1)
+    gaussiank.compress(DDP(nn.Linear(3, 1)), compressor="dense")  # which runs none
+    assert prepared == [{torch.device("cpu")}]
