@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
@@ -107,19 +108,58 @@ def median_of(norms: Sequence[float]) -> float:
     return finite[(len(finite) - 1) // 2] if finite else 0.0
 
 
-def require_outlier_rule(on_outlier: str, norm_limit: float | None) -> None:
-    """Raise unless they are known and go together.
+def read(told: Done) -> list[Note]:
+    """Wait for what ``Note.send`` has begun: every worker's note, in rank order."""
+    rows = told.wait().view(-1, len(Note._fields)).tolist()
+    return [Note(int(step), int(fragment), norm, int(hashed)) for step, fragment, norm, hashed in rows]
+
+
+class OutlierRule:
+    """What becomes of workers whose difference would poison the mean.
+
+    Args:
+        on_outlier: an error on every worker, or what is done with the difference.
+        norm_limit: how many times the median norm a difference may have; None for any finite one.
 
     Raises:
-        ValueError: they do not.
+        ValueError: they are unknown, or do not go together.
     """
-    if on_outlier not in get_args(OnOutlier):
-        raise ValueError(
-            f"on_outlier must be one of {', '.join(get_args(OnOutlier))}, got {on_outlier!r}. Choose one of them."
-        )
-    if norm_limit is not None and not norm_limit > 1:
-        raise ValueError(f"norm_limit must be above 1, got {norm_limit}. 10 allows ten times the median norm.")
-    if on_outlier == "clip" and norm_limit is None:
-        raise ValueError(
-            "norm_limit must be given with on_outlier='clip', got None. 10 clips what is ten medians long."
-        )
+
+    def __init__(self, on_outlier: OnOutlier, norm_limit: float | None) -> None:
+        if on_outlier not in get_args(OnOutlier):
+            raise ValueError(
+                f"on_outlier must be one of {', '.join(get_args(OnOutlier))}, got {on_outlier!r}. Choose one of them."
+            )
+        if norm_limit is not None and not norm_limit > 1:
+            raise ValueError(f"norm_limit must be above 1, got {norm_limit}. 10 allows ten times the median norm.")
+        if on_outlier == "clip" and norm_limit is None:
+            raise ValueError(
+                "norm_limit must be given with on_outlier='clip', got None. 10 clips what is ten medians long."
+            )
+        self.on_outlier, self.norm_limit = on_outlier, norm_limit
+        self._told: set[int] = set()  # ranks whose outlying difference was warned of
+
+    def judge(self, notes: Sequence[Note], first: str, own: int) -> None:
+        """Raise where workers are apart, or an outlier is an error; else warn of it once a rank.
+
+        Args:
+            notes: of every worker, in rank order.
+            first: name of the fragment's first parameter.
+            own: this worker's rank.
+
+        Raises:
+            RuntimeError: so it is.
+        """
+        require_together(notes)
+        for rank, fault in outliers([note.norm for note in notes], self.norm_limit).items():
+            what = f"the difference of rank {rank} {fault} in the round of step {notes[0].step} ({first} on)"
+            if self.on_outlier == "raise":
+                raise RuntimeError(
+                    f"differences must be finite and within norm_limit, but {what}. Nothing was changed; look for the "
+                    "cause there, lower the learning rate, or set on_outlier='leave_out'."
+                )
+            if rank not in self._told and own in (0, rank):
+                clipped = self.on_outlier == "clip" and "finite" not in fault
+                done = "It is clipped to the median." if clipped else "It is left out, and begins again."
+                warnings.warn(f"{what}. {done} This is said once a rank.", stacklevel=5)
+            self._told.add(rank)

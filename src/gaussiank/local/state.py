@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch.distributed as dist
+
 from gaussiank.reshard import at_agreed
 
 from .fragment import Fragment
@@ -55,7 +57,35 @@ def parted(state: Mapping[str, Any], fragments: Sequence[Fragment]) -> list[dict
     ]
 
 
-def among_more(state: Mapping[str, Any], rank: int, world_size: int) -> dict[str, Any]:
+def joined(
+    state: Mapping[str, Any] | None, saved: Sequence[int | None], group: dist.ProcessGroup | None
+) -> dict[str, Any]:
+    """Return the state that a worker goes on from where some have none; call it on every worker.
+
+    Args:
+        state: of this worker, None of a new one.
+        saved: of each worker the number of workers that its state is of, None of a new one.
+        group: of all workers.
+
+    Raises:
+        ValueError: some of the saved states are missing.
+    """
+    old = [rank for rank, workers in enumerate(saved) if workers is not None]
+    if not old or any(saved[rank] != len(old) for rank in old):
+        most = max((saved[rank] or 0 for rank in old), default=0)
+        raise ValueError(
+            f"states must be those of all workers that were saved, got {len(old)} of {most}: what others keep "
+            "would be lost. Save to a folder, and load that."
+        )
+    rank, world_size = dist.get_rank(group), dist.get_world_size(group)
+    own = None if state is None else _among_more(state, rank, world_size)
+    shared = [_without_own(own) if own is not None and rank == old[0] else None]
+    source = dist.get_process_group_ranks(group)[old[0]]
+    dist.broadcast_object_list(shared, source, group=group)
+    return own or {**(shared[0] or {}), "rank": rank, "local": (shared[0] or {})["agreed"]}
+
+
+def _among_more(state: Mapping[str, Any], rank: int, world_size: int) -> dict[str, Any]:
     """Return a worker's state where others have joined that bring nothing: scaled, so that the mass stays the same.
 
     Args:
@@ -70,7 +100,7 @@ def among_more(state: Mapping[str, Any], rank: int, world_size: int) -> dict[str
     return {**state, "rank": rank, "world_size": world_size, "feedback": scaled, "hints": {}, "routes": {}}
 
 
-def without_own(state: Mapping[str, Any]) -> dict[str, Any]:
+def _without_own(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of a worker's state a new one takes over: all but residual, local weights, and inner optimizers."""
     feedback = {**state["feedback"], "residual": {}}
     shared = {key: value for key, value in state.items() if key not in ("local", "optimizers", "buffers")}

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import math
 import time
-import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -23,7 +22,7 @@ from gaussiank import __version__, checkpoint
 from gaussiank.autotune import parse_policy
 from gaussiank.codec import Wire
 from gaussiank.collectives import Collective
-from gaussiank.comm import Done, await_all, executor_of, group_timeout_s, require_agreement, require_backend, together
+from gaussiank.comm import await_all, executor_of, group_timeout_s, require_agreement, require_backend, together
 from gaussiank.compressors import Compressor, parse_compressor
 from gaussiank.feedback import require_same_worker
 from gaussiank.reducer import Settings
@@ -46,9 +45,9 @@ from .acceptance import (
     warn_of_ddp,
 )
 from .fragment import Clock, Flight, Fragment, Round
-from .notes import Note, OnOutlier, digest, median_of, outliers, require_outlier_rule, require_together
-from .state import FORMAT, among_more, gathered, parted, without_own
-from .vector import RunningStatistics, local_part, norm_of, split
+from .notes import Note, OnOutlier, OutlierRule, digest, median_of, outliers, read
+from .state import FORMAT, gathered, joined, parted
+from .vector import RunningStatistics, broadcast, norm_of, split
 
 _WIRE = "rice+2bit"
 
@@ -158,7 +157,7 @@ class LocalSteps:
         parameters = trained_parameters(module, optimizers)
         device = require_backend(group, {one.device for one in parameters.values()}, timeout_s)
         require_turns(sync_every, fragments, sync_delay, mixing, len(parameters))
-        require_outlier_rule(on_outlier, norm_limit)
+        self._rule = OutlierRule(on_outlier, norm_limit)
         require_options(scope, buffers, check_every, residual_dtype, offload)
         settings = Settings(
             density if callable(density) else Constant(require_density(density)),
@@ -173,7 +172,7 @@ class LocalSteps:
         self._module, self._optimizers, self._group = module, optimizers, group
         self._members = Membership(module, optimizers)
         self._sync_every, self._sync_delay, self._mixing = sync_every, sync_delay, mixing
-        self._on_outlier, self._norm_limit, self._check_every = on_outlier, norm_limit, check_every
+        self._check_every = check_every
         self.steps = 0
         self._config = {
             "gaussiank version": __version__,
@@ -196,7 +195,7 @@ class LocalSteps:
         }
         await_all(group, what="gaussiank.LocalSteps")
         require_agreement(self._config, group)
-        self._broadcast()
+        broadcast(module, group)
         self._executor = executor_of(group, group_timeout_s(group) if timeout_s is None else timeout_s, device)
         whole = wire is None or settings.wire.exact
         home = torch.device(offload) if offload else None
@@ -214,7 +213,6 @@ class LocalSteps:
         require_agreement({"outer_optimizer": self.outer_optimizer}, group)
         self._statistics = RunningStatistics(module) if buffers == "average" else None
         self._flying: deque[Fragment] = deque()
-        self._told: set[int] = set()  # ranks whose outlying difference was warned of
         self.metrics = self._fragments[-1].metrics
         self.sent_bytes = 0
         self.ended: tuple[Round, ...] = ()
@@ -356,7 +354,7 @@ class LocalSteps:
         what = "local.load_state_dict"
         saved = together(lambda: None if state is None else int(state["world_size"]), self._group, what=what)
         if None in saved:
-            state = self._joined(state, saved)
+            state = joined(state, saved, self._group)
 
         def fitting() -> tuple[int, int]:
             assert state is not None  # each has one now
@@ -367,22 +365,6 @@ class LocalSteps:
         checkpoint.require_one(found, "step, and hash of the agreed weights,")
         assert state is not None  # each has one now
         self._load(state)
-
-    def _joined(self, state: Mapping[str, Any] | None, saved: Sequence[int | None]) -> dict[str, Any]:
-        """Return this worker's state where some are new."""
-        old = [rank for rank, workers in enumerate(saved) if workers is not None]
-        if not old or any(saved[rank] != len(old) for rank in old):
-            most = max((saved[rank] or 0 for rank in old), default=0)
-            raise ValueError(
-                f"states must be those of all workers that were saved, got {len(old)} of {most}: what others keep "
-                "would be lost. Save to a folder, and load that."
-            )
-        rank, world_size = dist.get_rank(self._group), dist.get_world_size(self._group)
-        own = None if state is None else among_more(state, rank, world_size)
-        shared = [without_own(own) if own is not None and rank == old[0] else None]
-        source = dist.get_process_group_ranks(self._group)[old[0]]
-        dist.broadcast_object_list(shared, source, group=self._group)
-        return own or {**(shared[0] or {}), "rank": rank, "local": (shared[0] or {})["agreed"]}
 
     def save(self, folder: str | Path) -> None:
         """Write everything that this worker needs to go on, to the bit: its state, inner optimizers and buffers.
@@ -488,20 +470,21 @@ class LocalSteps:
         checks = self._check_every and fragment.reducer.exchanges % self._check_every == 0
         note = Note(self.steps, number, norm, fragment.digest() if checks else 0)
         told = note.send(self._executor, self._group, fragment.vectors[0].device)
-        left_out = not math.isfinite(norm)
-        if left_out and self._on_outlier != "raise":
+        rule, left_out = self._rule, not math.isfinite(norm)
+        if left_out and rule.on_outlier != "raise":
             self._rewind()
-        if self._norm_limit is not None:
-            notes = _read(told)
-            self._judge(notes, fragment)
-            if dist.get_rank(self._group) in outliers([one.norm for one in notes], self._norm_limit):
-                left_out = left_out or self._on_outlier == "leave_out"
+        if rule.norm_limit is not None:
+            notes = read(told)
+            rule.judge(notes, fragment.names[0], dist.get_rank(self._group))
+            if dist.get_rank(self._group) in outliers([one.norm for one in notes], rule.norm_limit):
+                left_out = left_out or rule.on_outlier == "leave_out"
                 if left_out:
                     fragment.rewind()
                 else:
-                    _scale(differences, median_of([one.norm for one in notes]) / norm)
+                    for difference in differences:
+                        difference.mul_(median_of([one.norm for one in notes]) / norm)
         carrying = self._sync_delay > 0 and self._mixing is None
-        unread = told if self._norm_limit is None else None
+        unread = told if rule.norm_limit is None else None
         fragment.send(self.steps, differences, unread, carrying=carrying, left_out=left_out)
         if self._statistics is not None and number == len(self._fragments) - 1:
             self._statistics.send(self._executor, self.steps, left_out=left_out)
@@ -516,31 +499,13 @@ class LocalSteps:
         for optimizer in self._optimizers:
             forget_nonfinite(optimizer)
 
-    def _judge(self, notes: Sequence[Note], fragment: Fragment) -> None:
-        """Raise where workers are apart, or an outlier is an error; else warn of it once a rank."""
-        require_together(notes)
-        found = outliers([note.norm for note in notes], self._norm_limit)
-        own, step = dist.get_rank(self._group), notes[0].step
-        for rank, fault in found.items():
-            what = f"the difference of rank {rank} {fault} in the round of step {step} ({fragment.names[0]} on)"
-            if self._on_outlier == "raise":
-                raise RuntimeError(
-                    f"differences must be finite and within norm_limit, but {what}. Nothing was changed; look for the "
-                    "cause there, lower the learning rate, or set on_outlier='leave_out'."
-                )
-            if rank not in self._told and own in (0, rank):
-                clipped = self._on_outlier == "clip" and "finite" not in fault
-                done = "It is clipped to the median." if clipped else "It is left out, and begins again."
-                warnings.warn(f"{what}. {done} This is said once a rank.", stacklevel=5)
-            self._told.add(rank)
-
     def _arrive(self, fragment: Fragment) -> None:
         """Wait until all of a round is there: what the others told, the means, and the statistics."""
         assert fragment.flight is not None  # under way
         if fragment.flight.note is not None:
-            notes, fragment.flight.note = _read(fragment.flight.note), None
+            notes, fragment.flight.note = read(fragment.flight.note), None
             try:
-                self._judge(notes, fragment)
+                self._rule.judge(notes, fragment.names[0], dist.get_rank(self._group))
             except RuntimeError:
                 self._flying.remove(fragment)
                 fragment.drop()
@@ -577,22 +542,3 @@ class LocalSteps:
         return norm_of(
             [fragment.reducer.feedback.residual(name) for fragment in self._fragments for name in fragment.names]
         )
-
-    @torch.no_grad()
-    def _broadcast(self) -> None:
-        source = dist.get_process_group_ranks(self._group)[0]
-        for one in (*self._module.parameters(), *self._module.buffers()):
-            held = local_part(one)
-            whole = held.contiguous()
-            dist.broadcast(whole, source, group=self._group)
-            held.copy_(whole)
-
-
-def _scale(vectors: Sequence[Tensor], factor: float) -> None:
-    for vector in vectors:
-        vector.mul_(factor)
-
-
-def _read(told: Done) -> list[Note]:
-    rows = told.wait().view(-1, len(Note._fields)).tolist()
-    return [Note(int(step), int(fragment), norm, int(hashed)) for step, fragment, norm, hashed in rows]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -165,6 +166,17 @@ def norm_of(vectors: Sequence[Tensor]) -> float:
         return fast
     norms = [torch.linalg.vector_norm(one, dtype=torch.float64) for one in vectors]
     return float(torch.linalg.vector_norm(torch.stack([norm.cpu() for norm in norms])))
+
+
+@torch.no_grad()
+def broadcast(module: nn.Module, group: dist.ProcessGroup | None) -> None:
+    """Overwrite a module's parameters and buffers by those of the group's first worker; call it on every worker."""
+    source = dist.get_process_group_ranks(group)[0]
+    for one in (*module.parameters(), *module.buffers()):
+        held = local_part(one)
+        whole = held.contiguous()
+        dist.broadcast(whole, source, group=group)
+        held.copy_(whole)
 
 
 # ---------------------------------------------------------------------- running statistics
