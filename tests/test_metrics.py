@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 from tests.each import each
 
-from gaussiank.metrics import Metrics, Totals
+from gaussiank import metrics
+from gaussiank.metrics import Metrics, RoundTotals, Totals
 
 
 @each(("dense_bytes", "sent_bytes", "compression"), [(1000, 8, 125.0), (6, 12, 0.5), (7, 7, 1.0)])
@@ -78,6 +79,23 @@ def test_totals_tell_what_was_sent_hidden_and_what_dense_had_taken() -> None:
     assert (
         Totals(steps=1, sent_bytes=70, dense_bytes=250_000_000_000).text()
         == "1 steps: sent 70 bytes instead of 250 GB."
+    )
+
+
+def test_totals_of_rounds_tell_what_was_sent_and_what_dense_had_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([1.0, 2.0, 3.5, 3.5])
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(now))
+    totals = RoundTotals(dense_bytes=1_000_000, buckets=4, world_size=2)
+    assert totals.dense_ratio(1e6, 0.0) is None
+    for ended in ([], [], [(10_000, 0.5)]):
+        totals.count(1, ended)
+    totals.count(0, [(20_000, float("nan"))])  # finish; a round that was resumed has no time
+    # steps of 1 s beside the waiting, whose backward hides two thirds of a second; a megabyte takes 2 s
+    assert totals.dense_ratio(0.5e6, 0.0) == pytest.approx((1 + 2 - 2 / 3) / 1.25)
+    assert totals.dense_ratio(1e9, 0.01) == pytest.approx((1 + (0.001 + 4 * 2 * 0.01) / 4) / 1.25)
+    assert totals.text(0.8) == (
+        "3 steps, 2 rounds: sent 30 kB instead of 3 MB; training stood still for 20 % of the time; "
+        "dense at every step would have been 20 % faster: take LocalSteps out."
     )
 
 

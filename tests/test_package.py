@@ -4,12 +4,15 @@ import ast
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
 from tests.each import each
 from tests.imports import LIBRARY, ROOT
 
@@ -53,6 +56,53 @@ def test_every_public_name_is_in_the_reference() -> None:
     pages = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs/api").glob("*.rst"))
     described = set(re.findall(r"^[.][.] auto(?:class|function):: gaussiank[.](\w+)$", pages, re.MULTILINE))
     assert set(gaussiank.__all__) - {"__version__"} == described
+
+
+INTERFACES = {"AdamWarning", "Compressor", "Observer", "Schedule"}  # nobody has an object of these
+MADE = [
+    *(gaussiank.parse_compressor(name) for name in gaussiank.compressor_names()),
+    gaussiank.Capped(gaussiank.SIDCo(mode="pareto"), 7),
+    gaussiank.AdamRows(beta2=0.9),
+    gaussiank.MomentumCorrection(0.8, nesterov=True),
+    gaussiank.Constant(0.01),
+    gaussiank.DenseStart(0.01, steps=7),
+    gaussiank.Warmup.dgc(0.01, stage_steps=50),
+    gaussiank.Layout(("w", "b"), (6, 2)),
+    gaussiank.Metrics(step=3, kept=5),
+]
+
+
+def test_every_public_object_tells_its_settings(tmp_path: Path) -> None:
+    """What only has settings is printed as what makes it again; what trains names its settings, and where it is."""
+    for one in MADE:
+        assert eval(repr(one), {name: getattr(gaussiank, name) for name in gaussiank.__all__}) == one
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wrapped, bare = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(30, 2)), torch.nn.Linear(30, 2)
+        optimizer = torch.optim.SGD(bare.parameters())
+        trains = [
+            gaussiank.compress(wrapped, density=0.25, clip_norm=2.0),
+            gaussiank.LocalSteps(bare, optimizer, sync_every=7, offload="cpu", outer_optimizer=torch.optim.SGD),
+            gaussiank.ErrorFeedback({"w": 30}),
+            gaussiank.SparseGradient(torch.tensor([3], dtype=torch.int32), torch.tensor([2.0]), numel=5),
+        ]
+    finally:
+        dist.destroy_process_group()
+    same = "on_nonfinite=propagate, collective=AllGather(slack=1.25, spread={}, ask=False), wire={}, "
+    assert list(map(repr, trains)) == [
+        "Compression(density=Constant(density=0.25), compressor=TopK(), scope=bucket, clip_norm=2.0, "
+        + same.format(1.02, "rice+bf16-rice")
+        + "parameters=2, numel=62, step=0)",
+        "LocalSteps(sync_every=7, density=Constant(density=0.0625), compressor=ChunkTopK(chunk=4096), "
+        + same.format(1.005, "rice+2bit")
+        + "scope=fragment, decay=1.0, fragments=1, sync_delay=0, buffers=average, on_outlier=raise, check_every=10, "
+        "outer_optimizer=SGD, offload=cpu, parameters=2, numel=62, steps=0)",
+        "ErrorFeedback(1 parameters, numel=30, momentum=None, decay=1.0, world_size=1)",
+        "SparseGradient(indices=tensor([3], dtype=torch.int32), values=tensor([2.]), numel=5, row=None)",
+    ]
+    classes = {name for name in gaussiank.__all__ if inspect.isclass(getattr(gaussiank, name))} - INTERFACES
+    shown = {name for name in classes if any(isinstance(one, getattr(gaussiank, name)) for one in (*MADE, *trains))}
+    assert shown == classes
 
 
 def test_unknown_name() -> None:

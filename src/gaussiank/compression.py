@@ -15,7 +15,7 @@ from gaussiank import __version__, checkpoint
 from gaussiank.autotune import Policy
 from gaussiank.comm import await_all, require_agreement, together
 from gaussiank.feedback import ErrorFeedback
-from gaussiank.metrics import Metrics, Observer
+from gaussiank.metrics import Metrics, Observer, bytes_per_s
 from gaussiank.reducer import GradientReducer, Settings
 
 _LOG = logging.getLogger(__name__)
@@ -126,13 +126,12 @@ class Compression:
         Example:
             ``print(compression.summary(mbit=100))``
         """
-        if mbit is not None and not mbit > 0:
-            raise ValueError(f"mbit must be above 0, got {mbit}. Give the rate of the link, 100 for example.")
+        rate = None if mbit is None else bytes_per_s(mbit)
         totals = replace(self._reducer.totals)
         totals.add(self.metrics)
         ratio, link = None, getattr(self.collective, "link", None)
-        if mbit is not None:
-            ratio = totals.dense_ratio(mbit * 125e3, latency_us * 1e-6, self._reducer.world_size)
+        if rate is not None:
+            ratio = totals.dense_ratio(rate, latency_us * 1e-6, self._reducer.world_size)
         elif link is not None:
             ratio = totals.dense_ratio(link.bytes_per_s, link.latency_s, self._reducer.world_size)
         return totals.text(ratio if totals.timed else None)

@@ -225,8 +225,96 @@ class Totals:
                 f"the exchange hid behind backward in {self.hidden / self.timed:.0%} of steps".replace("%", " %")
             )
         if dense_ratio is not None:
-            parts.append(f"dense would have been {_comparison(dense_ratio)}")
+            parts.append(f"dense would have been {_comparison(dense_ratio, 'the hook')}")
         return "; ".join(parts) + "."
+
+
+@dataclass
+class RoundTotals:
+    """What the local steps of this process have sent, and how long they took: for ``LocalSteps.summary``.
+
+    Args:
+        dense_bytes: what one ring all-reduce of the whole gradient would put on the wire.
+        buckets: messages that it would be sent in.
+        world_size: number of workers.
+
+    Attributes:
+        steps: inner steps.
+        rounds: that have ended, of any fragment.
+        sent_bytes: bytes that this worker put on the wire.
+        timed: steps whose length is known: all but the first.
+        step_s: seconds of those that are timed.
+        waited_s: of these, in which training stood still for a round.
+    """
+
+    dense_bytes: int
+    buckets: int
+    world_size: int
+    steps: int = 0
+    rounds: int = 0
+    sent_bytes: int = 0
+    timed: int = 0
+    step_s: float = 0.0
+    waited_s: float = 0.0
+    _last_at: float | None = None
+
+    def count(self, steps: int, ended: Sequence[tuple[int, float]]) -> None:
+        """Count ``steps`` inner steps that end now, and the rounds that ended with them: bytes, and seconds waited."""
+        now = time.perf_counter()
+        self.steps += steps
+        self.rounds += len(ended)
+        self.sent_bytes += sum(sent_bytes for sent_bytes, _ in ended)
+        if self._last_at is not None:
+            self.timed += steps
+            self.step_s += now - self._last_at
+            self.waited_s += sum(waited_s for _, waited_s in ended if waited_s == waited_s)  # NaN of one resumed
+        self._last_at = now
+
+    def dense_ratio(self, bytes_per_s: float, latency_s: float) -> float | None:
+        """Predict how long a step with a dense exchange would take, over how long a step took; None before two steps.
+
+        A heuristic: such an exchange hides behind backward, two thirds of a step's computing, all but its last bucket.
+
+        Args:
+            bytes_per_s: of the link, in one direction.
+            latency_s: of a message.
+        """
+        if not self.timed or not self.step_s:
+            return None
+        alone_s = max(0.0, self.step_s - self.waited_s) / self.timed
+        wire_s = self.dense_bytes / bytes_per_s + self.buckets * 2 * (self.world_size - 1) * latency_s
+        waits_s = max(wire_s - 2 / 3 * alone_s, wire_s / self.buckets)
+        return (alone_s + waits_s) * self.timed / self.step_s
+
+    def text(self, dense_ratio: float | None = None) -> str:
+        """Write the totals as a sentence.
+
+        Args:
+            dense_ratio: time of a step with a dense exchange over that of a step, None where that is not known.
+
+        Example:
+            >>> totals = RoundTotals(86_000_000, 4, 2, steps=100, rounds=10, sent_bytes=3_000_000, timed=99, step_s=9.0)
+            >>> totals.text(3.1)[:50]
+            '100 steps, 10 rounds: sent 3 MB instead of 8.6 GB;'
+        """
+        dense = _gigabytes(self.dense_bytes * self.steps)
+        parts = [f"{self.steps} steps, {self.rounds} rounds: sent {_gigabytes(self.sent_bytes)} instead of {dense}"]
+        if self.step_s:
+            parts.append(f"training stood still for {100 * self.waited_s / self.step_s:.0f} % of the time")
+        if dense_ratio is not None:
+            parts.append(f"dense at every step would have been {_comparison(dense_ratio, 'LocalSteps')}")
+        return "; ".join(parts) + "."
+
+
+def bytes_per_s(mbit: float) -> float:
+    """Return a link's rate in bytes a second.
+
+    Raises:
+        ValueError: it is not above 0.
+    """
+    if not mbit > 0:
+        raise ValueError(f"mbit must be above 0, got {mbit}. Give the rate of the link, 100 for example.")
+    return mbit * 125e3
 
 
 def _gigabytes(size: int) -> str:
@@ -236,14 +324,14 @@ def _gigabytes(size: int) -> str:
     return f"{size} bytes"
 
 
-def _comparison(ratio: float) -> str:
+def _comparison(ratio: float, what: str) -> str:
     if ratio >= 2:
         return f"{ratio:.1f}x slower"
     if ratio > 1 + _SAME:
         return f"{100 * (ratio - 1):.0f} % slower"
     if ratio < 1 - _SAME:
-        return f"{100 * (1 - ratio):.0f} % faster: take the hook out"
-    return "as fast: take the hook out, unless the link is shared"
+        return f"{100 * (1 - ratio):.0f} % faster: take {what} out"
+    return f"as fast: take {what} out, unless the link is shared"
 
 
 class Residuals(Protocol):

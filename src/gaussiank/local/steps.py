@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import math
 import time
 from collections import deque
@@ -22,9 +23,19 @@ from gaussiank import __version__, checkpoint
 from gaussiank.autotune import parse_policy
 from gaussiank.codec import Wire
 from gaussiank.collectives import Collective
-from gaussiank.comm import await_all, executor_of, group_timeout_s, require_agreement, require_backend, together
+from gaussiank.comm import (
+    all_reduce_bytes,
+    await_all,
+    executor_of,
+    group_timeout_s,
+    require_agreement,
+    require_backend,
+    together,
+)
+from gaussiank.compression import listed
 from gaussiank.compressors import Compressor, parse_compressor
 from gaussiank.feedback import require_same_worker
+from gaussiank.metrics import RoundTotals, bytes_per_s
 from gaussiank.reducer import Settings
 from gaussiank.schedule import Constant, Schedule, require_density
 
@@ -49,7 +60,9 @@ from .notes import Note, OnOutlier, OutlierRule, digest, median_of, outliers, re
 from .state import FORMAT, gathered, joined, parted
 from .vector import RunningStatistics, broadcast, norm_of, split
 
+_LOG = logging.getLogger(__name__)
 _WIRE = "rice+2bit"
+_BUCKET_BYTES = 25 << 20  # of DDP
 
 
 class LocalSteps:
@@ -218,6 +231,42 @@ class LocalSteps:
         self.ended: tuple[Round, ...] = ()
         differences = [fragment.differences for fragment in self._fragments]
         self._watch = StepWatch(optimizers[0], sync_every, differences, partial(warn_of_ddp, module, group))
+        vectors = [vector.agreed for fragment in self._fragments for vector in fragment.vectors]
+        world_size, size = dist.get_world_size(group), sum(one.nbytes for one in vectors)
+        dense_bytes = sum(all_reduce_bytes(one, world_size) for one in vectors)
+        self._totals = RoundTotals(dense_bytes, -(-size // _BUCKET_BYTES), world_size)
+        self._text = {
+            **{name: value for name, value in self._config.items() if name not in ("gaussiank version", "model")},
+            "outer_optimizer": outer_optimizer and type(self.outer_optimizer).__name__,
+            "residual_dtype": residual_dtype,
+            "offload": offload,
+            "parameters": len(parameters),
+            "numel": f"{sum(one.numel() for one in vectors):,}",
+        }
+        _LOG.info("%r", self)
+
+    def __repr__(self) -> str:
+        settings = {name: str(value) for name, value in self._text.items() if value is not None}
+        return f"LocalSteps({listed(settings)}, steps={self.steps})"
+
+    def summary(self, mbit: float | None = None, latency_us: float = 50.0) -> str:
+        """Tell in a sentence what this process has sent, how long training stood still, and what dense had taken.
+
+        The last is a prediction by the link's rate, of a dense exchange at every step that hides behind backward.
+
+        Args:
+            mbit: megabits a second in one direction of the link, or None to leave dense out.
+            latency_us: microseconds of a message.
+
+        Raises:
+            ValueError: a rate that is not above 0.
+
+        Example:
+            ``print(local.summary(mbit=100))``
+        """
+        if mbit is None:
+            return self._totals.text()
+        return self._totals.text(self._totals.dense_ratio(bytes_per_s(mbit), latency_us * 1e-6))
 
     def agreed(self) -> dict[str, Tensor]:
         """Return copies of the weights that all workers agreed on last, by parameter: those to evaluate and keep."""
@@ -283,7 +332,12 @@ class LocalSteps:
         for number, fragment in enumerate(self._fragments):
             if self.steps % self._sync_every == self._turn(number) % self._sync_every:
                 self._begin(fragment)
-        return ended or (not self._sync_delay and self._land(self.steps))
+        ended = ended or (not self._sync_delay and self._land(self.steps))
+        self._count(1)
+        return ended
+
+    def _count(self, steps: int) -> None:
+        self._totals.count(steps, [(one.sent_bytes, one.waited_s) for one in self.ended])
 
     @torch.no_grad()
     def finish(self, *, density: float | None = None) -> None:
@@ -312,6 +366,7 @@ class LocalSteps:
         for fragment in self._fragments:
             fragment.reducer.whole = False
             fragment.rewind()
+        self._count(0)
 
     def state_dict(self, *, inner: bool = False) -> dict[str, Any]:
         """Return this worker's state: agreed and local weights, residuals, outer optimizer, step, rounds under way.
