@@ -1,4 +1,4 @@
-"""More, coarser entries against fewer exact ones, at equal measured bytes: the last table of docs/wire.md.
+"""More, coarser entries against fewer exact ones, at equal measured bytes: a table of results/wire.md.
 
 The density of each other wire is set by short runs, so that it sends the bytes of ``raw+fp32``. Each run is ``gaussiank
 train`` in a directory of its own below ``--out``; a finished one is not repeated, so the script can be stopped and

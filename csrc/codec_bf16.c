@@ -1,4 +1,4 @@
-/* bfloat16, and Rice codes of its magnitudes: selected values lie close above a threshold. Layout: docs/wire.md.
+/* bfloat16, and Rice codes of its magnitudes: selected values lie close above a threshold. Layout: docs/wire-values.md.
  *
  * The bits of a float without its sign are a whole number that grows with the magnitude, about with its logarithm. What
  * the magnitudes have more than the smallest one is short in most places; it is coded as the gaps of indices are.

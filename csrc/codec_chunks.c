@@ -1,4 +1,4 @@
-/* 16-bit offsets in chunks of 64 Ki: counts, full chunks, offsets. Layout: docs/wire.md. */
+/* 16-bit offsets in chunks of 64 Ki: counts, full chunks, offsets. Layout: docs/wire-format.md. */
 #include "codec.h"
 
 enum { CHUNK_BITS = 16, CHUNK = 1 << CHUNK_BITS, LANE = 16 };

@@ -1,4 +1,4 @@
-/* Elias-Fano: low bits as they are, high bits as gaps between ones. Layout: docs/wire.md. */
+/* Elias-Fano: low bits as they are, high bits as gaps between ones. Layout: docs/wire-format.md. */
 #include "codec.h"
 
 /* Low bits of an index: the logarithm of numel / count, rounded down. */

@@ -1,4 +1,4 @@
-/* A whole payload in one call: header, indices, values, checksum. Layout: docs/wire.md.
+/* A whole payload in one call: header, indices, values, checksum. Layout: docs/wire-format.md.
  *
  * What the sections hold is the other files' business; here they are put together, so that an exchange of a few hundred
  * entries costs one call and not a dozen. The caller falls back to the reference for whatever this refuses as foreign.

@@ -1,4 +1,4 @@
-/* Rice or exponential Golomb codes of index gaps, whichever is shorter for a block of 64. Layout: docs/wire.md.
+/* Rice or exponential Golomb codes of index gaps, whichever is shorter for a block of 64. Layout: docs/wire-format.md.
  *
  * Two streams run towards each other: low bits from the head of the section on, zeros and ones from its end back. So
  * both begin at known places, though neither has a known length, and both are written in one pass.

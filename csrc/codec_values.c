@@ -1,4 +1,4 @@
-/* Levels of 1, 2, 4 and 8 bits with a scale for each block of 64 values. Layout: docs/wire.md.
+/* Levels of 1, 2, 4 and 8 bits with a scale for each block of 64 values. Layout: docs/wire-values.md.
  *
  * `round` rounds to the nearest level, as the reference does. Encoders take rounded values; of others they write some bytes, and the caller finds that they decode to something
  * else. Decoders take any bytes. The sizes of all buffers follow from count and slots.

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
+CHRONICLES = ("LOG.md", "CHANGELOG.md")
+MOST_WORDS = 1200
 PAGES = [
     ROOT / "README.md",
     *(page for folder in ("docs", "results") for page in sorted((ROOT / folder).rglob("*.md"))),
@@ -73,6 +75,31 @@ def run_block(page: Path, line: int, code: str, tmp_path: Path, monkeypatch: pyt
     module = types.ModuleType("__main__")  # dataclasses and pickle look their module up by name
     monkeypatch.setitem(sys.modules, "__main__", module)
     exec(compile("\n" * (line - 1) + code, str(page), "exec"), vars(module))  # errors show the line of the page
+
+
+def words_of(text: str) -> int:
+    """Return the number of words of prose: outside code blocks and tables."""
+    prose, fence = 0, ""
+    for line in map(str.strip, text.splitlines()):
+        if fence:
+            fence = "" if line == fence else fence
+        elif line.startswith("```"):
+            fence = line[: len(line) - len(line.lstrip("`"))]
+        elif not line.startswith("|"):
+            prose += len(line.split())
+    return prose
+
+
+def test_no_page_is_too_long_to_be_read() -> None:
+    """But chronicles, which are looked things up in. Move measurements to results/, or a second concept to a page."""
+    pages = [*PAGES, *(page for page in ROOT.glob("*.md") if page.name not in CHRONICLES)]
+    words = {page.relative_to(ROOT).as_posix(): words_of(page.read_text(encoding="utf-8")) for page in pages}
+    assert len(words) > 30
+    assert {page: count for page, count in words.items() if count > MOST_WORDS} == {}
+
+
+def test_words_are_those_of_prose() -> None:
+    assert words_of("# A title\n\nOne [link](to.md).\n\n```python\nx = 1\n```\n\n| a | b |\n|---|---|\n- item\n") == 7
 
 
 def test_blocks_are_found_with_their_lines(tmp_path: Path) -> None:

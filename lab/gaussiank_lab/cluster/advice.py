@@ -29,7 +29,7 @@ MEASURED_DENSITIES = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0)
 COMPACT_HEADER_BYTES = 20
 MAGNITUDES_HEADER_BYTES = 6
 MAGNITUDE_BITS = 7.0
-"""Of a value in ``bf16-rice``: 6 to 7.4 in real selections at densities of 0.0001 to 0.01, 9 at 0.1 (docs/wire.md)."""
+"""Of a value in ``bf16-rice``: 6 to 7.4 in real selections at densities of 0.0001 to 0.01, 9 at 0.1: results/wire."""
 
 
 def rice_bits(density: float) -> float:

@@ -1,4 +1,4 @@
-"""Wire format 2: a header of 20 bytes, a section of indices, a section of values. Specified in docs/wire.md."""
+"""Wire format 2: a header of 20 bytes, a section of indices, a section of values. Specified in docs/wire-format.md."""
 
 from __future__ import annotations
 

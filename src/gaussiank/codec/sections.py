@@ -1,7 +1,7 @@
 """One section of a payload alone, for workers who know the other: which entries without values, values without indices.
 
 A message of its own between workers of one exchange, who know its length; nothing that is kept. Specified in
-docs/wire.md.
+docs/wire-format.md.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from .value_code import Rounding, ValueCode
 HEAD_BYTES = 6  # size of the section, smallest magnitude
 PARAMETER_BITS = 4
 MAGNITUDE_BITS = 15
-USUAL_BITS = 7.0  # of a value of a real selection, as measured at densities of 0.0001 to 0.01 (docs/wire.md)
+USUAL_BITS = 7.0  # of a value of a real selection, as measured at densities of 0.0001 to 0.01 (results/wire.md)
 PLAIN = 15  # parameter of a block whose numbers are written as they are
 NAN = 0x7FC0
 
