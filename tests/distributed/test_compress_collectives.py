@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from tests.distributed import test_hook as hook_tests
-from tests.distributed.test_hook import Given, Totals, assert_nothing_lost, counted, feed, overflowing, resumed, run
+from tests.distributed.test_hook import Given, Totals, assert_nothing_lost, counted, feed, resumed, run
+from tests.distributed.test_hook_overflow import overflowing
 from tests.each import each
 from torch.nn.parallel import DistributedDataParallel as DDP
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from tests.distributed.test_compress_collectives import refusing
-from tests.distributed.test_hook import Given, Totals, assert_nothing_lost, feed, overflowing, resumed, run
+from tests.distributed.test_hook import Given, Totals, assert_nothing_lost, feed, resumed, run
+from tests.distributed.test_hook_overflow import overflowing
 from tests.distributed.test_wires import ON_GRID, one_worker_law
 from tests.each import each
 from torch.nn.parallel import DistributedDataParallel as DDP
