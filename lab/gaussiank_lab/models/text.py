@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -90,7 +91,7 @@ class _Layer(nn.Module):
         split = self.attention_in(self.attention_norm(states)).view(b, context, 3, self.heads, -1)
         query, key, value = split.permute(2, 0, 3, 1, 4)  # each [b, heads, context, width of a head]
         mixed = nn.functional.scaled_dot_product_attention(
-            _turned(query, turns), _turned(key, turns), value, is_causal=True
+            turned(query, turns), turned(key, turns), value, is_causal=True
         )
         states = states + self.attention_out(mixed.transpose(1, 2).reshape(b, context, width))
         added: Tensor = states + self.feed_forward(states)
@@ -139,7 +140,8 @@ def _turns(context: int, half: int, device: torch.device) -> tuple[Tensor, Tenso
     return angles.cos(), angles.sin()
 
 
-def _turned(states: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
+def turned(states: Tensor, turns: Sequence[Tensor]) -> Tensor:
+    """Turn pairs of states by angles, given by their cosines and sines."""
     first, second = states.chunk(2, dim=-1)
     cosine, sine = turns
     return torch.cat((first * cosine - second * sine, first * sine + second * cosine), dim=-1)

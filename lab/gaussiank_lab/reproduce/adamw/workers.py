@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from torch.nn import functional
 from gaussiank.layout import Layout
 from gaussiank_lab.data.source import Wanted
 from gaussiank_lab.data.text import STDLIB
-from gaussiank_lab.models.text import Transformer
+from gaussiank_lab.models.text import Transformer, turned
 from gaussiank_lab.reproduce.adamw.setting import Size
 
 VOCABULARY = 256
@@ -133,9 +132,7 @@ class Workers:
         workers, heads = projected.shape[0], self.size.heads
         split = projected.view(workers * b, -1, 3, heads, self.size.width // heads)
         query, key, value = split.permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(
-            _turned(query, turns), _turned(key, turns), value, is_causal=True
-        )
+        mixed = functional.scaled_dot_product_attention(turned(query, turns), turned(key, turns), value, is_causal=True)
         return mixed.transpose(1, 2).reshape(workers, -1, self.size.width)
 
 
@@ -159,9 +156,3 @@ def _turns(context: int, half: int) -> tuple[Tensor, Tensor]:
     frequencies = 10_000.0 ** (-torch.arange(half) / half)
     angles = torch.outer(torch.arange(context), frequencies)
     return angles.cos(), angles.sin()
-
-
-def _turned(states: Tensor, turns: Sequence[Tensor]) -> Tensor:
-    first, second = states.chunk(2, dim=-1)
-    cosine, sine = turns
-    return torch.cat((first * cosine - second * sine, first * sine + second * cosine), dim=-1)
