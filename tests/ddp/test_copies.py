@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 import gaussiank
+from gaussiank.ddp import DDPCompression
 
 
 def saved(model: nn.Module) -> Any:
@@ -72,3 +73,7 @@ def test_a_compression_tells_its_settings_size_and_step_and_so_does_its_copy() -
         assert repr(copied) == f"CopiedCompression({settings}, without exchange)"
     del model
     assert len(pickle.dumps(compression)) < 3000
+
+
+def test_a_model_that_was_pickled_before_finds_its_hook() -> None:
+    assert pickle.loads(b"cgaussiank.ddp.registration\nhook\n.") is DDPCompression.reduce

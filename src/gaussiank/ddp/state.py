@@ -285,3 +285,7 @@ def _exchanges(model: weakref.ReferenceType[DistributedDataParallel]) -> bool:
     """Tell whether the model's last forward was one whose backward exchanges gradients, not one in ``no_sync``."""
     alive = model()
     return alive is not None and bool(alive.require_forward_param_sync)
+
+
+hook = DDPCompression.reduce
+"""DDP's hook, by the name that pickles of whole models have had for it."""
