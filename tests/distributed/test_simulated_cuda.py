@@ -290,7 +290,7 @@ LOCAL: list[dict[str, Any]] = [
 LOCAL_WAITS = {
     "local": "",  # what workers tell each other in a round: how long a difference is, a hash of the agreed weights
     "codec": "wire.py:encode wire.py:decode payload.py:counts native.py:framed_sizes",  # rice+2bit, on the CPU
-    "feedback": "buffers.py:rest error_feedback.py:_move_in",  # with offload
+    "feedback": "error_feedback.py:rest error_feedback.py:_move_in",  # with offload
     "collectives": CARRIED["split"] + " split.py:hint all_gather.py:_padded " + ROWS,
     "reducer": "selection.py:take",
     "ops": "reference.py:chunk_topk reference.py:_without_surplus",
