@@ -163,7 +163,7 @@ class Race:
         return rows
 
 
-OVERLAPPED = "local:density=0.0625:sync_every=10:decay=1.0:fragments=4:sync_delay=5"
+OVERLAPPED = "local:density=0.0625:sync_every=10:decay=1.0:sync_delay=5"
 """What should cost nearly nothing on a link of 20 Mbit/s: a round's exchange beside five steps."""
 OVERLAP = NetConfig(
     (MODEL,), ("20mbit",), (OVERLAPPED,), (WORKERS,), batch_size=4, rounds=12, steps=10, budget_s=3, together=True
