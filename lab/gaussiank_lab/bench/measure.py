@@ -44,7 +44,7 @@ def spread(values: Sequence[float]) -> TimeSpread:
 
     Example:
         >>> spread([1.0, 2.0, 3.0, 4.0, 5.0])
-        Spread(median=3.0, low=2.0, high=4.0)
+        TimeSpread(median=3.0, low=2.0, high=4.0)
     """
     if len(values) == 1:
         return TimeSpread(values[0], values[0], values[0])

@@ -162,7 +162,7 @@ _INTRODUCTION = """# AdamW under sparsity: every row
 
 Simulated workers in one process, with the library's own compressors, residuals, wires and schedules. Each line stands
 at the best learning rate that was tried; `above dense` is the difference from dense AdamW with the same model, batch,
-steps and seeds, at its best learning rate. Settings that a line does not name are the defaults of `Setting` in
+steps and seeds, at its best learning rate. Settings that a line does not name are the defaults of `StudySetting` in
 `lab/gaussiank_lab/reproduce/adamw/setting.py`: betas (0.9, 0.999), scope bucket, wire rice+2bit, no clipping. Bits are
 those of real payloads, one way; the sums of a preconditioner (float32) stand apart, because narrow models overstate
 them. The text is the source of Python's standard library, by bytes. With one seed, differences below some 0.03 nats

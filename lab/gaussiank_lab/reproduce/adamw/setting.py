@@ -110,7 +110,7 @@ class StudySetting:
         """What a row goes by.
 
         Example:
-            >>> Setting("sparse", 0.012, beta1=0.0, density=1 / 64).key
+            >>> StudySetting("sparse", 0.012, beta1=0.0, density=1 / 64).key
             'method=sparse lr=0.012 beta1=0 density=0.015625'
         """
         return " ".join(f"{name}={_text(value)}" for name, value in self.changes.items())
