@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PLATFORM = "manylinux_2_28_x86_64"
-MOST_BYTES = 400 * 1024
+MOST_BYTES = 400_000
 """What the library's wheel may weigh."""
 
 UNTRACKED = re.compile(r"^(PKG-INFO|setup[.]cfg|src/gaussiank[.]egg-info/.*)$")

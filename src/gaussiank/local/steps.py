@@ -451,8 +451,9 @@ class LocalSteps:
         """
         if any(hasattr(one, "to_local") for one in self._module.parameters()):
             raise ValueError(
-                "model must have plain parameters for local.save, got shards of fully_shard. Save model and optimizer "
-                "with torch.distributed.checkpoint, and checkpoint.shards(local, rank) beside them."
+                "model must have plain parameters for local.save, got shards of fully_shard. Save "
+                "checkpoint.shards(local, rank) with torch.distributed.checkpoint, and the optimizer under a name "
+                "for each replica: f'optimizer{replica}'."
             )
         checkpoint.save(self.state_dict(inner=True), folder, self._group, name="local")
 
