@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import math
+
 import torch
 from tests.each import each
 from torch import Tensor
 
 from gaussiank.local.notes import digest
-from gaussiank.local.vector import Vector, split, vectors_of
+from gaussiank.local.vector import Vector, norm_of, split, vectors_of
 
 
 def parameters(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -70,3 +72,11 @@ def test_a_hash_sees_every_bit_and_every_place() -> None:
     swapped[[5, 9]] = vector[[9, 5]]
     seen |= {digest([swapped]), digest([vector[:-1]]), digest([vector.double()])}
     assert len(seen) == 8
+
+
+def test_a_norm_overflows_and_vanishes_in_no_dtype() -> None:
+    for dtype, value in ((torch.float32, 1e30), (torch.float32, 1e-30), (torch.float64, 1e100), (torch.float32, 0.0)):
+        assert math.isclose(norm_of([torch.full((2, 8), value, dtype=dtype)]), 4 * value, rel_tol=1e-6)
+    assert math.isclose(norm_of([torch.full((1000,), 1.0, dtype=torch.bfloat16)] * 9), math.sqrt(9000), rel_tol=1e-6)
+    assert norm_of([torch.tensor([1.0, math.inf])]) == math.inf
+    assert math.isnan(norm_of([torch.tensor([1.0, math.nan])]))

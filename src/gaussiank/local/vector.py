@@ -161,6 +161,7 @@ def norm_of(vectors: Sequence[Tensor]) -> float:
 
     Squares are added in float32, which is a tenth of the time; where that overflows or vanishes, in float64.
     """
+    vectors = [one.flatten().to(torch.promote_types(one.dtype, torch.float32)) for one in vectors]
     fast = math.sqrt(sum(float(torch.dot(one, one)) for one in vectors))
     if 1e-15 < fast < math.inf:
         return fast
