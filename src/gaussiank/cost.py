@@ -79,18 +79,15 @@ class Cost(NamedTuple):
 
 
 class Load(Protocol):
-    """What is exchanged, and the bytes that its rows take; entries need not be whole numbers.
-
-    Attributes:
-        numel: length of the vector.
-        k: entries that each worker selects.
-    """
+    """What is exchanged, and the bytes that its rows take; entries need not be whole numbers."""
 
     @property
-    def numel(self) -> float: ...  # noqa: D102  the class says what it is
+    def numel(self) -> float:
+        """Length of the vector."""
 
     @property
-    def k(self) -> float: ...  # noqa: D102  the class says what it is
+    def k(self) -> float:
+        """Entries that each worker selects."""
 
     def whole(self, entries: float) -> float:
         """Return how many entries a row has room for where so many are wanted."""

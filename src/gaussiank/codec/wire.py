@@ -220,7 +220,7 @@ class Wire:
             return sparse
         return SparseGradient(sparse.indices.to(payload.device), sparse.values.to(payload.device), sparse.numel)
 
-    @lru_cache(maxsize=4096)  # noqa: B019  a wire is a value: what is kept for one serves all that equal it
+    @lru_cache(maxsize=4096)  # noqa: B019  a wire is a small value: the one that is kept serves all that equal it
     def max_bytes(self, k: int, numel: int, dtype: torch.dtype = torch.float32) -> int:
         """Return the most bytes that a payload of ``k`` entries, or fewer, can take, also of a shorter vector.
 
@@ -248,7 +248,7 @@ class Wire:
         k, values = min(k, numel), self._codes(dtype).values
         return self.max_bytes(k, numel, dtype) - values.bytes_for(k) + values.usual_bytes(k)
 
-    @lru_cache(maxsize=4096)  # noqa: B019  as for max_bytes
+    @lru_cache(maxsize=4096)  # noqa: B019  a wire is a small value: the one that is kept serves all that equal it
     def row_format(self, slots: int, numel: int) -> RowFormat | None:
         """Return where a row of so many float32 entries holds what, for a kernel; None: there is none for this wire."""
         codes = self._codes(torch.float32)
@@ -278,14 +278,14 @@ class Wire:
         unused = self.max_bytes(capacity, sparse.numel, sparse.values.dtype) - payload.numel()
         return torch.cat([payload, payload.new_zeros(unused)]) if unused else payload
 
-    @lru_cache(maxsize=4096)  # noqa: B019  as for max_bytes
+    @lru_cache(maxsize=4096)  # noqa: B019  a wire is a small value: the one that is kept serves all that equal it
     def _codes(self, dtype: torch.dtype) -> Codes:
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"values must be float32 or float64, got {dtype}. Convert them.")
         wide = self.values == "fp32" and dtype == torch.float64
         return Codes(INDEX_CODES[self.index], VALUE_CODES[WIDE if wide else self.values])
 
-    @lru_cache(maxsize=4096)  # noqa: B019  as for max_bytes
+    @lru_cache(maxsize=4096)  # noqa: B019  a wire is a small value: the one that is kept serves all that equal it
     def _accepted(self, dtype: torch.dtype | None) -> tuple[str, ...]:
         """Return the texts of the codes that a payload may have: exact ones have their width when no dtype is given."""
         dtypes = (torch.float32, torch.float64) if dtype is None else (dtype,)

@@ -11,7 +11,7 @@ import weakref
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore  # torch.distributed shows it at run time only
@@ -127,7 +127,7 @@ def together(work: Callable[[], T], group: dist.ProcessGroup | None = None, *, w
     for rank, (_, failed, kind) in enumerate(outcomes):
         if failed:
             raise _KINDS.get(kind, RuntimeError)(f"{failed} (rank {rank})")
-    return [value for value, _, _ in outcomes]  # type: ignore[misc]  # no worker has failed
+    return [cast(T, value) for value, _, _ in outcomes]  # no worker has failed
 
 
 def require_agreement(config: Mapping[str, object], group: dist.ProcessGroup | None = None) -> None:
