@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from .bf16_rice import BF16Rice
-from .blocks import Bits4, Bits8
 from .floats import BF16, FP16, FP32, FP64
-from .scales import Bits2, Sign
+from .levels import Bits2, Bits4, Bits8, Sign
 from .value_code import Rounding, ValueCode
 
 VALUE_CODES: dict[str, ValueCode] = {

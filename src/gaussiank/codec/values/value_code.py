@@ -8,14 +8,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from gaussiank.codec import native
-from gaussiank.ops.dispatch import kernels
-
 Rounding = Literal["nearest", "stochastic"]
 
 
 class ValueCode(ABC):
-    """Round values to what the code can write, write them to bytes, and read them back. Frozen; one file each.
+    """Round values to what the code can write, write them to bytes, and read them back. Frozen; all in one table.
 
     ``decode(encode(round(x))) == round(x)`` bit for bit, and infinities and NaN stay what they are, or become NaN:
     every worker must see them. All of it is plain torch on any device, without a host synchronisation; codes whose
@@ -74,40 +71,6 @@ class ValueCode(ABC):
         Raises:
             ValueError: the section is damaged; only where the size varies.
         """
-
-
-class LevelCode(ValueCode):
-    """A value code of a few bits with a scale for each block; C code runs in its place where it is built."""
-
-    def round(self, values: Tensor, rounding: Rounding = "nearest", generator: torch.Generator | None = None) -> Tensor:
-        """Round; the C code takes float32 values and rounds to the nearest."""
-        if kernels(values) is not None and values.dtype == torch.float32 and rounding == "nearest":
-            return native.round_values(self.name, values)
-        return self.round_reference(values, rounding, generator)
-
-    def encode(self, values: Tensor, slots: int) -> Tensor:
-        """Encode; rounded values are float32 values, whatever their dtype."""
-        if kernels(values) is not None:
-            return native.encode_values(self.name, values.float(), slots, self.bytes_for(slots))
-        return self.encode_reference(values, slots)
-
-    def decode(self, section: Tensor, count: int, slots: int) -> Tensor:
-        """Decode."""
-        if kernels(section) is not None:
-            return native.decode_values(self.name, section, count, slots)
-        return self.decode_reference(section, count, slots)
-
-    @abstractmethod
-    def round_reference(self, values: Tensor, rounding: Rounding, generator: torch.Generator | None) -> Tensor:
-        """Round with plain torch, on any device."""
-
-    @abstractmethod
-    def encode_reference(self, values: Tensor, slots: int) -> Tensor:
-        """Encode with plain torch, on any device; the specification of the bytes."""
-
-    @abstractmethod
-    def decode_reference(self, section: Tensor, count: int, slots: int) -> Tensor:
-        """Decode with plain torch, on any device."""
 
 
 def saturate(values: Tensor, largest: float) -> Tensor:
