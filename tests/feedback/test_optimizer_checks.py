@@ -198,6 +198,11 @@ def test_a_step_inside_a_step_is_one() -> None:
         backward(model)
         optimizer.step()
     assert compression.step == 2
+    backward(model.module)
+    optimizer.step()  # the first that the hook was not called for, not the first and the second
+    backward(model.module)
+    with pytest.warns(UserWarning, match=r"^compression is not at work: Counted takes its second step in a row on "):
+        optimizer.step()
 
 
 def test_loops_that_call_the_hook_seldom_or_in_steps_are_not() -> None:

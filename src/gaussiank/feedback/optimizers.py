@@ -385,6 +385,9 @@ def check_optimizers(
     weakref.finalize(owner, _CHECKS.discard, check).atexit = False
 
 
+_Version = tuple[int, int] | None  # identity and version of a tensor
+
+
 @dataclass
 class _Seen:
     """What is known of an optimizer.
@@ -406,8 +409,8 @@ class _Seen:
     idle: int = 0
     looked_at: bool = False
     exchanged: bool = False
-    stepped_on: tuple[int, int] | None = None
-    weights: tuple[int, int] | None = None
+    stepped_on: _Version = None
+    weights: _Version = None
 
 
 _CHECKS: set[_Check] = set()
@@ -451,16 +454,19 @@ class _Check:
             seen.looked_at = True
             self._look_once(owner, optimizer, groups)
         measured = owner._reducer.measured
+        grad, weights = self._versions(groups)
+        if measured is seen.metrics and weights is not None and weights == seen.weights:
+            return  # a step() in a subclass's step(): one step
         if self._feedback and not seen.exchanged and measured.kept < measured.numel:
             seen.exchanged = True
             if any(group.get("betas") and group["betas"][0] > 0 for group in groups):
                 self._feedback = False
                 warnings.warn(_ADAM.format(name=type(optimizer).__name__), AdamWarning, stacklevel=4)
-        if self._is_repeated(seen, groups, measured):
+        if self._is_repeated(seen, grad, weights, measured):
             if not self._told_of_repetition:
                 warnings.warn(_REPEATED.format(name=type(optimizer).__name__), stacklevel=4)
             self._told_of_repetition = True
-        elif not self.replaced and self._is_uncalled(seen, groups, measured):
+        elif not self.replaced and self._is_uncalled(seen, grad, measured):
             self.replaced = True
             warnings.warn(_UNCALLED.format(name=type(optimizer).__name__), stacklevel=4)
 
@@ -481,23 +487,26 @@ class _Check:
             self._fresh = False
             warnings.warn(_NOT_RESUMED.format(name=type(optimizer).__name__), stacklevel=6)
 
-    def _is_repeated(self, seen: _Seen, groups: list[dict[str, Any]], metrics: Metrics) -> bool:
-        ours = (one for group in groups for one in group["params"] if one.grad is not None and self._is_ours(one))
-        first = next(ours, None)
-        held = None if first is None or first.grad is None else (id(first.grad), first.grad._version)
-        weights = None if first is None else (id(first), first._version)
+    def _versions(self, groups: list[dict[str, Any]]) -> tuple[_Version, _Version]:
+        """Return identity and version of the first gradient of ours that is there, and of its parameter."""
+        for group in groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and self._is_ours(parameter):
+                    grad = parameter.grad
+                    return (id(grad), grad._version), (id(parameter), parameter._version)
+        return None, None
+
+    def _is_repeated(self, seen: _Seen, grad: _Version, weights: _Version, metrics: Metrics) -> bool:
         called = metrics is not seen.metrics
-        if not called and weights == seen.weights:  # a step() in a subclass's step(): one step
-            return False
-        repeated = not called and held is not None and held == seen.stepped_on
-        seen.stepped_on, seen.weights = held if called or repeated else None, weights
+        repeated = not called and grad is not None and grad == seen.stepped_on
+        seen.stepped_on, seen.weights = grad if called or repeated else None, weights
         return repeated
 
-    def _is_uncalled(self, seen: _Seen, groups: list[dict[str, Any]], metrics: Metrics) -> bool:
+    def _is_uncalled(self, seen: _Seen, grad: _Version, metrics: Metrics) -> bool:
         called, seen.metrics = metrics is not seen.metrics, metrics
         if called or not self._exchanges():
             seen.idle = 0
-        elif any(one.grad is not None for group in groups for one in group["params"] if self._is_ours(one)):
+        elif grad is not None:
             seen.idle += 1
         return seen.idle == _STEPS
 
