@@ -15,7 +15,7 @@ WriteRun = Callable[..., Path]
 def test_methods_are_told_apart_by_their_runs(write_run: WriteRun, tmp_path: Path) -> None:
     runs = [write_run(("dense", "topk"), name="a", steps=20), write_run(("topk",), name="b", steps=10)]
     records = read_runs(runs)
-    assert [row.method for row in summary_rows(records)] == ["dense:a", "topk:a", "topk:b"]
+    assert [row[0] for row in summary_rows(records)] == ["dense:a", "topk:a", "topk:b"]
     assert [len(records.columns(name, "step")[0]) for name in records.names] == [20, 20, 10]
     assert records.unfinished == ()
     assert headline(records).startswith("topk:a reached")

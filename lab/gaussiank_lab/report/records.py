@@ -20,6 +20,10 @@ from gaussiank_lab.metric import Metric
 
 FORMAT = 1
 RECORDS_NAME = "records.jsonl"
+STEP_TIMES = {"step_s": "step", "compute_s": "compute", "select_s": "select", "communicate_s": "comm"}
+"""Times in a step's record -> their headings in the summary. A method's closing record has their medians."""
+STEP_NUMBERS = ("loss", "kept", "sent_bytes", "dense_bytes", *STEP_TIMES)
+"""What is measured on every worker at every step, and averaged over workers."""
 
 
 class RecordWriter:

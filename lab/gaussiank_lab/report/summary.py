@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from rich.box import Box
 from rich.table import Table
 from rich.text import Text
 
-from gaussiank_lab.report.records import Records, number
+from gaussiank_lab.report.records import STEP_TIMES, Records, number
 
 MISSING = "–"  # the sign for a number that was not measured
 _LINE = 16  # characters of a line of a method's name
@@ -21,46 +22,32 @@ UNDERLINED = Box("    \n    \n ── \n    \n    \n    \n    \n    \n")
 def headers(records: Records) -> tuple[str, ...]:
     """Return the headings of ``summary_rows``, each with its unit in a second line."""
     metric = records.metric
-    times = (f"{part}\nms" for part in ("step", "compute", "select", "comm"))
-    return ("method", f"{metric.name}\n{metric.unit}", "kept/k", "sent/\nstep", "compression", *times)
+    return ("method", f"{metric.name}\n{metric.unit}", *(heading for heading, _, _ in _columns()))
 
 
-class SummaryRow(NamedTuple):
-    """One finished method, every number as text."""
-
-    method: str
-    metric: str
-    kept_over_k: str
-    sent: str
-    compression: str
-    step: str
-    compute: str
-    select: str
-    communicate: str
-
-
-def summary_rows(records: Records) -> list[SummaryRow]:
-    """Return one row for each finished method, in the order they ran.
+def summary_rows(records: Records) -> list[tuple[str, ...]]:
+    """Return one row of texts for each finished method, in the order they ran.
 
     What a method with a loss that was not finite is judged by is the word "diverged".
     """
     metric = records.metric
     return [
-        SummaryRow(
-            method=record["method"],
-            metric="diverged"
-            if records.diverged(record["method"])
-            else metric.number(number(record, metric.key)) or MISSING,
-            kept_over_k=_text(number(record, "kept_over_k"), ".2f"),
-            sent=bytes_text(number(record, "sent_bytes")),
-            compression=times_text(number(record, "compression")),
-            step=ms_text(number(record, "step_s")),
-            compute=ms_text(number(record, "compute_s")),
-            select=ms_text(number(record, "select_s")),
-            communicate=ms_text(number(record, "communicate_s")),
+        (
+            record["method"],
+            "diverged" if records.diverged(record["method"]) else metric.number(number(record, metric.key)) or MISSING,
+            *(text(number(record, key)) for _, key, text in _columns()),
         )
         for record in records.methods
     ]
+
+
+def _columns() -> Iterator[tuple[str, str, Callable[[float], str]]]:
+    """Yield heading, key in a method's closing record, and text of each number that every run has."""
+    yield "kept/k", "kept_over_k", partial(_text, form=".2f")
+    yield "sent/\nstep", "sent_bytes", bytes_text
+    yield "compression", "compression", times_text
+    for key, heading in STEP_TIMES.items():
+        yield f"{heading}\nms", key, ms_text
 
 
 def summary_table(records: Records) -> Table:
@@ -78,7 +65,7 @@ def summary_table(records: Records) -> Table:
         # Only the name may wrap, at its end if it must: a number cut short would be another number.
         table.add_column(header, justify="left" if first else "right", no_wrap=not first, overflow="fold")
     for row in summary_rows(records):
-        table.add_row(*(Text(cell) for cell in (name_lines(row.method), *row[1:])))
+        table.add_row(*(Text(cell) for cell in (name_lines(row[0]), *row[1:])))
     if not records.methods:
         table.caption = Text("No method finished.")
     elif records.unfinished:

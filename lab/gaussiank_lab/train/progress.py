@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gaussiank_lab.metric import ACCURACY, Metric
-from gaussiank_lab.report.records import number
+from gaussiank_lab.report.records import STEP_NUMBERS, number
 from gaussiank_lab.report.summary import bytes_text
 
 
@@ -181,20 +181,24 @@ class Wandb(Tracker):
 
 
 _TRACKERS: dict[str, type[Any]] = {"tensorboard": TensorBoard, "wandb": Wandb}
-_STEP = {"loss": 1, "density": 1, "kept": 1, "sent_bytes": 1, "step_s": 1000, "select_s": 1000, "communicate_s": 1000}
-_ROUND = {"sent_bytes": 1, "kept": 1, "difference_norm": 1, "residual_norm": 1, "round_s": 1000, "waited_s": 1000}
+_ROUND_NUMBERS = ("sent_bytes", "kept", "difference_norm", "residual_norm", "round_s", "waited_s")
 
 
 def _numbers(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Yield name and value of what a record measured; times in milliseconds."""
     if record["kind"] == "step":
-        for key, factor in _STEP.items():
-            yield f"train/{key.removesuffix('_s') + '_ms' if factor > 1 else key}", factor * number(record, key)
+        for key in ("density", *STEP_NUMBERS):
+            yield _scalar("train", record, key)
     elif record["kind"] == "round":
-        for key, factor in _ROUND.items():
-            yield f"round/{key.removesuffix('_s') + '_ms' if factor > 1 else key}", factor * number(record, key)
+        for key in _ROUND_NUMBERS:
+            yield _scalar("round", record, key)
         yield "round/overlap", 1 - number(record, "waited_s") / number(record, "round_s")
     elif record["kind"] == "eval":
         for key, value in record.items():
             if key not in ("kind", "method", "step") and isinstance(value, (int, float)):
                 yield f"test/{key}", float(value)
+
+
+def _scalar(kind: str, record: Mapping[str, Any], key: str) -> tuple[str, float]:
+    value = number(record, key)
+    return (f"{kind}/{key.removesuffix('_s')}_ms", 1000 * value) if key.endswith("_s") else (f"{kind}/{key}", value)

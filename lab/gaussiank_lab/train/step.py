@@ -22,6 +22,7 @@ from gaussiank.comm import all_reduce_bytes
 from gaussiank.compressors import parse_compressor
 from gaussiank.metrics import Metrics, Observer
 from gaussiank_lab.data import Batch, Data
+from gaussiank_lab.report.records import STEP_NUMBERS, STEP_TIMES
 from gaussiank_lab.train.config import PrecisionName, TrainConfig
 from gaussiank_lab.train.local import SYNC_EVERY, DiLoCo, Local, PowerSGD, local_method, local_steps, powersgd_method
 from gaussiank_lab.train.powersgd import PowerSGDExchange
@@ -129,10 +130,6 @@ def clip_local(model: nn.Module, max_norm: float) -> None:
     nn.utils.clip_grad_norm_(model.parameters(), max_norm)
 
 
-# measured on every worker at every step, and averaged over workers
-COLUMNS = ("loss", "kept", "sent_bytes", "dense_bytes", "step_s", "compute_s", "select_s", "communicate_s")
-
-
 class Measurements:
     """Collect a row for each step on every worker, and average the rows over workers a few at a time.
 
@@ -142,7 +139,7 @@ class Measurements:
     def __init__(self) -> None:
         self._local: list[list[float]] = []
         self._pending: list[dict[str, Any]] = []
-        self._averaged: list[list[float]] = []  # k first, then COLUMNS
+        self._averaged: list[list[float]] = []  # k first, then STEP_NUMBERS
 
     def __len__(self) -> int:
         """Return the steps that are averaged."""
@@ -153,10 +150,10 @@ class Measurements:
         """Steps that are not averaged yet."""
         return len(self._local)
 
-    def add(self, record: dict[str, Any], row: list[float]) -> None:
-        """Note a step: its record, and this worker's values of ``COLUMNS``, which the record lacks yet."""
+    def add(self, record: dict[str, Any], numbers: Mapping[str, float]) -> None:
+        """Note a step: its record, and this worker's ``STEP_NUMBERS``, whose averages the record lacks yet."""
         self._pending.append(record)
-        self._local.append(row)
+        self._local.append([numbers[name] for name in STEP_NUMBERS])
 
     def average(self) -> list[dict[str, Any]]:
         """Return the records since the last call, with their averages; every worker calls it."""
@@ -166,21 +163,21 @@ class Measurements:
         dist.all_reduce(table)
         records = self._pending
         for record, row in zip(records, (table / dist.get_world_size()).tolist(), strict=True):
-            record.update(zip(COLUMNS, row, strict=True))
+            record.update(zip(STEP_NUMBERS, row, strict=True))
             self._averaged.append([record["k"], *row])
         self._local, self._pending = [], []
         return records
 
     def closing(self) -> dict[str, Any]:
         """Sum all steps up: mean traffic, and the median of each time."""
-        columns = dict(zip(("k", *COLUMNS), zip(*self._averaged, strict=True), strict=True))
+        columns = dict(zip(("k", *STEP_NUMBERS), zip(*self._averaged, strict=True), strict=True))
         sent, dense = statistics.fmean(columns["sent_bytes"]), statistics.fmean(columns["dense_bytes"])
         return {
             "kept_over_k": sum(columns["kept"]) / max(1, sum(columns["k"])),
             "sent_bytes": sent,
             "dense_bytes": dense,
             "compression": dense / sent if sent else 1.0,
-            **{key: statistics.median(columns[key]) for key in COLUMNS[4:]},
+            **{key: statistics.median(columns[key]) for key in STEP_TIMES},
         }
 
     def state(self) -> Tensor:

@@ -108,14 +108,25 @@ class Training:
         """Take a step, and do whatever is due after it: measure, evaluate, save."""
         config, step = self._config, self._step
         lr = learning_rate(config.lr, config.lr_schedule, step, self.steps, config.lr_warmup_steps)
-        loss, step_s, communicate_s = self._stepper.take(lr, batches, last=step == self.steps)
+        times = self._stepper.take(lr, batches, last=step == self.steps)
         metrics = self._stepper.metrics
-        sent = (metrics.kept, metrics.sent_bytes, metrics.dense_bytes)
-        compute_s = step_s - communicate_s - metrics.select_s
-        record = {"step": step, "density": metrics.density, "k": metrics.k, "numel": metrics.numel}
         self._measurements.add(
-            {"kind": "step", "method": self._method, **record},
-            [loss, *sent, step_s, compute_s, metrics.select_s, communicate_s],
+            {
+                "kind": "step",
+                "method": self._method,
+                "step": step,
+                "density": metrics.density,
+                "k": metrics.k,
+                "numel": metrics.numel,
+            },
+            {
+                "kept": metrics.kept,
+                "sent_bytes": metrics.sent_bytes,
+                "dense_bytes": metrics.dense_bytes,
+                "select_s": metrics.select_s,
+                "compute_s": times.step_s - times.communicate_s - metrics.select_s,
+                **times._asdict(),
+            },
         )
         for one in self._stepper.rounds:
             self._report({"kind": "round", "method": self._method, "step": step, **one})
