@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from gaussiank_lab.cluster.advice import DENSE_16, WIRES, best_gain
-from gaussiank_lab.cluster.scenario import OVERLAP, PRESETS, TCP_SHARE, ModelShape
+from gaussiank_lab.cluster.scenario import OVERLAP, PRESETS, TCP_SHARE
+from gaussiank_lab.cluster.shapes import ModelShape
 from gaussiank_lab.sim import Cluster, Link, Method, Scenario, Spread, Tier, Workload, local_steps
 
 H100 = PRESETS["nvlink+ib"]

@@ -9,7 +9,8 @@ from tests.each import each
 from gaussiank.codec import Wire
 from gaussiank.collectives import parse_collective
 from gaussiank_lab.cluster.advice import WIRES, all_methods
-from gaussiank_lab.cluster.scenario import BUCKET_NUMEL, PRESETS, SHAPES, find_shape, of_preset, resolve
+from gaussiank_lab.cluster.scenario import PRESETS, of_preset, resolve
+from gaussiank_lab.cluster.shapes import BUCKET_NUMEL, SHAPES, find_shape
 from gaussiank_lab.sim import Cluster, Link, Tier, predict
 from gaussiank_lab.sim.collectives import COLLECTIVES, Load
 

@@ -16,7 +16,8 @@ from gaussiank_lab.bench.net.methods import ALONE, DDP, parse_method
 from gaussiank_lab.bench.rows import Row, read_rows
 from gaussiank_lab.bench.tables import columns, ms_text
 from gaussiank_lab.cluster.advice import WIRES, compact_wire
-from gaussiank_lab.cluster.scenario import OVERLAP, bucket_numels
+from gaussiank_lab.cluster.scenario import OVERLAP
+from gaussiank_lab.cluster.shapes import bucket_numels
 from gaussiank_lab.sim import (
     STRAIGHT_BYTES,
     Bucket,
