@@ -1,4 +1,4 @@
-"""The table of docs/choose.md says what ``gaussiank advise`` prints."""
+"""The tables of docs/choose.md say what ``gaussiank advise`` prints."""
 
 from __future__ import annotations
 
@@ -23,3 +23,19 @@ def test_every_row_is_what_advise_prints() -> None:
         assert ("Do not compress" in printed) == (gain == "none"), (preset, model)
         assert re.findall(r"gaussiank\.compress\(.*\)", printed) == ([call] if call else []), (preset, model)
         assert gain == "none" or f"compressed: {gain}," in printed, (preset, model)
+
+
+def test_every_row_of_adamw_is_what_advise_prints() -> None:
+    rows = re.findall(
+        r"^\| `(--[^`]+)` \| ([^|,]+?)(?:, (1/\d+))? \| ([^|]+), ([^|]+) \| (none|[+-][\d.]+) \|$",
+        PAGE.read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    assert len(rows) == 6
+    for arguments, method, density, step, dense, nats in rows:
+        printed = CliRunner().invoke(app, ["advise", *arguments.split()], env={"COLUMNS": "500"}).stdout
+        assert f"\nTake {method}" in printed, (arguments, printed)
+        assert f"  density  {density or 'all'}\n" in printed, (arguments, printed)
+        assert f"  step     {step}, predicted" in printed, (arguments, printed)
+        assert dense in printed.partition(", predicted")[2], (arguments, printed)
+        assert f"  price    {nats}" in printed, (arguments, printed)

@@ -12,9 +12,11 @@ from gaussiank_lab.cluster.scenario import PRESETS
 
 PRESET = typer.Option(help=f"Cluster to predict: {', '.join(PRESETS)}.")
 PROBE = typer.Option(help="File that gaussiank probe has written, instead of a preset.")
-MODEL = typer.Option(help="Model, such as resnet50; a probe has its own.")
+MODEL = typer.Option(help="Model, such as resnet50 or gpt2, or a transformer's parameters (60M); a probe has its own.")
 GBIT = typer.Option(help="Gigabits per second between machines, instead of the preset's.")
 PER_NODE = typer.Option(help="Workers that share a machine and its link, instead of the preset's number.")
+ROUND_TRIP_MS = typer.Option(help="Milliseconds from machine to machine and back (ping), instead of the preset's.")
+STEP_MS = typer.Option(help="Milliseconds of one worker's step without exchange, instead of the preset's device.")
 
 
 def simulate(
@@ -26,6 +28,8 @@ def simulate(
     ] = None,
     gbit: Annotated[float | None, GBIT] = None,
     per_node: Annotated[int | None, PER_NODE] = None,
+    round_trip_ms: Annotated[float | None, ROUND_TRIP_MS] = None,
+    step_ms: Annotated[float | None, STEP_MS] = None,
     density: Annotated[float, typer.Option(help="Share of entries to send, in (0, 1].")] = 0.001,
     price: Annotated[float | None, typer.Option(help="Price of a worker's hour; shows the cost of an epoch.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of jitter and stragglers.", min=0)] = 0,
@@ -43,12 +47,12 @@ def simulate(
 
     console = Console()
     if paper:
-        if preset or probe or model or workers or gbit or per_node or as_json or out:
+        if any((preset, probe, model, workers, gbit, per_node, round_trip_ms, step_ms, as_json, out)):
             raise ValueError("paper must stand alone, got other options beside it. It has its own setting.")
         command.show_paper(console)
         return
     command.require_price(price)
-    setting = resolve(preset, probe, model, gbit, per_node)
+    setting = resolve(preset, probe, model, gbit, per_node, round_trip_ms, step_ms)
     counts, detailed = command.counts_of(setting, command.parse_counts(workers))
     predictions = command.run_simulation(setting, counts, density, seed)
     if as_json:

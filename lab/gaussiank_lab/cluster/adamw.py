@@ -1,17 +1,66 @@
-"""What to take for a transformer that is trained by AdamW: method, line of code, and its price in nats."""
+"""What to take for a transformer that is trained by AdamW: method, density, wire, step, price in nats, and the code."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from gaussiank_lab.cluster.advice import DENSE, DENSE_16, LOCAL, LOCAL_EVERY, TWO_BIT
+from rich.console import Console
+
+from gaussiank_lab.cluster.advice import DENSE, DENSE_16, LOCAL, LOCAL_EVERY, TOLERANCE, TWO_BIT, WIRES, other_links
 from gaussiank_lab.cluster.scenario import ScenarioSetting
-from gaussiank_lab.sim import Method, Spread, local_steps, simulate
+from gaussiank_lab.cluster.simulate import bits_text, count_text, plain_table, seconds_text
+from gaussiank_lab.sim import Method, Scenario, Spread, WireSize, all_gather_s, local_steps, simulate
 
-LONG_STEPS = 10_000
-"""From here on a density of 1/1024 visits an entry ten times; below, 1/256 does."""
+DENSITIES = (1 / 64, 1 / 256, 1 / 1024)
+ENOUGH_VISITS = 2000 / 256
+"""Density x steps: how often an entry is sent in a run. With fewer the price was higher; see ``ROWS``."""
 ENOUGH = 1.25
-"""How many times faster a step of local steps must be to be worth their higher price."""
+"""How many times faster a step must be to be worth another optimizer, or a higher price."""
+HEADER_BYTES = 2
+"""Before the second moments of a step, which take a byte each."""
+
+
+class Measured(NamedTuple):
+    """A line of results/adamw: what a setting cost there.
+
+    Attributes:
+        visits: density x steps, how often an entry was sent.
+        nats: a byte above dense AdamW.
+        seeds: how many.
+        line: the settings, as the table there names them.
+    """
+
+    visits: float
+    nats: float
+    seeds: int
+    line: str
+
+
+_BY_ROW = "method=sparse beta1=0 beta2=0.95 density={} scope=layer clip=local precondition=row"
+ROWS = (
+    Measured(2000 / 1024, 0.048, 1, _BY_ROW.format(0.000976562)),
+    Measured(2000 / 256, 0.034, 1, f"{_BY_ROW.format(0.00390625)} sums=8bit"),
+    Measured(9.0, 0.0, 4, f"{_BY_ROW.format(0.0045)} sums=8bit"),
+    Measured(2000 / 64, 0.009, 1, _BY_ROW.format(0.015625).replace(" scope=layer", "")),
+)
+"""Of ``AdamRows``, the fewest visits first."""
+ROUNDS = Measured(2000 / 160, 0.113, 1, "method=local density=0.0625 compressor=chunktopk clip=local sync_every=10")
+"""Of ``LocalSteps`` as it is by default."""
+STUDY_STEPS = 2000
+STUDY = "195,360 parameters, 4 workers, 2,000 steps, where 0.03 are noise; docs/adamw.md has it up to 5.1M"
+
+
+def price(visits: float) -> Measured:
+    """Return what ``AdamRows`` cost in the study, at as many visits or the next fewer.
+
+    Example:
+        >>> price(8).visits, price(1000).visits, price(0.1).visits
+        (7.8125, 31.25, 1.953125)
+    """
+    return max((one for one in ROWS if one.visits <= visits), default=ROWS[0], key=lambda one: one.visits)
 
 
 @dataclass(frozen=True)
@@ -20,59 +69,291 @@ class Choice:
 
     Attributes:
         name: in a few words.
-        call: its line of code, empty for plain DDP.
-        nats: a byte above dense AdamW in the study, or None for dense itself.
+        density: share of entries that are sent, None for all.
+        wire: how they travel.
+        bits: that a worker sends another one, a parameter and step, second moments counted.
         step_s: predicted seconds of a step, a mean over a round.
+        price: what it cost in the study, None for dense itself.
+        code: lines to write, none for plain DDP.
+        why: in a sentence.
     """
 
     name: str
-    call: str
-    nats: float | None
+    density: float | None
+    wire: str
+    bits: float
     step_s: float
+    price: Measured | None
+    code: tuple[str, ...]
+    why: str
+
+    @property
+    def nats(self) -> float | None:
+        """A byte above dense AdamW in the study, or None for dense itself."""
+        return None if self.price is None else self.price.nats
 
 
-ROWS_PRICES = {256: 0.034, 1024: 0.048}
-LOCAL_PRICE = 0.113
-"""Nats a byte above dense AdamW after 2,000 steps of the study's model of 195,360 parameters: docs/adamw.md."""
-SOURCE = "docs/adamw.md: 195,360 parameters, 4 workers, 2,000 steps, one seed each; 0.03 are noise"
-
-
-def choices(setting: ScenarioSetting, workers: int, steps: int) -> list[Choice]:
-    """Return dense AdamW, sparse AdamW and local steps; what is advised comes first.
+@dataclass(frozen=True)
+class Case:
+    """Who asks.
 
     Args:
-        setting: cluster and model.
-        workers: how many.
-        steps: of the training, which decide the density.
+        setting: cluster and model; with ``shards``, those of one shard (``between_nodes``).
+        workers: that exchange with each other.
+        steps: of the training.
+        shards: workers that hold one replica (FSDP2), 1 for DDP.
+
+    Raises:
+        ValueError: a model that is no transformer.
     """
-    scenario = replace(setting.scenario, spread=Spread())
-    inverse = 1024 if steps >= LONG_STEPS else 256
-    sparse = Method("sparse AdamW", "topk", 1 / inverse, TWO_BIT)
-    step_s = {one: simulate(scenario, one, workers, traced=1).step_s for one in (DENSE, DENSE_16, sparse)}
-    dense = min((DENSE, DENSE_16), key=step_s.__getitem__)
-    narrow = ', compressor="dense:values=bf16"'
-    found = [
-        Choice(
-            f"dense AdamW, {dense.name}",
-            f"gaussiank.compress(model{narrow})" if dense is DENSE_16 else "",
-            None,
-            step_s[dense],
-        ),
-        Choice(
-            f"sparse AdamW, density 1/{inverse}",
-            f'gaussiank.compress(model, density=1 / {inverse}, scope="layer", clip_norm=1.0, wire="rice+2bit", '
-            "precondition=gaussiank.AdamRows())",
-            ROWS_PRICES[inverse],
-            step_s[sparse],
-        ),
-        Choice(
-            f"local steps, every {LOCAL_EVERY}, density 1/16",
-            "local = gaussiank.LocalSteps(model, optimizer)",
-            LOCAL_PRICE,
-            local_steps(scenario, LOCAL, workers, LOCAL_EVERY).step_s,
-        ),
+
+    setting: ScenarioSetting
+    workers: int
+    steps: int
+    shards: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.setting.rows:
+            raise ValueError(
+                f"model must be a transformer with adamw_steps, got {self.setting.scenario.workload.name}. What AdamW "
+                "costs was measured on transformers alone; gpt2, or a number of parameters such as 60M, is one."
+            )
+
+    @property
+    def scenario(self) -> Scenario:
+        """Without jitter, which is the same for all."""
+        return replace(self.setting.scenario, spread=Spread())
+
+    @property
+    def numel(self) -> int:
+        """Entries that a worker exchanges."""
+        return self.setting.scenario.workload.numel
+
+    @property
+    def moment_bits(self) -> float:
+        """What the second moments of a step take on the wire, over all parameters."""
+        return 8 * (HEADER_BYTES + self.setting.rows) / self.numel
+
+    def step_s(self, method: Method, *, at_once: bool = False) -> float:
+        """Predict a step; ``at_once``: as if no message took time to set off and to travel, its bytes alone."""
+        scenario = self.scenario
+        if at_once:
+            scenario = replace(scenario, cluster=other_links(scenario.cluster, 1.0, 0.0))
+        return simulate(scenario, method, self.workers, traced=1).step_s + self._late_moments_s(scenario, method)
+
+    def _late_moments_s(self, scenario: Scenario, method: Method) -> float:
+        """Return what the step waits for second moments: they travel while it ends and the next one begins."""
+        if method.sends_all:
+            return 0.0
+        workload = scenario.workload
+        behind_s = workload.optimizer_s + workload.forward_s + workload.buckets[0].backward_s
+        return max(0.0, all_gather_s(scenario.cluster, self.workers, HEADER_BYTES + self.setting.rows) - behind_s)
+
+
+def choices(case: Case) -> list[Choice]:
+    """Return dense AdamW, sparse AdamW and local steps; what is advised comes first.
+
+    Sparse AdamW is advised where its step is 1.25 times faster than dense; local steps where theirs is 1.25 times
+    faster again, and what sparse AdamW waits for are round trips more than bytes: on links that are slow but not late
+    every step was the better one at equal bytes.
+    """
+    dense, method = _dense(case)
+    sparse, exchanged = _sparse(case, dense.step_s)
+    rounds, late = _rounds(case, sparse, exchanged)
+    best = sparse if dense.step_s > ENOUGH * sparse.step_s else dense
+    if late and min(best.step_s, sparse.step_s) > ENOUGH * rounds.step_s:
+        best = rounds
+    if best is dense:
+        dense = best = replace(dense, why=_why_dense(case, method, min(sparse, rounds, key=lambda one: one.step_s)))
+    return [best, *(one for one in (dense, sparse, rounds) if one is not best)]
+
+
+def _dense(case: Case) -> tuple[Choice, Method]:
+    step_s = {one: case.step_s(one) for one in (DENSE, DENSE_16)}
+    method = DENSE if step_s[DENSE] <= step_s[DENSE_16] * (1 + TOLERANCE) else DENSE_16
+    code: tuple[str, ...] = ()
+    if method is DENSE_16:
+        code = ('gaussiank.compress(model, compressor="dense:values=bf16")',)
+        if case.shards > 1:
+            code = ("fully_shard(..., mesh=mesh, mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.bfloat16))",)
+    bits = 8 * method.value_bytes
+    return Choice(f"dense AdamW in {bits} bits", None, f"{bits} bits", bits, step_s[method], None, code, ""), method
+
+
+def _why_dense(case: Case, dense: Method, other: Choice) -> str:
+    if case.workers == 1:
+        return "one worker sends nothing."
+    waits_s = case.step_s(dense) - case.scenario.workload.alone_s
+    waits = f"waits {seconds_text(waits_s)} for messages" if waits_s > 1e-6 else "waits for nothing"
+    return (
+        f"a dense step {waits}; the fastest other way takes {seconds_text(other.step_s)} ({other.name}), which is not "
+        f"{ENOUGH:g} times faster."
+    )
+
+
+# ---------------------------------------------------------------------- sparse AdamW at every step
+
+
+def _sparse(case: Case, dense_s: float) -> tuple[Choice, Method]:
+    """Choose density, buckets and collective: of what is within 3 % of the fastest, the highest density."""
+    wire = WIRES["chunks12+2bit"] if case.setting.accelerator else TWO_BIT
+    enough = [one for one in DENSITIES if one * case.steps >= ENOUGH_VISITS] or DENSITIES[:1]
+    scopes = ("bucket", "model") if case.shards == 1 else ("bucket",)
+
+    def timed(collective: str) -> list[tuple[float, Method]]:
+        ways = [Method("sparse", "topk", *way) for way in itertools.product(enough, [wire], [collective], scopes)]
+        return [(case.step_s(way), way) for way in ways]
+
+    found = timed("allgather")
+    if len(case.scenario.cluster.levels(case.workers)) > 1:
+        nodes = timed("hierarchical")
+        found = nodes if min(found)[0] > ENOUGH * min(nodes)[0] else found
+    fastest_s = min(seconds for seconds, _ in found)
+    step_s, method = next(one for one in found if one[0] <= fastest_s * (1 + TOLERANCE))
+    visits, alone_s = method.density * case.steps, case.scenario.workload.alone_s
+    why = (
+        f"a dense step waits {seconds_text(dense_s - alone_s)} for messages, this one "
+        f"{seconds_text(max(0.0, step_s - alone_s))} with selection; each entry is sent about {visits:.2g} times."
+    )
+    bits = _payload_bits(wire, method.density, case.numel) + case.moment_bits
+    name, code = "sparse AdamW at every step", _sparse_code(case, method)
+    return Choice(name, method.density, wire.name, bits, step_s, price(visits), code, why), method
+
+
+def _payload_bits(wire: WireSize, density: float, numel: int) -> float:
+    return 8 * wire.payload_bytes(max(1, density * numel), numel) / numel
+
+
+def _sparse_code(case: Case, method: Method) -> tuple[str, ...]:
+    settings = [
+        f"density=1 / {round(1 / method.density)}",
+        *(["mesh=mesh"] if case.shards > 1 else []),
+        'scope="layer"',
+        "clip_norm=1.0",
+        f'wire="{method.wire.name}"',
+        *([f'collective="{method.collective}"'] if method.collective != "allgather" else []),
+        "precondition=gaussiank.AdamRows()",
     ]
-    best = found[0]
-    for other in found[1:]:  # each costs more in accuracy than the one before
-        best = other if best.step_s > ENOUGH * other.step_s else best
-    return [best, *(one for one in found if one is not best)]
+    wrap = ["model = DistributedDataParallel(model)"]
+    if method.scope == "model":
+        whole = math.ceil(4 * case.numel / 2**20)
+        wrap = [
+            f"model = DistributedDataParallel(model, bucket_cap_mb={whole})  # one message a step, not one a bucket"
+        ]
+    if case.shards > 1:
+        wrap = _sharded(case)
+    return (
+        *wrap,
+        f"compression = gaussiank.compress(model, {', '.join(settings)})",
+        "optimizer = torch.optim.SGD(model.parameters(), lr=lr, weight_decay=0.1)  # in AdamW's place; tune lr again",
+        "# no clip_grad_norm_ after backward: clip_norm= clips before",
+        "compression.save(folder)  # with each checkpoint, on every worker; load(folder) resumes",
+    )
+
+
+def _sharded(case: Case) -> list[str]:
+    nodes, shards = case.workers, case.shards
+    device = "cuda" if case.setting.accelerator else "cpu"
+    return [
+        f'mesh = init_device_mesh("{device}", ({nodes}, {shards}), mesh_dim_names=("replicate", "shard"))',
+        'fully_shard(model, mesh=mesh["shard"])  # each block first, likewise',
+    ]
+
+
+# ---------------------------------------------------------------------- local steps
+
+
+def _rounds(case: Case, sparse: Choice, exchanged: Method) -> tuple[Choice, bool]:
+    """Return local steps, and whether round trips are most of what sparse AdamW waits for."""
+    step_s = local_steps(case.scenario, LOCAL, case.workers, LOCAL_EVERY).step_s
+    late_s = sparse.step_s - case.step_s(exchanged, at_once=True)
+    late = late_s > (sparse.step_s - case.scenario.workload.alone_s) / 2
+    group = ', group=mesh.get_group("replicate")' if case.shards > 1 else ""
+    alone = "# the bare module, no DistributedDataParallel around it; AdamW stays as it is"
+    code = (
+        *(_sharded(case) if group else [alone]),
+        f"local = gaussiank.LocalSteps(model, optimizer{group})",
+        "local.step()  # after each optimizer.step()",
+        "local.finish()  # once, at the end",
+        f"# tune the learning rate again; to resume, {'see docs/fsdp.md' if group else 'local.save and local.load'}",
+    )
+    why = (
+        f"with an exchange at every step, {seconds_text(late_s)} of {seconds_text(sparse.step_s)} would be what "
+        "messages take whatever their bytes."
+    )
+    bits = _payload_bits(TWO_BIT, LOCAL.density, case.numel) / LOCAL_EVERY
+    name = f"local steps, an exchange every {LOCAL_EVERY}"
+    return Choice(name, LOCAL.density, TWO_BIT.name, bits, step_s, ROUNDS, code, why), late
+
+
+# ---------------------------------------------------------------------- as text
+
+
+def show_adamw(console: Console, case: Case) -> None:
+    """Print what to take: method, density, wire, step, price with its source, lines of code; then the other ways."""
+    best, *_ = found = choices(case)
+    for line in (
+        f"{_asked(case)}\n",
+        f"Take {best.name}.",
+        f"  density  {_density(best)}",
+        f"  wire     {_wire(case, best)}",
+        f"  step     {seconds_text(best.step_s)}, predicted{_against(best, found)}",
+        f"  price    {_price(case, best)}",
+        f"  why      {best.why}\n",
+        *(f"    {line}" for line in best.code or ("# plain DDP, or plain HSDP, does that",)),
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print()
+    table = plain_table("* what is advised", ("method", "density", "step", "nats a byte\nabove dense"))
+    for choice in sorted(found, key=lambda one: one.step_s):
+        nats = "0" if choice.nats is None else f"{choice.nats:+.2f}"
+        mark = " *" * (choice is best)
+        table.add_row(f"{choice.name}{mark}", _density(choice), seconds_text(choice.step_s), nats)
+    console.print(table)
+    assumed = [words for words in case.setting.assumed if not words.startswith("jitter")]
+    for line in (
+        f"Prices: {STUDY}. Yours was not measured: train some hundred steps both ways first.",
+        f"Assumed: {'; '.join(assumed)}. Your own step: --step-ms; your link: --gbit, --round-trip-ms.",
+    ):
+        console.print(f"\n{line}", highlight=False, markup=False)
+
+
+def _asked(case: Case) -> str:
+    model, label = case.setting.scenario.workload.name, case.setting.label
+    workers = f"{case.workers} worker{'s' * (case.workers > 1)}"
+    if case.shards > 1:
+        link = bits_text(case.scenario.cluster.tiers[-1].link.bandwidth_bits_s)
+        workers = f"{case.workers} machines of {case.shards} that share out the model, {link} for each worker"
+    numel = count_text(case.numel * case.shards)
+    return f"{model}, {numel} parameters, AdamW for {case.steps:,} steps, {workers}, on {label}"
+
+
+def _density(choice: Choice) -> str:
+    return "all" if choice.density is None else f"1/{round(1 / choice.density)}"
+
+
+def _wire(case: Case, choice: Choice) -> str:
+    if choice.price is None:
+        return choice.wire
+    share = f", {100 * case.moment_bits / choice.bits:.0f} % of them AdamRows' moments"
+    return f"{choice.wire}: {choice.bits:.2g} bits a parameter and step{share * (choice.price is not ROUNDS)}"
+
+
+def _against(best: Choice, found: list[Choice]) -> str:
+    dense = next(one for one in found if one.price is None)
+    if best is dense:
+        return ""
+    return f"; {dense.name} {seconds_text(dense.step_s)}, {dense.step_s / best.step_s:.3g} times as long"
+
+
+def _price(case: Case, choice: Choice) -> str:
+    if choice.price is None:
+        return "none"
+    nats, seeds, line = choice.price.nats, choice.price.seeds, choice.price.line
+    measured = f"{choice.price.visits:.2g} visits an entry, {seeds} seed{'s' * (seeds > 1)}"
+    more = ""
+    if choice.price is ROUNDS and case.steps < STUDY_STEPS:
+        more = ", and more in so short a run, where sync_every=5, density=1 / 4 did better: docs/local-steps.md"
+    if "hierarchical" in "".join(choice.code):
+        more = ", with allgather: what hierarchical cuts waits longer"
+    return f"{nats:+.2f} nats a byte above dense AdamW ({measured}; results/adamw: {line}){more}"

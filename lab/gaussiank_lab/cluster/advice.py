@@ -252,7 +252,7 @@ def _scaled(scenario: Scenario, bandwidth: float, latency: float, compute: float
     return Scenario(
         _slower_model(scenario.workload, compute),
         _slower_device(scenario.device, own),
-        _other_links(scenario.cluster, bandwidth, latency),
+        other_links(scenario.cluster, bandwidth, latency),
         scenario.overlap,
         scenario.spread,
     )
@@ -275,7 +275,9 @@ def _slower_device(device: Device, factor: float) -> Device:
     )
 
 
-def _other_links(cluster: Cluster, bandwidth: float, latency: float, outermost_only: bool = False) -> Cluster:
+def other_links(cluster: Cluster, bandwidth: float, latency: float, outermost_only: bool = False) -> Cluster:
+    """Return a cluster whose bandwidths, and times of a message, are so many times as large."""
+
     def other(link: Link) -> Link:
         return replace(
             link,
@@ -295,7 +297,7 @@ def _break_even(scenario: Scenario, methods: Sequence[Method], workers: int) -> 
     """Search the outermost link's bandwidth, from a thousandth to a thousand times, for a gain of 5 %."""
 
     def worth(exponent: float) -> bool:
-        cluster = _other_links(scenario.cluster, 10**exponent, 1.0, outermost_only=True)
+        cluster = other_links(scenario.cluster, 10**exponent, 1.0, outermost_only=True)
         return _gain(replace(scenario, cluster=cluster), methods, workers) >= LEAST_GAIN
 
     low, high = -3.0, 3.0

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 import gaussiank
-from gaussiank_lab.cluster.adamw import ENOUGH, SOURCE, choices
+from gaussiank_lab.cluster.adamw import Case, choices
 from gaussiank_lab.cluster.advice import LEAST_GAIN, TOLERANCE, Advice, Candidate
 from gaussiank_lab.cluster.scenario import ScenarioSetting
 from gaussiank_lab.cluster.simulate import bits_text, count_text, plain_table, seconds_text, times_text
@@ -46,27 +46,6 @@ def show_advice(console: Console, setting: ScenarioSetting, workers: int, advice
     console.print("\nTime only: a lower density, and every collective but allgather, delays part of the gradient.")
     assumed = [words for words in setting.assumed if not words.startswith("jitter")]
     console.print(f"Assumed: {'; '.join([*assumed, 'no jitter, which simulate adds'])}.", highlight=False)
-
-
-def show_adamw(console: Console, setting: ScenarioSetting, workers: int, steps: int) -> None:
-    """Print what to take for a transformer trained by AdamW: method, line of code, price."""
-    best, *_ = found = choices(setting, workers, steps)
-    console.print(f"Trained by AdamW for {steps:,} steps, {workers} workers on {setting.label}: take {best.name}.\n")
-    if best.call:
-        console.print(f"    {best.call}\n", highlight=False, soft_wrap=True)
-    table = plain_table("* what is advised", ("method", "step", "nats a byte\nabove dense"))
-    for choice in sorted(found, key=lambda one: one.step_s):
-        price = "0" if choice.nats is None else f"{choice.nats:+.2f}"
-        table.add_row(f"{choice.name}{' *' * (choice is best)}", seconds_text(choice.step_s), price)
-    console.print(table)
-    console.print(f"\nPrice: {SOURCE}.", highlight=False)
-    remedies = {
-        "sparse": "The optimizer is then SGD(lr, weight_decay=...); tune the learning rate again.",
-        "local": "No DDP; local.step() after each optimizer.step(); tune the learning rate again.",
-    }
-    if remedy := remedies.get(best.name.split()[0]):
-        console.print(remedy, highlight=False)
-    console.print(f"What costs more nats is advised where its step is {ENOUGH:g} times faster.", highlight=False)
 
 
 def verdict(advice: Advice) -> str:
@@ -139,7 +118,7 @@ def reasons(setting: ScenarioSetting, workers: int, advice: Advice) -> list[str]
             f"Of what is within {100 * TOLERANCE:.0f} % of the fastest, this sends the highest density, and of that "
             "returns least to the residual."
         )
-    if advice.compress and setting.scenario.workload.name.startswith("transformer"):
+    if advice.compress and setting.rows:
         lines.append(
             'With AdamW, give compress precondition=gaussiank.AdamRows(), scope="layer" and clip_norm= as well, and '
             "step with SGD: docs/adamw.md, and --adamw-steps here for its price."
@@ -160,9 +139,8 @@ def call_text(advice: Advice) -> str:
     return f"gaussiank.compress(model, {', '.join(written)})"
 
 
-def advice_text(setting: ScenarioSetting, workers: int, advice: Advice, adamw_steps: int | None = None) -> str:
+def advice_text(setting: ScenarioSetting, workers: int, advice: Advice, adamw: Case | None = None) -> str:
     """Return everything as JSON text."""
-    adamw = [] if adamw_steps is None else choices(setting, workers, adamw_steps)
     return json.dumps(
         {
             "format": FORMAT,
@@ -181,7 +159,7 @@ def advice_text(setting: ScenarioSetting, workers: int, advice: Advice, adamw_st
             "best": _record(advice.best),
             "baseline": _record(advice.baseline),
             "pays_below_bits_s": advice.pays_below_bits_s if math.isfinite(advice.pays_below_bits_s) else None,
-            **({"adamw": [asdict(one) for one in adamw]} if adamw else {}),
+            **({"adamw": [{**asdict(one), "nats": one.nats} for one in choices(adamw)]} if adamw else {}),
             "ranked": [_record(candidate) for candidate in advice.ranked],
             "sources": list(setting.sources),
             "assumed": list(setting.assumed),

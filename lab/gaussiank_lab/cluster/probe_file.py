@@ -13,6 +13,7 @@ from typing import Any
 
 from gaussiank_lab.cluster.advice import WIRES, compact_wire
 from gaussiank_lab.cluster.scenario import OVERLAP, ScenarioSetting, Uncertainty
+from gaussiank_lab.cluster.shapes import SHAPES
 from gaussiank_lab.outputs import write_whole
 from gaussiank_lab.sim import (
     OPERATIONS,
@@ -114,6 +115,7 @@ class Probe:
             (f"measured {self.date} by gaussiank {self.gaussiank} on {self.machine}, {self.workers} workers",),
             ("other numbers of workers: links as fitted, none of another kind beyond them",),
             Uncertainty(bandwidth=0.1, latency=0.2, compute=0.05, own=0.15),
+            SHAPES[self.model].rows if self.model in SHAPES else 0,
         )
 
     def _exchange_s(self, device: Device, cluster: Cluster) -> dict[str, float]:

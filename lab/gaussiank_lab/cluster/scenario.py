@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -328,6 +329,7 @@ class ScenarioSetting:
         sources: where the numbers come from.
         assumed: which of them nobody measured.
         uncertainty: how far they may be off.
+        rows: second moments that ``AdamRows`` has of the model, 0 where it is no transformer.
     """
 
     label: str
@@ -337,6 +339,7 @@ class ScenarioSetting:
     sources: tuple[str, ...]
     assumed: tuple[str, ...]
     uncertainty: Uncertainty
+    rows: int = 0
 
 
 def resolve(
@@ -345,28 +348,35 @@ def resolve(
     model: str | None,
     gbit: float | None = None,
     per_node: int | None = None,
+    round_trip_ms: float | None = None,
+    step_ms: float | None = None,
 ) -> ScenarioSetting:
     """Make the setting of a command line.
 
     Args:
-        preset: name of a cluster.
+        preset: name of a cluster; where it is left out, ``gbit`` alone stands for workstations, or nodes of GPUs.
         probe: file of a measured one.
         model: of the preset's; a probe has its own.
         gbit: gigabits a second of the links between a preset's machines, in place of its own.
         per_node: workers that share a machine and its link, likewise.
+        round_trip_ms: milliseconds from machine to machine and back, likewise.
+        step_ms: milliseconds of a worker's step without exchange, in place of what the preset's device takes.
 
     Raises:
         ValueError: both or none of preset and probe, an unknown name, a probe of another model or version, or a
-            ``gbit`` or ``per_node`` that does not fit.
+            change of the preset that does not fit.
         FileNotFoundError: there is no such probe.
     """
+    changes = {"gbit": gbit, "per_node": per_node, "round_trip_ms": round_trip_ms, "step_ms": step_ms}
+    if preset is None and probe is None and gbit is not None:
+        preset = _NODES if per_node is not None and per_node > 1 else _WORKSTATIONS
     if (preset is None) == (probe is None):
         given = "none" if preset is None else f"{preset} and {probe}"
         raise ValueError(
-            f"preset or probe must be given, one of them, got {given}. Give --preset NAME or --probe FILE."
+            f"preset or probe must be given, one of them, got {given}. Give --preset NAME, --probe FILE or --gbit RATE."
         )
     if probe is not None:
-        for argument, value in (("gbit", gbit), ("per_node", per_node)):
+        for argument, value in changes.items():
             if value is not None:
                 raise ValueError(
                     f"{argument} must come with a preset, got {value:g} for {probe}. A probe has measured."
@@ -375,22 +385,37 @@ def resolve(
 
         return read_probe(probe, model).setting(str(probe))
     if model is None:
-        raise ValueError("model must be given with a preset, got none. Give --model resnet50, for example.")
-    return of_preset(str(preset), model, gbit, per_node)
+        raise ValueError("model must be given with a preset, got none. Give --model gpt2, for example.")
+    return of_preset(str(preset), model, gbit, per_node, round_trip_ms, step_ms)
 
 
-def of_preset(preset: str, model: str, gbit: float | None = None, per_node: int | None = None) -> ScenarioSetting:
+_WORKSTATIONS, _NODES = "1gbe-workstations", "25gbe-8xH100"
+
+
+def of_preset(
+    preset: str,
+    model: str,
+    gbit: float | None = None,
+    per_node: int | None = None,
+    round_trip_ms: float | None = None,
+    step_ms: float | None = None,
+) -> ScenarioSetting:
     """Make the setting of a preset and a model shape; see ``resolve``.
 
     Raises:
-        ValueError: an unknown name, or a ``gbit`` or ``per_node`` that does not fit.
+        ValueError: an unknown name, or a change that does not fit.
     """
     found, shape = find_preset(preset), find_shape(model)
-    cluster = _changed(found, gbit, per_node)
-    given = [f"{value:g} {unit}" for value, unit in ((gbit, "Gb/s"), (per_node, "a machine")) if value is not None]
-    nodes = (found.nodes,) * bool(found.nodes and not given)
-    step_s = shape.step_s(found.images_rate, found.flops_rate)
+    cluster = _changed(found, gbit, per_node, round_trip_ms)
+    said = ((gbit, "Gb/s"), (per_node, "a machine"), (round_trip_ms, "ms round trips"), (step_ms, "ms a step"))
+    given = [f"{value:g} {unit}" for value, unit in said if value is not None]
+    nodes = (found.nodes,) * bool(found.nodes and gbit is None and per_node is None)
     optimizer_s = found.device.select_s("topk", shape.numel) * 20 / 12  # SGD with momentum moves 20 bytes an entry
+    step_s = shape.step_s(found.images_rate, found.flops_rate)
+    if step_ms is not None:
+        if not step_ms > 0:
+            raise ValueError(f"step_ms must be above 0, got {step_ms:g}. Time some steps of one worker alone.")
+        step_s, optimizer_s = step_ms / 1e3, 0.0
     workload = shape.workload(step_s, found.input_images_s, optimizer_s)
     return ScenarioSetting(
         " with ".join([preset, *([" and ".join(given)] if given else [])]),
@@ -400,10 +425,11 @@ def of_preset(preset: str, model: str, gbit: float | None = None, per_node: int 
         (*found.sources, f"{model}: {shape.source}"),
         ("backward over layers in proportion to multiply-adds, twice forward", *nodes, *found.assumed),
         found.uncertainty,
+        shape.rows,
     )
 
 
-def _changed(preset: Preset, gbit: float | None, per_node: int | None) -> Cluster:
+def _changed(preset: Preset, gbit: float | None, per_node: int | None, round_trip_ms: float | None) -> Cluster:
     """Return a preset's cluster with other links between machines, or other machines."""
     *inner, outer = preset.cluster.tiers
     if gbit is not None:
@@ -411,6 +437,10 @@ def _changed(preset: Preset, gbit: float | None, per_node: int | None) -> Cluste
             raise ValueError(f"gbit must be above 0, got {gbit:g}. Give gigabits a second, such as 10.")
         link = replace(outer.link, name=f"{gbit:g} Gb/s", bandwidth_bits_s=gbit * 1e9 * TCP_SHARE, oversubscription=1.0)
         outer = replace(outer, link=link)
+    if round_trip_ms is not None:
+        if not round_trip_ms >= 0:
+            raise ValueError(f"round_trip_ms must be at least 0, got {round_trip_ms:g}. Give what ping says.")
+        outer = replace(outer, link=replace(outer.link, latency_s=round_trip_ms / 2e3))
     if per_node is not None:
         if per_node < 1:
             raise ValueError(f"per_node must be at least 1, got {per_node}. Give the workers of a machine.")
@@ -420,3 +450,39 @@ def _changed(preset: Preset, gbit: float | None, per_node: int | None) -> Cluste
             )
         inner = [Tier(tier.name, tier.link, per_node) for tier in inner] if per_node > 1 else []
     return replace(preset.cluster, tiers=(*inner, outer))
+
+
+def between_nodes(setting: ScenarioSetting, workers: int) -> tuple[ScenarioSetting, int, int]:
+    """See a model that ``fully_shard`` shards inside each machine as its replicas, one a machine, see it.
+
+    A worker then has a shard, and its share of the machine's link; what FSDP2 sends inside a machine is taken as
+    hidden, with every method alike.
+
+    Args:
+        setting: with several workers a machine.
+        workers: in all.
+
+    Returns:
+        The setting of one shard, the number of machines, and the workers of each.
+
+    Raises:
+        ValueError: machines of one worker, or a number of workers that does not fill machines.
+    """
+    *inner, outer = setting.scenario.cluster.tiers
+    shards = math.prod(tier.members or 1 for tier in inner)
+    if shards == 1:
+        raise ValueError(
+            f"fsdp must come with machines of several workers, got {setting.label} with one each. Give a preset with "
+            "several, such as 25gbe-8xH100, and --gbit and --per-node for your own."
+        )
+    if workers % shards:
+        raise ValueError(
+            f"workers must be a multiple of {shards}, those of a machine, with fsdp, got {workers}. Give whole "
+            "machines, or --per-node."
+        )
+    workload, link = setting.scenario.workload, outer.link
+    buckets = tuple(replace(one, numel=-(-one.numel // shards)) for one in workload.buckets)
+    share = replace(link, bandwidth_bits_s=link.bandwidth_bits_s / shards)
+    cluster = replace(setting.scenario.cluster, tiers=(replace(outer, link=share),))
+    scenario = replace(setting.scenario, workload=replace(workload, buckets=buckets), cluster=cluster)
+    return replace(setting, scenario=scenario, rows=-(-setting.rows // shards)), workers // shards, shards

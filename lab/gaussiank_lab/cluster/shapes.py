@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from gaussiank_lab.sim import Bucket, Workload
@@ -36,6 +37,7 @@ class ModelShape:
         epoch_samples: examples of an epoch.
         p100_images_s: measured training throughput on a P100, or None: then ResNet-50's rate of multiply-adds is taken.
         tokens: of an example, for language models; 6 operations a parameter and token.
+        rows: of a transformer, its second moments by ``AdamRows``: rows of matrices and entries of vectors.
         source: where all that comes from.
     """
 
@@ -46,6 +48,7 @@ class ModelShape:
     source: str
     p100_images_s: float | None = None
     tokens: int = 0
+    rows: int = 0
 
     @property
     def numel(self) -> int:
@@ -97,7 +100,42 @@ def _transformer(name: str, layers: int, width: int, vocabulary: int, batch: int
     embedding = (vocabulary * width, float(vocabulary * width))
     groups = (embedding, *(((12 * width * width, float(12 * width * width)),) * layers))
     source = f"{layers} layers of width {width}, 12 width^2 parameters each; 6 operations a parameter and token"
-    return ModelShape(name, groups, batch, 1_000_000, source, tokens=tokens)
+    rows = vocabulary + _LAYER_ROWS * width * layers
+    return ModelShape(name, groups, batch, 1_000_000, source, tokens=tokens, rows=rows)
+
+
+_LAYER_ROWS = 20
+"""Second moments of ``AdamRows`` in a layer of GPT-2 as Hugging Face has it, over its width: 7 rows, 13 of vectors.
+
+nanoGPT, which lays matrices the other way, has 22, and 11 without biases.
+"""
+
+
+def _gpt2(name: str, layers: int, width: int, batch: int) -> ModelShape:
+    """Describe a model of GPT-2: positions, biases and norms counted too."""
+    vocabulary, positions = 50_257, 1024
+    embedding = ((vocabulary + positions) * width, float(vocabulary * width))
+    layer = (12 * width * width + 13 * width, float(12 * width * width))
+    groups = (embedding, *((layer,) * layers), (2 * width, 0.0))
+    rows = vocabulary + positions + _LAYER_ROWS * width * layers + 2 * width
+    source = f"{layers} layers of width {width}, batches of {batch} x 1,024 tokens; 6 operations a parameter and token"
+    return ModelShape(name, groups, batch, 1_000_000, source, tokens=positions, rows=rows)
+
+
+def _decoder(name: str) -> ModelShape | None:
+    """Describe a transformer by its number of parameters alone, such as 60M; None where the name is none.
+
+    Layers are as many as its width has 64s, as in GPT-2; a vocabulary of 50,257 counts for the second moments alone.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([MB])", name, re.IGNORECASE)
+    if not found or not float(found[1]):
+        return None
+    numel = round(float(found[1]) * {"M": 1e6, "B": 1e9}[found[2].upper()])
+    layers = max(1, round((numel / (12 * 64 * 64)) ** (1 / 3)))
+    groups = tuple((numel * (i + 1) // layers - numel * i // layers, 1.0) for i in range(layers))
+    source = f"{layers} equal layers, 8 x 1,024 tokens a step; 6 operations a parameter and token"
+    rows = min(numel, 50_257 + _LAYER_ROWS * 64 * layers * layers)
+    return ModelShape(name, groups, 8, 1_000_000, source, tokens=1024, rows=rows)
 
 
 _INCEPTION_V4 = (
@@ -136,6 +174,19 @@ SHAPES: dict[str, ModelShape] = {
         ModelShape("resnet20", ((14_352, 14.6), (51_648, 12.4), (203_722, 14.2)), 32, 50_000, "stage by stage"),
         ModelShape("lenet5", ((156, 0.12), (2_416, 0.24), (59_134, 0.06)), 32, 10_000, "layer by layer"),
         ModelShape("fnn3", ((157_000, 0.157), (40_200, 0.04), (2_010, 0.002)), 128, 10_000, "layer by layer"),
+        ModelShape(
+            "transformer",
+            ((40_960, 0.04), *(((307_840, 0.31),) * 4), (41_280, 0.04)),
+            4,
+            10_000,
+            "layer by layer",
+            tokens=128,
+            rows=9_152,
+        ),
+        _gpt2("gpt2", 12, 768, 12),
+        _gpt2("gpt2-medium", 24, 1024, 8),
+        _gpt2("gpt2-large", 36, 1280, 4),
+        _gpt2("gpt2-xl", 48, 1600, 2),
         _transformer("transformer-350m", 24, 1024, 50_257, 8, 1024),
         _transformer("transformer-1.3b", 24, 2048, 50_257, 4, 2048),
         _transformer("transformer-7b", 32, 4096, 32_000, 2, 2048),
@@ -145,17 +196,19 @@ SHAPES: dict[str, ModelShape] = {
 
 
 def find_shape(name: str) -> ModelShape:
-    """Return the shape of a name.
+    """Return the shape of a name, or of a transformer's number of parameters.
 
     Raises:
         ValueError: there is none.
 
     Example:
-        >>> find_shape("resnet50").numel
-        25557032
+        >>> find_shape("resnet50").numel, find_shape("gpt2").numel, find_shape("60M").numel
+        (25557032, 124439808, 60000000)
     """
-    if name not in SHAPES:
+    shape = SHAPES.get(name) or _decoder(name)
+    if shape is None:
         raise ValueError(
-            f"model must be one of {', '.join(SHAPES)}, got {name!r}. Correct it, or run gaussiank probe on yours."
+            f"model must be one of {', '.join(SHAPES)}, or a transformer's number of parameters, got {name!r}. Correct "
+            "it, or write 60M or 1.5B, for example."
         )
-    return SHAPES[name]
+    return shape

@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 
 import gaussiank
 from gaussiank_lab.cli import app, main
-from gaussiank_lab.cluster.adamw import LOCAL_PRICE, ROWS_PRICES, choices
 from gaussiank_lab.cluster.advice import DENSITIES, LEAST_GAIN, TOLERANCE, advise
 from gaussiank_lab.cluster.advise import apply_advice, call_text, gain_text, likeness
 from gaussiank_lab.cluster.scenario import PRESETS, ScenarioSetting, Uncertainty, of_preset
@@ -164,26 +163,6 @@ def test_rows_that_are_too_close_to_call_are_said_to_be() -> None:
     assert likeness(rows) == "The first 3 rows are within 3 % of each other: closer than a prediction can tell apart."
     assert likeness(rows[:2]).startswith("All rows are within 3 %")
     assert likeness(rows[::3]) == ""
-
-
-def test_adamw_gets_method_code_and_the_docs_price() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "adamw.md").read_text()
-    table = (Path(__file__).parents[3] / "docs" / "local-steps.md").read_text()
-    assert f"+{ROWS_PRICES[1024]:.3f} (1 seed" in page
-    assert f"+{LOCAL_PRICE:.3f} (1 seed" in page
-    assert f"+{LOCAL_PRICE:.2f}" in table
-    slow, long = (choices(of_preset("1gbe-workstations", "transformer-350m"), 8, steps) for steps in (2_000, 20_000))
-    assert (slow[0].name, long[0].name) == ("sparse AdamW, density 1/256", "sparse AdamW, density 1/1024")
-    assert "precondition=gaussiank.AdamRows()" in long[0].call
-    fast = choices(of_preset("nvlink+ib", "transformer-1.3b"), 64, 20_000)
-    assert fast[0].name.startswith("dense AdamW")
-    far = of_preset("1gbe-workstations", "transformer-350m")
-    outer = replace(far.scenario.cluster.tiers[-1], link=replace(far.scenario.cluster.tiers[-1].link, latency_s=0.5))
-    cluster = replace(far.scenario.cluster, tiers=(*far.scenario.cluster.tiers[:-1], outer))
-    best, *_ = choices(replace(far, scenario=replace(far.scenario, cluster=cluster)), 8, 20_000)
-    assert best.call == "local = gaussiank.LocalSteps(model, optimizer)"
-    result = CliRunner().invoke(app, ["advise", "--preset", "100gbe", "--model", "resnet50", "--adamw-steps", "9"])
-    assert "model must be a transformer with adamw_steps, got resnet50" in str(result.exception)
 
 
 def test_help_names_every_preset() -> None:
