@@ -50,11 +50,17 @@ def digests(run_dir: Path) -> dict[str, str]:
 
 
 def workers_of(launcher: int) -> list[int]:
+    """Return what the launcher, or the server that workers are forked from, has started to work."""
+    servers = [pid for pid in children_of(launcher) if "forkserver" in command_of(pid)]
+    found = [pid for server in servers for pid in children_of(server)]
+    return found or [pid for pid in children_of(launcher) if "spawn_main" in command_of(pid)]
+
+
+def children_of(pid: int) -> list[int]:
     try:
-        children = [int(pid) for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()]
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
         return []
-    return [pid for pid in children if "spawn_main" in command_of(pid)]
 
 
 def command_of(pid: int) -> str:
@@ -77,7 +83,7 @@ def kill_one(process: subprocess.Popen[str], chosen: random.Random) -> str:
         os.kill(victim, signal.SIGKILL)
     process.communicate(timeout=LIMIT_S)
     deadline = time.monotonic() + LIMIT_S
-    while any("spawn_main" in command_of(pid) for pid in workers):
+    while any(command_of(pid) for pid in workers):
         if time.monotonic() > deadline:
             raise SystemExit(f"workers {workers} outlived their launcher by {LIMIT_S} s")
         time.sleep(0.02)

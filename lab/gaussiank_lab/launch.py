@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import datetime
 import logging
+import multiprocessing
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ import threading
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -187,6 +189,7 @@ def launch(
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     config = LaunchConfig(
+        start_method=processes().get_start_method(),
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=workers,
@@ -206,6 +209,20 @@ def launch(
         raise RuntimeError(_why(rank, failure)) from error
     except SignalException as error:
         raise RuntimeError(f"the workers were ended, because of {error.sigval.name}.") from None
+
+
+def processes() -> BaseContext:
+    """Return how to start workers: by a server that has imported torch for all of them, where that can be.
+
+    They have the environment and the output that this process had when it first started one. A fork cannot use CUDA
+    where it was asked for before, and on other systems than Linux it is no safe start: there each worker begins anew,
+    and imports for itself.
+    """
+    if sys.platform != "linux" or torch.cuda.is_available():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["gaussiank_lab.fork_server"])
+    return context
 
 
 def _why(rank: int, failure: Any) -> str:
@@ -263,12 +280,23 @@ def _fail(error: Exception) -> NoReturn:
 
 
 def end_with(launcher: int) -> None:
-    """Let this worker be killed when its launcher ends in whatever way, so that no orphan writes on (Linux)."""
+    """Let this worker be killed when its launcher ends in whatever way, so that no orphan writes on (Linux).
+
+    A fork server between them ends with the launcher, and the worker with the server.
+    """
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-    if os.getppid() != launcher:  # it has ended already
+    parent = os.getppid()
+    if launcher not in (parent, _parent_of(parent)):  # it has ended already
         os._exit(1)
+
+
+def _parent_of(pid: int) -> int | None:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:  # it has ended, or this is not Linux
+        return None
 
 
 def world_size(wanted: int | None, usual: int | None = None) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+import multiprocessing.forkserver
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,14 @@ def method_record(method: str, steps: int, **changes: Any) -> dict[str, Any]:
         "compression": DENSE_BYTES / last["sent_bytes"],
         "digest": "9f2ce7ab",
     } | {key: last[key] for key in last if key.endswith(("_s", "_bytes"))} | changes  # fmt: skip
+
+
+@pytest.fixture
+def fork_server() -> Iterator[None]:
+    """Let this test have a fork server of its own: workers write where it did when it began, as capfd must see."""
+    multiprocessing.forkserver._forkserver._stop()  # type: ignore[attr-defined]  # it is there for tests
+    yield
+    multiprocessing.forkserver._forkserver._stop()  # type: ignore[attr-defined]  # as above
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -50,6 +51,13 @@ def quick_run(*arguments: Any) -> None:
     """Train, but draw no figures at the end."""
     lab_run._conclude = lambda run_dir: None
     run(*arguments)
+
+
+def written_run(out: Path, *arguments: Any) -> None:
+    """Train, and write what is printed to a file: the server that workers are forked from writes where it began to."""
+    with out.open("a") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+    quick_run(*arguments)
 
 
 def faulty_run(fault: str, number: int, rank: int, *arguments: Any) -> None:
@@ -188,15 +196,15 @@ def studied(run_dir: Path) -> dict[str, list[str]]:
 
 
 def test_a_finished_run_goes_on_to_more_steps_and_ends_as_a_longer_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_command, "run", quick_run)
+    monkeypatch.setattr(train_command, "run", functools.partial(written_run, tmp_path / "printed"))
     settings = {**CONFIG.as_record(), "methods": ("topk",), "warmup": "dgc", "warmup_steps": 5}
     for name, steps in (("long", 9), ("run", 5)):
         options = Options(out=tmp_path / name, checkpoint_every=3, record=2)
         train_command.start(options, {**settings, "steps": steps})
     train_command.start(Options(resume=tmp_path / "run"), {"steps": 9})
-    printed = capfd.readouterr().out
+    printed = (tmp_path / "printed").read_text()
     assert "Resumed topk after step 5" in printed
     assert "It ends after step 9 now, with the learning rates of a run of that length." in printed
     long, run = read_records(tmp_path / "long"), read_records(tmp_path / "run")
@@ -227,14 +235,12 @@ def test_what_is_recorded_of_gradients_survives_a_kill_too(
     assert studied(run_dir).keys() == {"topk", "gaussiank"}
 
 
-def test_another_number_of_workers_keeps_the_residuals_mass(
-    whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_another_number_of_workers_keeps_the_residuals_mass(whole: Path, tmp_path: Path) -> None:
     run_dir, workers = tmp_path / "run", 3
     resume = find_resume(whole / "checkpoints" / "01-gaussiank-step-00000004")
     config = TrainConfig(**{**vars(CONFIG), "workers": workers})
-    launch(quick_run, workers, config, run_dir, "test", plan(run_dir), resume)
-    printed = capfd.readouterr().out
+    launch(written_run, workers, tmp_path / "printed", config, run_dir, "test", plan(run_dir), resume)
+    printed = (tmp_path / "printed").read_text()
     said = re.search(rf"Residuals of 2 workers went to {workers}: .* changed by (\S+) of itself\.", printed)
     assert said is not None, printed
     assert float(said[1]) < 1e-6

@@ -15,6 +15,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
+from gaussiank_lab.launch import end_with
+
 LOOPBACK = "loopback"
 UNSHAPED = "unshaped"
 LEAST_BITS_S, MOST_BITS_S = 1e6, 1e11
@@ -138,7 +140,6 @@ DEVICE = "gk0"
 _BRIDGE = "gkhub"
 _NEW_NETWORK = 0x40000000  # CLONE_NEWNET
 _NET_ADMIN, _SYS_ADMIN = 12, 21  # numbers of capabilities
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
 def missing() -> str | None:
@@ -168,13 +169,10 @@ def address(rank: int) -> str:
     return f"10.77.{(rank + 1) // 256}.{(rank + 1) % 256}"
 
 
-def end_with(parent: int) -> None:
+def obey(parent: int) -> None:
     """Let this process be killed when the one that started it ends in whatever way, and leave Ctrl-C to that one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-    if os.getppid() != parent:  # it has ended already
-        os._exit(1)
+    end_with(parent)
 
 
 def leave_network() -> None:
@@ -217,7 +215,7 @@ def serve_hub(orders: Connection, parent: int) -> None:
     It answers its process id, then takes one order after the other, each answered by an error or None: first the
     process ids of the ranks, between which it lays links; then rates.
     """
-    end_with(parent)
+    obey(parent)
     ports: list[str] = []
     leave_network()
     orders.send(os.getpid())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing as mp
 import os
 import socket
 import statistics
@@ -25,9 +24,9 @@ from gaussiank_lab.bench.net.links import (
     LinkRate,
     address,
     connect,
-    end_with,
     leave_network,
     missing,
+    obey,
     parse_rate,
     serve_hub,
     shape,
@@ -35,6 +34,7 @@ from gaussiank_lab.bench.net.links import (
 from gaussiank_lab.bench.net.methods import ALONE, DDP, NetMethod, Rows, parse_method
 from gaussiank_lab.bench.net.training import StepRow, Trainer, TrainingWorkload, Window, parse_workload
 from gaussiank_lab.bench.rows import Row
+from gaussiank_lab.launch import processes
 from gaussiank_lab.machine import origin
 from gaussiank_lab.train.local import Local
 
@@ -116,7 +116,7 @@ class Ranks:
         self.call("make", f"tcp://{host}:{port}")
 
     def _start_processes(self) -> None:
-        context = mp.get_context("spawn")  # a fork would inherit the threads of torch half
+        context = processes()
         parent = os.getpid()
         self._pipes = [
             self._spawn(context, _serve_rank, rank, self.world_size, self.isolated, self._make, parent)
@@ -181,7 +181,7 @@ def _serve_rank(
     rank: int, world_size: int, isolated: bool, make: Callable[[int, int, str], Any], orders: Connection, parent: int
 ) -> None:
     """Take orders: what the process of a rank runs."""
-    end_with(parent)
+    obey(parent)
     made: Any = None
     try:
         if isolated:

@@ -6,7 +6,6 @@ import datetime
 import fnmatch
 import functools
 import json
-import multiprocessing as mp
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from gaussiank_lab.launch import end_with
+from gaussiank_lab.launch import end_with, processes
 from gaussiank_lab.machine import origin
 from gaussiank_lab.reproduce.adamw.rules import RUNS, Run
 from gaussiank_lab.reproduce.adamw.setting import StudySetting
@@ -135,8 +134,7 @@ def run_study(
     wanted = todo(settings, path, only)
     console.print(f"{len(wanted)} runs to do, {len(read_rows(path))} rows are there.", highlight=False)
     started, done = time.perf_counter(), 0
-    spawn = mp.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=end_with, initargs=(os.getpid(),)) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=processes(), initializer=end_with, initargs=(os.getpid(),)) as pool:
         queue = iter(wanted)
         under_way: set[Future[Row]] = set()
         while True:
