@@ -1,8 +1,9 @@
-"""Real worker processes: one group for each world size, kept for all tests here, because a start costs seconds."""
+"""Real worker processes: one group for each world size, forked from a server, and kept for a file of tests."""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.util
 import multiprocessing as mp
 import sys
@@ -22,7 +23,7 @@ WORLD_SIZES = (1, 2, 3, 4)
 PRELOADED = ["torch", "torch._dynamo", "torch.distributed.device_mesh", "numpy", "pytest", "gaussiank"]
 
 
-MORE_GROUPS = 24  # than there were, before those that nobody holds are looked for: that takes a third of a second
+MORE_GROUPS = 4  # than there were, before those that nobody holds are looked for
 _held = [1]
 
 
@@ -31,8 +32,6 @@ def _leave_groups() -> None:
 
     All workers have ended those cases, because every answer is awaited before the next order.
     """
-    import gc
-
     from torch.distributed.distributed_c10d import _world
 
     from gaussiank.comm.groups import _free
@@ -50,6 +49,7 @@ def _work(rank: int, world_size: int, store: str, orders: Connection) -> None:
     import torch
     import torch.distributed as dist
 
+    gc.freeze()  # what torch consists of: to look through it in every collection takes a third of a second
     warnings.simplefilter("error")
     torch.set_num_threads(1)
     timeout = datetime.timedelta(seconds=GROUP_TIMEOUT_S)
@@ -123,7 +123,7 @@ class Workers:
             process.join()
 
 
-@pytest.fixture(scope="package")  # idle workers still cost: what they have joined stays until they end
+@pytest.fixture(scope="module")  # a fork costs a fifth of a second; an idle worker's groups of Gloo wake it for ever
 def worker_groups() -> Iterator[dict[int, Workers]]:
     groups: dict[int, Workers] = {}
     yield groups
