@@ -16,6 +16,7 @@ from torch import Tensor
 from gaussiank.codec import native
 from gaussiank.codec.bits import bytes_of, pad
 from gaussiank.ops.dispatch import kernels
+from gaussiank.ops.reference import two_level_multiples, two_level_scale
 
 from .value_code import Rounding, ValueCode, power_of_two, saturate, to_grid
 
@@ -26,7 +27,6 @@ _LEAST = -126  # smallest exponent of a scale
 _BROKEN_EXPONENT = -128  # in the place of one: levels 1 and -1 are infinities, 0 is zero and any other is NaN
 _BROKEN_SCALE = 0x7FC0  # one of bfloat16's NaN, so that there is one way to write it
 _LARGEST = float(torch.finfo(torch.bfloat16).max)
-_REFINED = 2  # rounds of Lloyd's method
 
 
 class LevelCode(ValueCode):
@@ -274,16 +274,12 @@ class Bits2(ScaledBlocks):
     least_bits: ClassVar[int] = 2
 
     def scale_of(self, magnitudes: Tensor, weights: Tensor) -> Tensor:
-        """Fit the scale: sum(magnitude * multiple) / sum(multiple**2), twice."""
-        scale = 0.75 * magnitudes.sum(1, keepdim=True) / weights.sum(1, keepdim=True)
-        for _ in range(_REFINED):
-            multiples = self.multiples(magnitudes, scale) * weights
-            scale = (magnitudes * multiples).sum(1, keepdim=True) / multiples.square().sum(1, keepdim=True)
-        return scale
+        """Fit the scale."""
+        return two_level_scale(magnitudes, weights)
 
     def multiples(self, magnitudes: Tensor, scale: Tensor) -> Tensor:
         """Two from one and a half scales on."""
-        return torch.where(magnitudes >= 1.5 * scale, 2.0, 1.0).double()
+        return two_level_multiples(magnitudes, scale)
 
     def signals(self, blocks: Tensor) -> Tensor:
         """Infinities and NaN stay."""
