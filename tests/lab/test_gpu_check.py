@@ -13,9 +13,10 @@ import torch
 
 from gaussiank import ops
 from gaussiank_lab.cli import main
-from gaussiank_lab.gpu_check import parts
+from gaussiank_lab.gpu_check import bits, kernels
 from gaussiank_lab.gpu_check import run as runner
-from gaussiank_lab.gpu_check.parts import PARTS, Answer, Check
+from gaussiank_lab.gpu_check.answer import Answer, Check
+from gaussiank_lab.gpu_check.parts import PARTS
 
 CPU = torch.device("cpu")
 
@@ -36,8 +37,8 @@ def test_the_parts_take_less_than_nine_minutes() -> None:
 
 
 def test_every_part_goes_through_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    vectors = parts._vectors
-    monkeypatch.setattr(parts, "_vectors", lambda device: itertools.islice(vectors(device), 2, 14))
+    vectors = bits._vectors
+    monkeypatch.setattr(bits, "_vectors", lambda device: itertools.islice(vectors(device), 2, 14))
     found = {part.name: part.answer(CPU) for part in PARTS if part.name != "two_ranks"}
     passed = {name: answer.passed for name, answer in found.items()}
     # a CPU has nothing that is let go too early, and nothing of its speed is judged
@@ -47,16 +48,16 @@ def test_every_part_goes_through_its_steps(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_other_bits_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    vectors, plain = parts._vectors, parts._results
+    vectors, plain = bits._vectors, bits._results
 
     def spoilt(grad: torch.Tensor, residual: torch.Tensor, k: int) -> Any:
         found = plain(grad, residual, k)
         found["union"][1] = found["union"][1] + torch.rand(())
         return found
 
-    monkeypatch.setattr(parts, "_vectors", lambda device: itertools.islice(vectors(device), 1))
-    monkeypatch.setattr(parts, "_results", spoilt)
-    answer = parts.bits(CPU)
+    monkeypatch.setattr(bits, "_vectors", lambda device: itertools.islice(vectors(device), 1))
+    monkeypatch.setattr(bits, "_results", spoilt)
+    answer = bits.bits(CPU)
     assert answer.passed is False
     assert answer.said.endswith("ops and wires give the bits of the CPU; not union, 1 normal")
 
@@ -92,7 +93,7 @@ def _hangs(command: list[str], timeout: float, **_: Any) -> None:
 
 
 def test_what_runs_the_ops_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert parts.kernels_of(CPU) == ("native" if len(ops.backends().available) > 1 else "torch")
-    assert parts.kernels_of(torch.device("meta")) == "torch"
-    monkeypatch.setattr(parts.accelerator, "kernels", {torch.device("cuda", 0): parts}.get)
-    assert parts.kernels_of(torch.device("cuda", 0)) == "triton"
+    assert kernels.kernels_of(CPU) == ("native" if len(ops.backends().available) > 1 else "torch")
+    assert kernels.kernels_of(torch.device("meta")) == "torch"
+    monkeypatch.setattr(kernels.accelerator, "kernels", {torch.device("cuda", 0): bits}.get)
+    assert kernels.kernels_of(torch.device("cuda", 0)) == "triton"

@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 
-from gaussiank_lab.gpu_check.parts import PARTS, Answer, Check, kernels_of
+from gaussiank_lab.gpu_check.answer import Answer, Check
+from gaussiank_lab.gpu_check.kernels import kernels_of
+from gaussiank_lab.gpu_check.parts import PARTS
 from gaussiank_lab.machine import origin
 from gaussiank_lab.outputs import write_whole
 
