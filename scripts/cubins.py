@@ -25,7 +25,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 import gaussiank.ops.triton as kernels
-from gaussiank.codec import Wire
+from gaussiank.codec import KERNEL_WIRES, Wire
 from gaussiank.ops import NarrowMean
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -58,7 +58,8 @@ class Variant(NamedTuple):
         given = dict(self.types)
         said = [given["grad"].removeprefix("*")] if known.get("ADDS") else []
         said += ["aligned" if known["ALIGNED"] else "not aligned"] if "ALIGNED" in known else []
-        said += [f"{key.lower()} {known[key]}" for key in ("FATE", "BITS") if key in known]
+        said += [f"offsets of {known['OFFSETS']} bits, values of {known['BITS']}"] if known.get("OFFSETS") else []
+        said += ["removes"] if known.get("OFFSETS") == 0 and known["REMOVES"] else []
         said += [{1: "to bf16", 2: "to fp16"}[known["NARROW"]]] if known.get("NARROW") else []
         said += ["nothing added"] if known.get("ADDS") is False else []
         return f"{name} ({', '.join(said)})" if said else name
@@ -119,8 +120,8 @@ def variants() -> list[Variant]:
             kernels.take(residual[start:], k, None, residual.to(dtype)[start:], out[start:])
     kernels.take(residual, k, None)
     kernels.take(residual[1:], k, None)
-    for values in ("bf16", "fp32"):
-        layout = Wire("chunks", values).row_format(k, numel)
+    for wire in KERNEL_WIRES:
+        layout = Wire.parse(wire).row_format(k, numel)
         assert layout is not None
         kernels.take(residual[1:], k, None, residual[1:].clone(), out[1:], layout)
         rows = torch.zeros(2, layout.length, dtype=torch.uint8)

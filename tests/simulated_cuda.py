@@ -82,8 +82,8 @@ class Stream:
 class Memory:
     """A storage: who allocated it, who uses it, and how many tensors still refer to it."""
 
-    def __init__(self, device: SimulatedCuda) -> None:
-        self.device, self.allocated_on, self.born = device, device.current, _where()
+    def __init__(self, device: SimulatedCuda, bytes_: int) -> None:
+        self.device, self.bytes, self.allocated_on, self.born = device, bytes_, device.current, _where()
         self.written: Use | None = None
         self.read: dict[int, Use] = {}
         self.recorded: set[int] = set()
@@ -290,6 +290,11 @@ class SimulatedCuda:
                 self._known_to_torch.clear()
         _installed.clear()
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all memory that something refers to."""
+        return sum(memory.bytes for memory in self._memories.values() if memory.references)
+
     def tensor(self, real: torch.Tensor) -> SimulatedTensor:
         """Return a copy on the device, made on the current stream."""
         made = SimulatedTensor(real.clone())
@@ -333,7 +338,7 @@ class SimulatedCuda:
     def memory(self, real: torch.Tensor) -> Memory:
         key = real.untyped_storage()._cdata
         if key not in self._memories:
-            self._memories[key] = Memory(self)
+            self._memories[key] = Memory(self, real.untyped_storage().nbytes())
         return self._memories[key]
 
     def refer(self, tensor: SimulatedTensor) -> None:
@@ -544,7 +549,10 @@ class SimulatedCuda:
                 return made
             if plain.__name__ in ("tensor", "as_tensor"):
                 self.host_wait("copy to the device")
-            return self.tensor(made)
+            on_device = self.tensor(made)
+            if not plain.__name__.startswith(("empty", "tensor", "as_tensor")):
+                self._run(plain.__name__, [], [on_device])  # zeros are filled in by a kernel of torch too
+            return on_device
 
         return make
 

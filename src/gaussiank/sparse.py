@@ -22,8 +22,8 @@ class SparseGradient:
         indices: int32 ``[kept]``, ascending, without repeats, each in ``[0, numel)``.
         values: float32 or float64 ``[kept]``, on the same device.
         numel: length of the dense vector, 1 to 2**31 - 1.
-        row: the payload of these entries on the wire of their exchange, if a kernel has written it; what that rounds
-            off the values is in the residual already. None: nothing has been rounded.
+        row: the payload of these entries on the wire of their exchange, if a kernel has written it, and what the mean
+            is counted in; what that rounds off the values is in the residual already. None: nothing has been rounded.
 
     Raises:
         ValueError: a shape, dtype, device or length does not fit. Order and range of the indices are not read here,

@@ -5,7 +5,7 @@
 
 from .indices import INDEX_CODES, SharedDraw
 from .native import HEADER_BYTES, framed, framed_sizes
-from .payload import counts
+from .payload import KERNEL_WIRES, counts
 from .raw import encode, entries_within, payload_bytes
 from .values import VALUE_CODES, Rounding
 from .wire import Wire, chosen_wire, decode, default_wire
@@ -13,6 +13,7 @@ from .wire import Wire, chosen_wire, decode, default_wire
 __all__ = [
     "HEADER_BYTES",
     "INDEX_CODES",
+    "KERNEL_WIRES",
     "VALUE_CODES",
     "Rounding",
     "SharedDraw",

@@ -17,8 +17,9 @@ from gaussiank.ops import RowFormat
 from gaussiank.sparse import MAX_NUMEL, SparseGradient
 
 from . import native
+from .bits import bytes_of
 from .indices import INDEX_CODES, RETIRED_CODES, DeviceCode, IndexCode, Seed, SharedDraw
-from .indices.chunks import Chunks
+from .indices.chunks import ChunkCode
 from .native import HEADER_BYTES, Fault, error
 from .values import VALUE_CODES, ValueCode
 
@@ -86,6 +87,10 @@ class Header:
         return _FIELDS.pack(VERSION, _MAGIC, numbers, self.numel, self.count, self.index_bytes)
 
 
+KERNEL_WIRES = {"chunks+bf16": 16, "chunks+fp32": 32, "chunks12+bf16": 16, "chunks12+2bit": 2}
+"""The wires whose payloads kernels in Triton write and read, and the bits of their values."""
+
+
 def row_format(codes: Codes, slots: int, numel: int) -> RowFormat | None:
     """Return where a payload of ``slots`` entries holds what, if there are kernels for its codes.
 
@@ -94,17 +99,18 @@ def row_format(codes: Codes, slots: int, numel: int) -> RowFormat | None:
         >>> row_format(Codes(INDEX_CODES["chunks"], VALUE_CODES["bf16"]), 10, 10**6).used
         94
     """
-    bits = {"bf16": 16, "fp32": 32}.get(codes.values.name)
-    if codes.index.name != "chunks" or bits is None:
+    bits = KERNEL_WIRES.get(codes.text)
+    if bits is None:
         return None
+    assert isinstance(codes.index, ChunkCode)
     word = int.from_bytes(Header(codes, numel, slots, 0, checked=False).pack()[:4], "little", signed=True)
-    offsets_at = HEADER_BYTES + codes.index.max_bytes(slots, numel) - 2 * slots
-    full_at = HEADER_BYTES + 2 * -(-numel >> Chunks.bits)
-    values_at = offsets_at + 2 * slots
+    offsets_at = HEADER_BYTES + codes.index.max_bytes(0, numel)
+    full_at = offsets_at - bytes_of(-(-numel >> codes.index.bits))
+    values_at = HEADER_BYTES + codes.index.max_bytes(slots, numel)
     used = values_at + codes.values.bytes_for(slots)
     if used > MAX_NUMEL:  # kernels count bytes in 32 bits
         return None
-    return RowFormat(numel, slots, word, HEADER_BYTES, full_at, offsets_at, values_at, used, bits)
+    return RowFormat(numel, slots, word, HEADER_BYTES, full_at, offsets_at, values_at, used, bits, codes.index.bits)
 
 
 def write(sparse: SparseGradient, codes: Codes, slots: int) -> Tensor:

@@ -101,16 +101,19 @@ class AllGather(Collective):
         shared, dtype, numel = context.shared, sparse.values.dtype, sparse.numel
         if shared is not None:
             sparse = at_drawn(sparse, shared.draw(numel, capacity))
+        layout = self.row_format(context.wire, capacity, numel) if dtype == torch.float32 else None
+        counters = None
         if sparse.row is None:
             generator = context.generator(sparse.values.device)
             row, quantized = quantize_and_pack(sparse, context.wire, capacity, generator, shared=shared)
         else:  # a kernel has packed it already, and its residual holds what was rounded off
-            row, quantized = sparse.row, Quantized(sparse)
+            assert layout is not None
+            row, counters = layout.parted(sparse.row)
+            quantized = Quantized(sparse)
         rows = yield context.comm.all_gather(row)
         out = yield None
-        layout = self.row_format(context.wire, capacity, numel) if dtype == torch.float32 else None
         narrow = context.narrow() if quantized.error is None else None  # else that joins the residual first
-        finite = None if layout is None else ops.mean_of_rows(rows, layout, out, narrow)
+        finite = None if layout is None else ops.mean_of_rows(rows, layout, out, narrow, counters)
         if finite is None:
             narrow = None
             parts = [context.wire.decode(row, numel, dtype=dtype, capacity=capacity, shared=shared) for row in rows]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 INTERPRET = "TRITON_INTERPRET"
 """Environment variable of Triton's: at 1 its interpreter runs kernels on the CPU, thousands of times slower."""
 
-_NUMEL, _K = 70_001, 700  # what kernels are tried with: two groups of tiles, more than a tile's share of candidates
+_NUMEL, _K = 70_001, 701  # what kernels are tried with: two groups of tiles, more than a tile's share of candidates
 
 _found: dict[torch.device, ModuleType | None] = {}
 _why_not: dict[str, str] = {}  # by type of device
@@ -97,17 +97,34 @@ def compare(found: Any, device: torch.device) -> None:
     for start in (0, 1):
         chosen = reference.topk(first[start:], _K)
         _require_same("topk", found.take(first[start:], _K, None), chosen)
-    for bits in (16, 32):
-        _compare_rows(found, _format(bits), first, second)
+    for value_bits, offset_bits in ((16, 16), (32, 16), (16, 12), (2, 12)):
+        _compare_rows(found, _format(value_bits, offset_bits), first, second)
 
 
-def _format(bits: int) -> RowFormat:
+def _format(value_bits: int, offset_bits: int) -> RowFormat:
     """Return some format, of no wire in particular."""
-    counts_at, chunks = 20, -(-_NUMEL // (1 << 16))
-    offsets_at = counts_at + 2 * chunks + 1
-    values_at = offsets_at + 2 * _K
-    used = values_at + _K * bits // 8
-    return RowFormat(_NUMEL, _K, 0, counts_at, counts_at + 2 * chunks, offsets_at, values_at, used, bits)
+    counts_at, chunks = 20, -(-_NUMEL >> offset_bits)
+    full_at = counts_at + _bytes_of(offset_bits * chunks)
+    offsets_at = full_at + _bytes_of(chunks)
+    values_at = offsets_at + _bytes_of(offset_bits * _K)
+    used = values_at + _bytes_of(value_bits * _K) + (2 * -(-_K // 64) if value_bits == 2 else 0)
+    return RowFormat(_NUMEL, _K, 0, counts_at, full_at, offsets_at, values_at, used, value_bits, offset_bits)
+
+
+def _bytes_of(bits: int) -> int:
+    return -(-bits // 8)
+
+
+def _rounded(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """Return what a row makes of values."""
+    if bits != 2:
+        return values if bits == 32 else values.bfloat16().float()
+    blocks, weights = (torch.zeros(-(-values.numel() // 64) * 64, device=values.device).double() for _ in range(2))
+    blocks[: values.numel()], weights[: values.numel()] = values.double(), 1.0
+    blocks, weights = blocks.view(-1, 64), weights.view(-1, 64)
+    scale = reference.two_level_scale(blocks.abs(), weights).bfloat16().double()
+    levels = blocks.sign() * scale * reference.two_level_multiples(blocks.abs(), scale)
+    return levels.flatten()[: values.numel()].float()
 
 
 def _compare_rows(found: Any, layout: RowFormat, first: torch.Tensor, second: torch.Tensor) -> None:
@@ -115,7 +132,7 @@ def _compare_rows(found: Any, layout: RowFormat, first: torch.Tensor, second: to
     for residual, grad in ((first, second), (second, first), (first, first)):
         expected = residual[1:] + grad[1:]
         taken = reference.topk(expected, _K)
-        sent = taken.values if layout.value_bits == 32 else taken.values.bfloat16().float()
+        sent = _rounded(taken.values, layout.value_bits)
         total.index_add_(0, taken.indices, sent)
         expected[taken.indices] = taken.values - sent
         out = torch.empty_like(expected)

@@ -410,7 +410,9 @@ def scatter_mean(parts: Sequence[SparseGradient], out: Tensor) -> Tensor:
     return native.scatter_mean(backend, parts, out)
 
 
-def mean_of_rows(rows: Tensor, layout: RowFormat, out: Tensor, narrow: NarrowMean | None = None) -> Tensor | None:
+def mean_of_rows(
+    rows: Tensor, layout: RowFormat, out: Tensor, narrow: NarrowMean | None = None, counters: Tensor | None = None
+) -> Tensor | None:
     """Write the mean of what workers have sent to ``out``, straight from their rows, where a kernel can.
 
     Args:
@@ -418,6 +420,7 @@ def mean_of_rows(rows: Tensor, layout: RowFormat, out: Tensor, narrow: NarrowMea
         layout: of each.
         out: float32 ``[numel]``; overwritten.
         narrow: what becomes the mean in its place; ``out`` is left with the sum.
+        counters: what stands behind the row that a kernel has written of this worker; None: they are made.
 
     Returns:
         Whether all of it is finite, rounded to 16 bits too, as a 0-d bool tensor; None: there is no kernel, and
@@ -426,7 +429,7 @@ def mean_of_rows(rows: Tensor, layout: RowFormat, out: Tensor, narrow: NarrowMea
     found = _triton(out)
     if found is None or not layout.holds(rows) or rows.device != out.device:
         return None
-    finite: Tensor = found.mean_of_rows(rows, layout, out, narrow)
+    finite: Tensor = found.mean_of_rows(rows, layout, out, narrow, counters)
     return finite
 
 

@@ -51,7 +51,7 @@ class TakenRow(Taken):
     """Entries that a kernel has written to a row too; what that rounds off stays in the vector.
 
     Attributes:
-        row: uint8 ``[bytes]``.
+        row: uint8 ``[bytes]``: what is sent, and ``COUNTER_BYTES`` that are not.
     """
 
     row: Tensor

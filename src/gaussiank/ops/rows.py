@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -22,6 +23,9 @@ class NarrowMean(NamedTuple):
 ALIGNED_BYTES = 128
 """Rows of a message begin at multiples of it, where NCCL copies 16 bytes at a time."""
 
+COUNTER_BYTES = 64
+"""Zeros behind a row that a kernel has written, which are not sent: what the programs of the mean count in."""
+
 
 class RowFormat(NamedTuple):
     """The places in a row that holds one payload of ``slots`` entries of a vector of ``numel``; in bytes.
@@ -35,7 +39,8 @@ class RowFormat(NamedTuple):
         offsets_at: where the offsets begin.
         values_at: where the values begin, behind the indices.
         used: size of the payload.
-        value_bits: bits of a value: 16, of bfloat16, or 32.
+        value_bits: bits of a value: 32; 16, of bfloat16; or 2, with the scale of each 64 of them behind all.
+        offset_bits: bits of an offset in a chunk of as many entries as these can count: 16 or 12.
     """
 
     numel: int
@@ -47,11 +52,16 @@ class RowFormat(NamedTuple):
     values_at: int
     used: int
     value_bits: int
+    offset_bits: int
 
     @property
     def length(self) -> int:
         """Size of the row: a payload, and zeros up to a multiple of ``ALIGNED_BYTES``."""
         return self.used + -self.used % ALIGNED_BYTES
+
+    def parted(self, written: Tensor) -> tuple[Tensor, Tensor]:
+        """Part what a kernel has written into the row, and the int32 counters for the mean of what arrives."""
+        return written[: self.length], written[self.length :].view(torch.int32)
 
     def holds(self, rows: Tensor) -> bool:
         """Tell whether uint8 ``[workers, bytes]`` rows are long enough, each of them end to end."""

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gaussiank import ops
-from gaussiank.codec import Wire
+from gaussiank.codec import KERNEL_WIRES, Wire
 from gaussiank.ops import NarrowMean, accelerator
 
 Launched = set[tuple[object, ...]]
@@ -51,15 +51,15 @@ def test_compress_compiles_all_that_a_step_can_launch(launched: Launched, monkey
     monkeypatch.setattr(accelerator, "_require_same", lambda *_: None)  # nothing is computed
     accelerator.compare(kernels, torch.device("cpu"))
     beforehand = launched.copy()
-    assert len(beforehand) == 8 + 1 + 1 + 1 + 4 + 6  # sweep, pick, refine, count, emit, decode_mean
+    assert len(beforehand) == 8 + 1 + 1 + 1 + 6 + 12  # sweep, pick, refine, count, emit, decode_mean
     starts = [*itertools.product((0, 1, 4), repeat=3)]
     for dtype, numel, (one, two, three) in itertools.product(
         (torch.float32, torch.bfloat16, torch.float16), (1, 16, 2048, 65_537), starts
     ):
         vector, k = torch.zeros(numel + 4), max(1, numel // 100)
         grad, residual, out = vector.to(dtype)[one:][:numel], vector[two:][:numel], vector.clone()[three:][:numel]
-        for values in ("bf16", "fp32"):
-            layout = Wire("chunks", values).row_format(k, numel)
+        for wire in KERNEL_WIRES:
+            layout = Wire.parse(wire).row_format(k, numel)
             assert layout is not None
             kernels.take(residual, k, torch.tensor(1.0, dtype=torch.float64), grad, out, layout)
             narrow = None if dtype == torch.float32 else NarrowMean(grad, residual)
@@ -87,7 +87,7 @@ class Recorded(TorchDispatchMode):
 
 def test_what_is_launched_and_allocated_does_not_depend_on_values(rng: torch.Generator) -> None:
     numel, k = 2000, 40
-    layout = Wire("chunks", "bf16").row_format(k, numel)
+    layout = Wire("chunks12", "2bit").row_format(k, numel)
     found = []
     for law, hint in (("normal", 2.5), ("zeros", 0.0), ("infinities and NaN", 9.0)):
         vector, residual, out = LAWS[law](numel, rng), torch.zeros(numel), torch.empty(numel)
@@ -99,6 +99,33 @@ def test_what_is_launched_and_allocated_does_not_depend_on_values(rng: torch.Gen
         found.append(recorded.ops)
     assert len(found[0]) >= 6
     assert all(one == found[0] for one in found)
+
+
+class Allocated(TorchDispatchMode):
+    """Counts the bytes of new tensors."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function._schema.returns and function._schema.returns[0].alias_info is None:
+            self.bytes += result.untyped_storage().nbytes()
+        return result
+
+
+def test_nothing_of_the_size_of_a_gradient_is_allocated(launched: Launched) -> None:
+    import gaussiank.ops.triton as kernels
+
+    numel, k = 6_553_600, 6554  # of DDP's 25 MiB
+    grad, residual, out = (torch.empty(numel) for _ in range(3))
+    for wire in KERNEL_WIRES:
+        layout = Wire.parse(wire).row_format(k, numel)
+        assert layout is not None
+        rows = torch.empty(64, layout.length, dtype=torch.uint8)
+        with Allocated() as counted:
+            kernels.take(residual, k, None, grad, out, layout)
+            kernels.mean_of_rows(rows, layout, out)
+        assert 0.25 * numel < counted.bytes < 0.4 * numel, wire  # bytes a parameter, until the selection has ended
 
 
 def test_a_row_is_written_where_it_has_room_for_just_the_chosen(rng: torch.Generator) -> None:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
 from tests.each import each
+from tests.ops.conftest import LAWS
 from tests.ops.same import require_same
 from tests.ops.triton.conftest import ALL
 
 from gaussiank import ops
-from gaussiank.codec import HEADER_BYTES, Wire
+from gaussiank.codec import HEADER_BYTES, KERNEL_WIRES, Wire
 from gaussiank.ops import dispatch, reference
 from gaussiank.sparse import SparseGradient
-
-WIRES = ("chunks+bf16", "chunks+fp32")
 
 
 def vectors(numel: int, rng: torch.Generator, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,8 +41,9 @@ def row_of(residual: torch.Tensor, grad: torch.Tensor, k: int, wire: Wire) -> to
     require_same(taken.values, expected.values)
     require_same(out, expected_out, numel, k, str(wire))
     assert isinstance(taken, ops.TakenRow)
-    row, payload = taken.row, packed.row
+    (row, counters), payload = layout.parted(taken.row), packed.row
     assert row.numel() == layout.length
+    assert counters.tolist() == [0] * 16
     assert layout.used == payload.numel()
     head = payload[:HEADER_BYTES].clone()
     head[3] |= 0x80  # written without a checksum, which is zero
@@ -53,7 +54,7 @@ def row_of(residual: torch.Tensor, grad: torch.Tensor, k: int, wire: Wire) -> to
     return row
 
 
-@each("wire", WIRES)
+@each("wire", KERNEL_WIRES)
 @each(("numel", "k"), [(5000, 70), (1, 1), (70_000, 333)] + [(65_536, 65_536), (200_000, 100_000)] * ALL)
 def test_rows_are_those_of_the_codec_and_so_is_their_mean(numel: int, k: int, wire: str, rng: torch.Generator) -> None:
     code = Wire.parse(wire)
@@ -77,20 +78,41 @@ def test_rows_are_those_of_the_codec_and_so_is_their_mean(numel: int, k: int, wi
         assert bool(found) == bool(torch.isfinite(rounded_off).all()), dtype
 
 
-def test_a_chunk_that_is_taken_whole(rng: torch.Generator) -> None:
-    numel, k = 65_536 + 40, 65_536 + 3
+HARD = [*itertools.product(KERNEL_WIRES, LAWS, ((5000, 65), (5000, 2000), (150_000, 40)))]
+SOME = [("chunks12+2bit", "infinities and NaN", (5000, 130)), ("chunks12+2bit", "few non-zeros", (140_000, 300))]
+SOME += [("chunks12+bf16", "huge", (5000, 65)), ("chunks12+2bit", "signed zeros", (5000, 65))]
+
+
+@each(("wire", "law", "size"), HARD if ALL else SOME)
+def test_rows_of_hard_vectors(wire: str, law: str, size: tuple[int, int], rng: torch.Generator) -> None:
+    """Blocks with infinities, of zeros, of one value; and such that lie in several groups."""
+    numel, k = size
+    code = Wire.parse(wire)
+    row = row_of(LAWS[law](numel, rng), LAWS[law](numel, rng), k, code)
+    layout, mean, expected = code.row_format(k, numel), torch.empty(numel), torch.empty(numel)
+    assert layout is not None
+    found = ops.mean_of_rows(row[None], layout, mean)
+    assert bool(found) == bool(reference.scatter_mean([code.decode(row, numel)], expected))
+    require_same(mean, expected, wire, law, size)
+
+
+@each("wire", ["chunks+bf16", "chunks12+2bit"])
+def test_chunks_that_are_taken_whole(wire: str, rng: torch.Generator) -> None:
+    code, numel, k = Wire.parse(wire), 65_536 + 40, 65_536 + 3
+    if wire.startswith("chunks12"):
+        k = 4096 * 3 + 5
     residual = torch.randn(numel, generator=rng)
-    residual[:65_536] += 100
-    row = row_of(residual, torch.zeros(numel), k, Wire("chunks", "bf16"))
-    layout, mean = Wire("chunks", "bf16").row_format(k, numel), torch.empty(numel)
+    residual[: k - 5] += 100
+    row = row_of(residual, torch.zeros(numel), k, code)
+    layout, mean = code.row_format(k, numel), torch.empty(numel)
     assert layout is not None
     assert bool(ops.mean_of_rows(row[None], layout, mean))
-    require_same(mean, Wire("chunks", "bf16").decode(row, numel).dense())
+    require_same(mean, code.decode(row, numel).dense())
 
 
 @each("bad", [math.inf, -math.inf, math.nan])
 def test_what_is_not_finite_is_seen(bad: float, rng: torch.Generator) -> None:
-    layout = Wire("chunks", "bf16").row_format(20, 3000)
+    layout = Wire("chunks12", "2bit").row_format(20, 3000)
     assert layout is not None
     rows = []
     for value in (bad, 0.0):

@@ -18,7 +18,7 @@ TILES = 32
 COARSE, FINE = 1 << 15, 1 << 16
 """Bins of the two histograms of keys, of their first 15 bits and of the other 16."""
 
-# what stands in `state`, int32, zero when a take begins; the two histograms follow
+# what stands in `state`, int32, zero when a take or a mean begins; in that of a take the two histograms follow
 HEAD = tl.constexpr(0)  # candidates found
 DONE_PICK = tl.constexpr(1)  # programs that have ended
 DONE_REFINE = tl.constexpr(2)
@@ -30,6 +30,7 @@ WHOLE = tl.constexpr(10)  # 0: among the candidates; else in the whole vector; 2
 PREFIX = tl.constexpr(11)  # its first 15 bits
 HISTOGRAMS = tl.constexpr(16)
 STATE_NUMEL = 16 + COARSE + FINE
+ARRIVED = tl.constexpr(STATE_NUMEL)  # behind them, where a row has blocks: how many entries of each are written
 
 INFINITE = tl.constexpr(0x7F800000)  # the largest key: of infinities and NaN
 

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .parts import HEAD, TILE, key_of
+from .parts import HEAD, INFINITE, TILE, key_of
 from .registry import op
 
 MARGIN = tl.constexpr(0.95)  # of the last k-th magnitude: what is below is not among the k largest, most likely
@@ -62,7 +62,8 @@ def sweep_kernel(
     """Handle one tile. A full one needs no mask, so that 16 bytes are read and written at once whatever numel is."""
     tile = tl.program_id(0)
     place = tile * TILE + tl.arange(0, TILE)
-    limit = tl.maximum(key_of(tl.load(hint) * MARGIN), 1)  # what is zero, or behind the end, never reaches it
+    limit = key_of(tl.load(hint) * MARGIN)
+    limit = tl.where(limit == 0, INFINITE, limit)  # what is zero, or behind the end, never reaches it
     if tile < full_tiles:
         values = tl.load(at_16(residual, place, ALIGNED))
         if ADDS:
@@ -98,7 +99,7 @@ def sweep(
         residual: float32 ``[numel]``.
         grad: float32, bfloat16 or float16 ``[numel]``; None: nothing is added or written.
         out: float32 ``[numel]``.
-        hint: 0-d float32, the last k-th magnitude; infinite where there is none.
+        hint: float32 of one entry, the last k-th magnitude; zero or infinite where there is none.
         state: as in ``parts``.
         indices: int32 ``[room]``; tile by tile, in whatever order tiles come, the places of candidates.
         candidates: float32 ``[room]``, their values.

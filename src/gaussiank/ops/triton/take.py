@@ -7,10 +7,11 @@ import triton
 from torch import Tensor
 
 from gaussiank.ops.reference import Taken, TakenRow
-from gaussiank.ops.rows import RowFormat
+from gaussiank.ops.rows import COUNTER_BYTES, RowFormat
 
 from .count import count
-from .emit import KEEPS, REMOVES, WRITES, emit
+from .emit import emit
+from .pack import BLOCK
 from .parts import STATE_NUMEL, TILE, TILES
 from .pick import pick
 from .refine import refine
@@ -45,19 +46,19 @@ def take(
     def floats(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=device)
 
-    hint = torch.full((), torch.inf, dtype=torch.float32, device=device) if hint is None else hint.float()
-    state = torch.zeros(STATE_NUMEL, dtype=torch.int32, device=device)
+    blocks = 0 if layout is None or layout.offset_bits != 12 else triton.cdiv(k, BLOCK.value)
+    state = torch.zeros(STATE_NUMEL + blocks, dtype=torch.int32, device=device)
     places, candidates, begins, counts = ints(room), floats(room), ints(tiles), ints(tiles)
+    hint = state[:1].view(torch.float32) if hint is None else hint.float()  # zero: as good as none
     sweep(residual, grad, out, hint, state, places, candidates, begins, counts)
     pick(candidates, out, state, k)
     refine(out, state)
     above, equal, indices, values, next_hint = ints(groups), ints(groups), ints(k), floats(k), floats()
     count(candidates, out, state, begins, counts, above, equal)
-    row, fate, frame = None, KEEPS if grad is None else REMOVES, []
+    row, frame, removes = None, [], grad is not None
     if layout is not None:
-        row, fate = torch.empty(layout.length, dtype=torch.uint8, device=device), WRITES[layout.value_bits]
-        frame = list(layout[2:8])
-    emit(candidates, places, out, state, begins, counts, above, equal, indices, values, next_hint, row, frame, fate)
+        row, frame = torch.empty(layout.length + COUNTER_BYTES, dtype=torch.uint8, device=device), list(layout[2:])
+    emit(candidates, places, out, state, begins, counts, above, equal, indices, values, next_hint, row, frame, removes)
     if row is None:
         return Taken(indices, values, next_hint)
     taken = TakenRow(indices, values, next_hint)
