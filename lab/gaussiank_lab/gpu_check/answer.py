@@ -12,6 +12,8 @@ from torch import Tensor
 
 DENSITY = 0.001
 NUMEL = {"cpu": 20_000, "cuda": 2_000_000}
+WIRES = ("chunks+bf16", "chunks12+2bit")
+"""Those whose rows kernels write and read, as far as users take them: the default, and the one of fewest bits."""
 
 
 @dataclass

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from gaussiank import ops
-from gaussiank.codec import INDEX_CODES, VALUE_CODES, Wire
+from gaussiank.codec import HEADER_BYTES, INDEX_CODES, KERNEL_WIRES, VALUE_CODES, Wire
+from gaussiank.ops import TakenRow
 from gaussiank.sparse import SparseGradient
 from gaussiank_lab.gpu_check.answer import DENSITY, Answer, judged, same
 
 
 def bits(device: torch.device) -> Answer:
     """Run every op and every wire on the device and on the CPU."""
-    rows = [{"case": name, "right": right} for name, right in (*_ops(device), *_wires(device))]
+    rows = [{"case": name, "right": right} for name, right in (*_rows(device), *_ops(device), *_wires(device))]
     return judged(rows, "ops and wires give the bits of the CPU")
 
 
@@ -41,6 +42,40 @@ def _vectors(device: torch.device) -> Iterator[tuple[str, Tensor, Tensor]]:
             yield f"{numel} subnormal", grad * 1e-39, torch.zeros(numel)
         if numel > 1:
             yield f"{numel - 1} not aligned", grad[1:], residual[1:]
+
+
+def _rows(device: torch.device) -> Iterator[tuple[str, bool]]:
+    """Rows that three workers write and read, by kernels where there are some."""
+    for numel, k in ((5000, 79),) if device.type == "cpu" else ((70_001, 1101), (3_000_001, 3001)):
+        generator = torch.Generator().manual_seed(numel)
+        vectors = torch.randn(6, numel, generator=generator)
+        for name in KERNEL_WIRES:
+            here, there = (_exchanged(Wire.parse(name), vectors.to(where), k) for where in ("cpu", device))
+            yield f"rows of {name}, {numel}", same([one.cpu() for one in there], here)
+
+
+def _exchanged(wire: Wire, vectors: Tensor, k: int) -> list[Tensor]:
+    """Return each worker's payload without its header, and its residual; then the mean."""
+    numel = vectors.shape[1]
+    layout, hint, rows, found = wire.row_format(k, numel), None, [], []
+    assert layout is not None
+    for grad, residual in zip(vectors[::2], vectors[1::2], strict=True):
+        out = torch.empty_like(residual)
+        taken = ops.accumulate_topk(grad, residual, k, hint, out=out, row=layout)
+        hint = taken.hint  # the first has none, so that both ways of a selection are gone
+        if isinstance(taken, TakenRow):
+            row = taken.row
+        else:
+            row, _, error = wire.pack(SparseGradient(taken.indices, taken.values, numel), capacity=k)
+            if error is not None:
+                out.index_add_(0, taken.indices, error)
+        rows.append(row[: layout.used])
+        found += [rows[-1][HEADER_BYTES:], out]
+    mean = torch.empty_like(out)
+    finite = ops.mean_of_rows(torch.stack(rows), layout, mean)
+    if finite is None:
+        finite = ops.scatter_mean([wire.decode(row, numel, capacity=k) for row in rows], mean)
+    return [*found, mean, finite]
 
 
 def _ops(device: torch.device) -> Iterator[tuple[str, bool]]:

@@ -15,7 +15,7 @@ from gaussiank import ops
 from gaussiank.codec import Wire
 from gaussiank.ops import TakenRow, accelerator
 from gaussiank.sparse import SparseGradient
-from gaussiank_lab.gpu_check.answer import DENSITY, NUMEL, Answer, gradient_of, judged, same
+from gaussiank_lab.gpu_check.answer import DENSITY, NUMEL, WIRES, Answer, gradient_of, judged, same
 
 _SPEED_NUMELS = {"cpu": (10_000,), "cuda": (1 << 20, 6_553_600, 25_600_000, 138_000_000)}
 _ROUNDS = 20
@@ -38,8 +38,6 @@ def speed(device: torch.device) -> Answer:
         grad, residual, out = (torch.randn(numel, device=device) for _ in range(3))
         taken = ops.accumulate_topk(grad, residual, k, out=out)
         hint, mean = taken.hint, torch.empty_like(out)
-        layout = Wire("chunks", "bf16").row_format(k, numel)
-        written = ops.accumulate_topk(grad, residual, k, hint, out=out, row=layout)
 
         def plain(grad: Tensor = grad, residual: Tensor = residual, k: int = k) -> Tensor:
             accumulated = residual + grad
@@ -61,14 +59,19 @@ def speed(device: torch.device) -> Answer:
             "add, topk and gather in torch": plain,
             "mean of 8": partial(ops.scatter_mean, [SparseGradient(taken.indices, taken.values, numel)] * 8, mean),
         }
-        if isinstance(written, TakenRow) and layout is not None:
-            arrived = written.row.repeat(8, 1)
-            timed["take and pack"] = partial(ops.accumulate_topk, grad, residual, k, hint, out=out, row=layout)
-            timed["unpack and mean of 8"] = partial(ops.mean_of_rows, arrived, layout, mean)
+        for wire in WIRES:
+            layout = Wire.parse(wire).row_format(k, numel)
+            pack = partial(ops.accumulate_topk, grad, residual, k, hint, out=out, row=layout)
+            written = pack()
+            if isinstance(written, TakenRow) and layout is not None:
+                timed[f"take and pack {wire}"] = pack
+                timed[f"unpack {wire} and mean of 8"] = partial(
+                    ops.mean_of_rows, written.row.repeat(8, 1), layout, mean
+                )
         took_us = {name: _median_us(run, device) for name, run in timed.items()}
         for name, us in took_us.items():
             row: dict[str, Any] = {"case": f"{name}, {numel:,}", "kernels": kernels_of(device), "us": round(us, 1)}
-            moved = {"copy": 8, "add": 12, "take": 12, "take and pack": 12}.get(name)
+            moved = {"copy": 8, "add": 12, "take": 12}.get(name.partition(" and pack")[0])
             if moved:
                 row["GB/s"] = round(moved * numel / us / 1e3, 1)
                 row["of the copy rate"] = round(moved / 8 * took_us["copy"] / us, 3)
@@ -105,10 +108,19 @@ def _median_us(run: Callable[[], object], device: torch.device) -> float:
 
 def graph(device: torch.device) -> Answer:
     """Capture selection and mean in a CUDA graph, and replay it on other gradients."""
+    rows = []
+    for name in WIRES:
+        try:
+            rows += _replayed(device, Wire.parse(name))
+        except RuntimeError as error:
+            return Answer(None, f"selection and mean of {name} cannot be captured: {str(error).splitlines()[0]}")
+    return judged(rows, "replays of a captured selection and mean give the bits of the CPU")
+
+
+def _replayed(device: torch.device, wire: Wire) -> list[dict[str, Any]]:
     numel = NUMEL[device.type]
     k = max(1, round(DENSITY * numel))
     grad, residual, out, mean = (torch.zeros(numel, device=device) for _ in range(4))
-    wire = Wire("chunks", "bf16")
     layout = wire.row_format(k, numel)
     packs = isinstance(ops.accumulate_topk(grad, residual, k, out=out, row=layout), TakenRow)
 
@@ -119,11 +131,7 @@ def graph(device: torch.device) -> Answer:
         else:
             ops.scatter_mean([SparseGradient(taken.indices, taken.values, numel)] * 2, mean)
 
-    try:
-        replay = _captured(once, device)
-    except RuntimeError as error:
-        return Answer(None, f"selection and mean cannot be captured: {str(error).splitlines()[0]}")
-    rows = []
+    replay, rows = _captured(once, device), []
     for step in range(5):
         gradient = gradient_of(numel, step)
         grad.copy_(gradient)
@@ -133,8 +141,8 @@ def graph(device: torch.device) -> Answer:
         sent = wire.round(taken.values) if packs else taken.values
         expected.index_add_(0, taken.indices, taken.values - sent)
         ops.scatter_mean([SparseGradient(taken.indices, sent, numel)] * 2, mean_there)
-        rows.append({"case": f"replay {step}", "right": same([out.cpu(), mean.cpu()], [expected, mean_there])})
-    return judged(rows, "replays of a captured selection and mean give the bits of the CPU")
+        rows.append({"case": f"{wire}, replay {step}", "right": same([out.cpu(), mean.cpu()], [expected, mean_there])})
+    return rows
 
 
 def _captured(once: Callable[[], None], device: torch.device) -> Callable[[], None]:
