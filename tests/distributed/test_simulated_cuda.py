@@ -27,6 +27,7 @@ from gaussiank.comm import Communicator, Executor, Work, executor_of
 from gaussiank.comm.executor import _Queued
 from gaussiank.compressors import parse_compressor
 from gaussiank.layout import Layout
+from gaussiank.ops import narrow
 from gaussiank.reducer import AdamRows, GradientReducer, Settings
 from gaussiank.reducer import reducer as reducer_module
 from gaussiank.schedule import Constant
@@ -252,7 +253,8 @@ Fewer are welcome: write them here and in docs/gpu.md."""
 
 
 MOST_BYTES = {None: 8.2, torch.bfloat16: 4.2}
-"""A parameter, held between two steps: two buffers of residuals, of float32 by default, and the last exchange."""
+"""A parameter, held between two steps beside the gradient, which is DDP's: two buffers of residuals, of float32 by
+default, and the last exchange. Residuals of 16 bits have a table of random bits, 16 MiB a device, which is left out."""
 
 
 def launches(rank: int, world_size: int) -> tuple[dict[int, int], dict[torch.dtype | None, float]]:
@@ -264,6 +266,7 @@ def launches(rank: int, world_size: int) -> tuple[dict[int, int], dict[torch.dty
         settings = replace(settings, residual_dtype=dtype)
         with pytest.MonkeyPatch.context() as patch, SimulatedCuda().installed() as device, torch.no_grad():
             patch.setattr(Communicator, "all_gather", lambda *given, workers=workers: _repeated(plain(*given), workers))
+            patch.setattr(narrow, "_table", narrow._table.__wrapped__)  # made anew each time, and let go
             reducer = GradientReducer({"a": numel}, settings, group=alone, device=CUDA)
             for _ in range(2):
                 before, grad = device.launches, device.tensor(torch.linspace(-1, 1, numel).sin_())
@@ -277,7 +280,7 @@ def launches(rank: int, world_size: int) -> tuple[dict[int, int], dict[torch.dty
             del grad, done
             gc.collect()
             if workers == 2:
-                held[dtype] = device.held_bytes / numel
+                held[dtype] = device.held_bytes / numel - 4
     return counted, held
 
 
@@ -288,7 +291,7 @@ def _repeated(work: Work[Tensor], workers: int) -> Work[Tensor]:
 def test_a_bucket_launches_and_holds_no_more_than_is_written_down(two_workers: Workers) -> None:
     for counted, held in two_workers.run(launches):
         assert all(counted[workers] <= most for workers, most in LAUNCHES.items()), counted
-        assert all(0.97 * most < held[dtype] <= most for dtype, most in MOST_BYTES.items()), held
+        assert all(most - 0.2 < held[dtype] <= most for dtype, most in MOST_BYTES.items()), held
 
 
 LOCAL: list[dict[str, Any]] = [

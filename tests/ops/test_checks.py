@@ -10,6 +10,7 @@ import pytest
 import torch
 from tests.each import each
 from tests.ops.conftest import each_backend
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gaussiank import ops
 
@@ -111,3 +112,10 @@ def test_float64_takes_the_same_path() -> None:
     assert (taken.indices.tolist(), taken.values.tolist(), residual.tolist()) == ([0], [2.0], [0.0, -1.0, 1.5])
     above = ops.accumulate_threshold(torch.ones(3, dtype=torch.float64), residual, 1.5, 3)
     assert (above.indices.tolist(), above.above, residual.tolist()) == ([2], 1, [1.0, 0.0, 0.0])
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+def test_tensors_without_memory_are_taken_as_they_are() -> None:
+    with FakeTensorMode():
+        grad, residual, out = (torch.empty(8, device="cuda:0") for _ in range(3))
+        ops.require_accumulation(grad, residual, out)

@@ -223,9 +223,13 @@ def nccl(device: torch.device) -> Answer:
                     right = same(train(device, numel=numel, wire=wire), expected)
                     host_us: list[float] = []
                     train(device, numel=numel, wire=wire, steps=8, reducing=partial(_timed, host_us))
-                    row = {"case": f"{workers} workers, {wire}", "right": right, "kernels": kernels_of(device)}
+                    row: dict[str, Any] = {
+                        "case": f"{workers} workers, {wire}",
+                        "right": right,
+                        "kernels": kernels_of(device),
+                    }
                     row |= {"host us": round(statistics.median(host_us[2:])), **_profiled(device, numel, wire)}
-                    few = row["kernels"] != "triton" or int(row["launches"]) <= _LAUNCHES
+                    few = row["kernels"] != "triton" or row["launches"] <= _LAUNCHES
                 rows.append({**row, "right": right and few})
     return judged(rows, f"numbers of workers give the bits of the CPU, in {_LAUNCHES} launches by the kernels")
 

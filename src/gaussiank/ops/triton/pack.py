@@ -15,8 +15,8 @@ from .parts import INFINITE, bf16_bits
 BLOCK = tl.constexpr(64)
 """Entries of a block: of one scale of ``2bit``, and 96 bytes of offsets."""
 
-BLOCKS = 8
-"""Blocks that a program packs together."""
+BLOCKS = 16
+"""Blocks that a program packs together; with 4 or 8 ptxas spills two registers for one architecture or another."""
 
 LARGEST = tl.constexpr((2 - 2.0**-7) * 2.0**126)  # half of bfloat16's largest number: twice the scale is finite
 BROKEN = tl.constexpr(0x7FC0)  # in the place of the scale of a block with an infinity or NaN, which carries those alone
