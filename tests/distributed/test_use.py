@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -248,14 +249,29 @@ LOOPS: list[Callable[[Loop], int]] = [
 ]  # fmt: skip
 
 
-def of_every_kind(rank: int, world_size: int, body: Callable[[Loop], int]) -> list[tuple[Any, ...]]:
+KINDS = list(itertools.product((False, True), (True, False)))
+
+
+def kinds_of(number: int) -> list[tuple[dict[str, Any], bool, bool]]:
+    """Ways, whether gradients are views, and whether they are zeroed to None, that a loop meets."""
+    return [(how, *KINDS[(number + place) % len(KINDS)]) for place, how in enumerate(WAYS)]
+
+
+def test_any_loop_meets_any_way_and_any_kind_and_any_way_any_kind() -> None:
+    chosen = [kinds_of(number) for number in range(len(LOOPS))]
+    for rows in chosen:
+        assert [how for how, _, _ in rows] == WAYS
+        assert {row[1:] for row in rows} == set(KINDS)
+    for way in range(len(WAYS)):
+        assert {rows[way][1:] for rows in chosen} == set(KINDS)
+
+
+def of_every_kind(rank: int, world_size: int, number: int) -> list[tuple[Any, ...]]:
     results: list[tuple[Any, ...]] = []
-    for how in WAYS:
-        for view in (False, True):
-            for to_none in (True, False):
-                loop = Loop(rank, how, view=view, to_none=to_none)
-                steps = body(loop)
-                results.append((f"{body.__name__} {how} view={view} to_none={to_none}", steps, *loop.account()))
+    for how, view, to_none in kinds_of(number):
+        loop, body = Loop(rank, how, view=view, to_none=to_none), LOOPS[number]
+        steps = body(loop)
+        results.append((f"{body.__name__} {how} view={view} to_none={to_none}", steps, *loop.account()))
     return results
 
 
@@ -268,9 +284,9 @@ def assert_only_what_was_used_is_gone(results: list[list[tuple[Any, ...]]]) -> N
         assert [row[5] for row in rows] == [steps] * len(rows), which
 
 
-@pytest.mark.parametrize("body", LOOPS, ids=lambda body: body.__name__)
-def test_what_no_optimizer_used_leaves_no_trace(two_workers: Any, body: Callable[[Loop], int]) -> None:
-    assert_only_what_was_used_is_gone(two_workers.run(of_every_kind, body))
+@pytest.mark.parametrize("number", range(len(LOOPS)), ids=lambda number: LOOPS[number].__name__)
+def test_what_no_optimizer_used_leaves_no_trace(two_workers: Any, number: int) -> None:
+    assert_only_what_was_used_is_gone(two_workers.run(of_every_kind, number))
 
 
 def with_two_optimizers(rank: int, world_size: int) -> list[tuple[Any, ...]]:
