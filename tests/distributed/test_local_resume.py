@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +129,7 @@ def other_fragments(rank: int, world_size: int, folder: str) -> list[str]:
     local.finish()
     local.save(f"{folder}/landed")
     final = everything(model, local)
-    model, inner, local = setting(fragments=2, sync_delay=1)
+    model, inner, local = setting(fragments=2, sync_delay=2)
     said = []
     for place in ("flying", "none"):
         try:
@@ -145,6 +147,65 @@ def test_other_fragments_take_over_unless_some_are_in_flight(two_workers: Any, t
             "fragments must be those of the state while rounds are under way, got 2 for one with 3"
         )
         assert "must be one that local.save wrote" in said[1]
+
+
+SAVED_BEFORE = {"sync_every": 30, "density": 1 / 64, "decay": 0.95}
+"""The defaults of f08db6b, which wrote ``tests/fixtures/local_v1`` at step 45 of 95; its states tell no settings."""
+ENDS = ("693710491f5d550a", "08ac192ca08e411a")  # of that run's weights, agreed weights and residuals, by rank
+
+
+def begun(rank: int, **settings: Any) -> tuple[nn.Module, LocalSteps, Callable[[int, int], str]]:
+    """A model of 50 entries whose steps are exact in float32, and what trains it and hashes how it ended."""
+    model = nn.Linear(9, 5)
+    for one in model.parameters():
+        one.data = torch.arange(one.numel()).view_as(one) / 64 - 0.25
+    inner = torch.optim.SGD(model.parameters(), lr=0.125)
+    local = LocalSteps(model, inner, **settings)
+
+    def trained(begin: int, end: int) -> str:
+        for step in range(begin, end):
+            for number, one in enumerate(model.parameters()):
+                places = torch.arange(one.numel()) * (7 + rank) + step * 5 + number
+                one.grad = (places % 11 - 5).view_as(one) / 64
+            inner.step()
+            local.step()
+        found = torch.cat([weights(model), agreed_of(local), residual_of(local)])
+        return hashlib.sha256(found.numpy().tobytes()).hexdigest()[:16]
+
+    return model, local, trained
+
+
+def of_older_defaults(rank: int, world_size: int, folder: str) -> tuple[str, str]:
+    _, local, trained = begun(rank, **SAVED_BEFORE)
+    local.load(folder)
+    end = trained(45, 95)
+    return end, message(lambda: begun(rank)[1].load(folder))
+
+
+def test_states_of_older_defaults_go_on_to_the_same_bits_or_are_refused(two_workers: Any, fixtures: Path) -> None:
+    for rank, (end, said) in enumerate(two_workers.run(of_older_defaults, str(fixtures / "local_v1"))):
+        assert end == ENDS[rank]
+        assert said.startswith("sync_every must be that of the state, got 10 for 1 rounds in 45 steps. ")
+        assert "sync_every=30, density=1 / 64, decay=0.95: give LocalSteps these" in said
+
+
+def under_other_settings(rank: int, world_size: int, folder: str) -> list[str]:
+    begun(rank, **SAVED_BEFORE)[1].save(folder)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        begun(rank, **SAVED_BEFORE, check_every=3)[1].load(folder)  # changes no bit
+        assert not caught
+        begun(rank, **{**SAVED_BEFORE, "decay": 1.0}, mixing=0.5, sync_delay=2)[1].load(folder)
+    return [str(one.message) for one in caught]
+
+
+def test_another_setting_than_the_states_is_told_by_one_rank(two_workers: Any, tmp_path: Path) -> None:
+    first, second = two_workers.run(under_other_settings, str(tmp_path))
+    assert second == []
+    assert [text.partition(": it")[0] for text in first] == [
+        "state is of a run with decay=0.95, sync_delay=0, mixing=None, "
+        "LocalSteps was made with decay=1.0, sync_delay=2, mixing=0.5"
+    ]
 
 
 def test_a_killed_run_goes_on_to_the_same_bits() -> None:

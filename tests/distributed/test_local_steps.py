@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gaussiank import LocalSteps
+from gaussiank.comm import Communicator, Executor
 
 EXACT = {"density": 1.0, "decay": 1.0, "wire": "raw+fp32"}
 SETTINGS: list[dict[str, Any]] = [
@@ -280,6 +281,39 @@ def test_workers_that_are_apart_are_named(two_workers: Any) -> None:
         )
     for said in two_workers.run(apart, "bits"):
         assert "must have the same bits on every worker, got others on rank 1 before step 12" in said
+
+
+def messages(rank: int, world_size: int) -> list[list[int]]:
+    """Bytes of each message of three rounds, as ``Communicator`` sends them; no mean goes by an all-reduce."""
+    sent: list[list[int]] = []
+    starts = {name: getattr(Communicator, name) for name in ("all_gather", "all_reduce")}
+
+    def noting(name: str) -> Any:
+        def start(comm: Communicator, vector: Tensor, *arguments: Any, **more: Any) -> Any:
+            sent[-1].append(vector.numel() if name == "all_gather" else -1)
+            return starts[name](comm, vector, *arguments, **more)
+
+        return start
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in starts:
+            patch.setattr(Communicator, name, noting(name))
+        patch.setattr(Executor, "average", lambda *_: pytest.fail("a message of its own"))
+        model = net()
+        inner = torch.optim.SGD(model.parameters(), lr=0.05)
+        local = LocalSteps(model, inner, sync_every=1, check_every=1)
+        for step in range(3):
+            sent.append([])
+            train(model, inner, rank, step)
+            local.step()
+            assert local.metrics.sent_bytes == sent[-1][1] * (world_size - 1)
+    return sent
+
+
+def test_a_round_is_a_note_of_32_bytes_and_the_payload(two_workers: Any) -> None:
+    for sent in two_workers.run(messages):
+        assert [len(one) for one in sent] == [2, 2, 2]
+        assert [one[0] for one in sent] == [32, 32, 32]
 
 
 def normed(rank: int, world_size: int, buffers: str) -> list[Tensor]:

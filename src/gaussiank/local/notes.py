@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from gaussiank.comm import Done, Executor
+from gaussiank.comm import Communicator, Done, Executor, Work
 
 OnOutlier = Literal["raise", "leave_out", "clip"]
-_CHUNK = 1 << 20  # entries that are hashed at once
+_CHUNK = 1 << 18  # entries that are hashed at once, in a core's cache
 
 
 class Note(NamedTuple):
@@ -32,14 +32,31 @@ class Note(NamedTuple):
     norm: float
     digest: int
 
-    def send(self, executor: Executor, group: dist.ProcessGroup | None, device: torch.device) -> Done:
-        """Tell it to all workers; the future holds every worker's, float64 ``[world_size, 4]``."""
-        world_size = dist.get_world_size(group)
-        rows = torch.zeros(world_size, len(self), dtype=torch.float64, device=device)
-        # a sum in which every other worker has zeros; the factor takes back the mean, exactly for whole numbers
-        rows[dist.get_rank(group)] = torch.tensor(self, dtype=torch.float64, device=device) * world_size
+    def send(self, executor: Executor, device: torch.device) -> Done:
+        """Tell it to all workers in one message; the future holds every worker's, uint8 ``[world_size, 32]``."""
         label = f"the note of fragment {self.fragment} in step {self.step}"
-        return executor.average(lambda: label, rows.view(-1), lambda _: None)
+        row = torch.tensor(self, dtype=torch.float64).view(torch.uint8).to(device)
+        # over the executor's group, as means are: not an all-reduce, of which a ring would make 2 (P - 1) messages
+        return executor.submit(
+            lambda: label, lambda members: _Sent(Communicator(members).all_gather(row)), _Sent.arrived,
+            multi_phase=False, device=device,
+        )  # fmt: skip
+
+
+@dataclass(eq=False)
+class _Sent:
+    """A note under way."""
+
+    work: Work[Any]
+
+    def advance(self) -> bool:
+        """It is one message."""
+        return False
+
+    def arrived(self) -> Tensor:
+        """Return every worker's note."""
+        rows: Tensor = self.work.result
+        return rows
 
 
 def digest(vectors: Sequence[Tensor]) -> int:
@@ -51,9 +68,12 @@ def digest(vectors: Sequence[Tensor]) -> int:
     """
     total = 0
     for vector in vectors:
-        for part in vector.view(torch.int32).split(_CHUNK):
-            odd = torch.arange(1, 2 * part.numel(), 2, dtype=torch.int64, device=part.device)
-            total = (total * 1_000_003 + int((part.to(torch.int64) * odd).sum())) % 2**64
+        words = vector.view(torch.int32)
+        # odd weights have an inverse modulo 2**32: no single change is lost where a product wraps
+        odd = torch.arange(1, 2 * min(_CHUNK, words.numel()), 2, dtype=torch.int32, device=words.device)
+        sums = [(part * odd[: part.numel()]).sum() for part in words.split(_CHUNK)]
+        for part_sum in torch.stack(sums).tolist():  # a device is waited for once a vector
+            total = (total * 1_000_003 + part_sum) % 2**64
     return (total ^ total >> 32) % 2**32
 
 
@@ -110,7 +130,7 @@ def median_of(norms: Sequence[float]) -> float:
 
 def read(told: Done) -> list[Note]:
     """Wait for what ``Note.send`` has begun: every worker's note, in rank order."""
-    rows = told.wait().view(-1, len(Note._fields)).tolist()
+    rows = told.wait().cpu().contiguous().view(torch.float64).tolist()
     return [Note(int(step), int(fragment), norm, int(hashed)) for step, fragment, norm, hashed in rows]
 
 

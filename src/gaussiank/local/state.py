@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,10 +13,53 @@ from gaussiank.reshard import at_agreed
 from .fragment import Fragment
 
 FORMAT = 1
+_DECIDE = (
+    "sync_every", "density", "compressor", "scope", "wire", "collective", "decay", "outer_optimizer", "sync_delay",
+    "mixing", "buffers", "residual_dtype",
+)  # fmt: skip
+_OLDER = "sync_every=30, density=1 / 64, decay=0.95"  # defaults of states that do not tell their settings
 
 
-def gathered(fragments: Sequence[Fragment]) -> dict[str, Any]:
-    """Return what all fragments save, in the form that ``gaussiank.reshard`` takes."""
+def _deciding(settings: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(settings[name]) for name in _DECIDE}
+
+
+def warn_of_settings(state: Mapping[str, Any], settings: Mapping[str, Any], group: dist.ProcessGroup | None) -> None:
+    """Warn, on rank 0, where a state is of a run with other settings: it then goes on to other bits."""
+    saved, own = state.get("settings"), _deciding(settings)
+    if saved is None or dist.get_rank(group) != 0:
+        return
+    others = [name for name in own if saved.get(name, own[name]) != own[name]]
+    if others:
+        theirs, ours = (", ".join(f"{name}={one[name]}" for name in others) for one in (saved, own))
+        warnings.warn(
+            f"state is of a run with {theirs}, LocalSteps was made with {ours}: it goes on with these, to other bits. "
+            "Make it with the state's to go on as saved.",
+            stacklevel=4,
+        )
+
+
+def _require_turns(state: Mapping[str, Any], sync_every: int) -> None:
+    """Raise where a state that does not tell its settings has counted other rounds than ``sync_every`` begins.
+
+    Raises:
+        ValueError: so it is.
+    """
+    if "settings" in state:
+        return
+    for number, one in enumerate(state["rounds"]):
+        first = (number + 1) * sync_every // len(state["rounds"])
+        begun = max(0, (state["step"] - first) // sync_every + 1)
+        if not begun <= one["exchanges"] <= begun + 1:  # finish adds one
+            raise ValueError(
+                f"sync_every must be that of the state, got {sync_every} for {one['exchanges']} rounds in "
+                f"{state['step']} steps. Its version had the defaults {_OLDER}: give LocalSteps these, "
+                "or what it was made with."
+            )
+
+
+def gathered(fragments: Sequence[Fragment], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what all fragments save, in the form that ``gaussiank.reshard`` takes, and the settings of the run."""
     states = [fragment.state_dict() for fragment in fragments]
     feedback = {
         key: {name: value for state in states for name, value in state["feedback"][key].items()}
@@ -27,6 +71,7 @@ def gathered(fragments: Sequence[Fragment]) -> dict[str, Any]:
     }
     return {
         **merged,
+        "settings": _deciding(settings),
         "feedback": {"format": states[0]["feedback"]["format"], **feedback},
         "fragments": [list(fragment.names) for fragment in fragments],
         "rounds": [{key: state[key] for key in ("format", "step", "exchanges")} for state in states],
@@ -34,12 +79,14 @@ def gathered(fragments: Sequence[Fragment]) -> dict[str, Any]:
     }
 
 
-def parted(state: Mapping[str, Any], fragments: Sequence[Fragment]) -> list[dict[str, Any]]:
+def parted(state: Mapping[str, Any], fragments: Sequence[Fragment], sync_every: int) -> list[dict[str, Any]]:
     """Undo ``gathered``: return each fragment's own state.
 
     Raises:
-        ValueError: another model, or a round is under way and the fragments are others.
+        ValueError: another model, or a round is under way and the fragments are others, or rounds of a state that does
+            not tell its settings are not those of ``sync_every``.
     """
+    _require_turns(state, sync_every)
     same = state["fragments"] == [list(fragment.names) for fragment in fragments]
     if state["flights"] and not same:
         raise ValueError(

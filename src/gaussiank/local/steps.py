@@ -57,11 +57,10 @@ from .acceptance import (
 )
 from .fragment import Clock, Flight, Fragment, Round
 from .notes import Note, OnOutlier, OutlierRule, digest, median_of, outliers, read
-from .state import FORMAT, gathered, joined, parted
+from .state import FORMAT, gathered, joined, parted, warn_of_settings
 from .vector import RunningStatistics, broadcast, norm_of, split
 
 _LOG = logging.getLogger(__name__)
-_WIRE = "rice+2bit"
 _BUCKET_BYTES = 25 << 20  # of DDP
 
 
@@ -177,7 +176,7 @@ class LocalSteps:
             parse_compressor(compressor) if isinstance(compressor, str) else compressor,
             scope="layer" if scope == "layer" else "bucket",
             collective=parse_policy(collective) if isinstance(collective, str) else collective,
-            wire=wire if isinstance(wire, Wire) else Wire.parse(wire or _WIRE),
+            wire=wire if isinstance(wire, Wire) else Wire.parse(wire or "rice+2bit"),
             timeout_s=timeout_s,
             decay=decay,
             caller="LocalSteps",
@@ -385,7 +384,7 @@ class LocalSteps:
             "rank": dist.get_rank(self._group),
             "world_size": dist.get_world_size(self._group),
             "step": self.steps,
-            **gathered(self._fragments),
+            **gathered(self._fragments, self._text),
             "outer_optimizer": copy.deepcopy(self.outer_optimizer.state_dict()),
             "statistics": None if mean is None else mean.clone(),
         }
@@ -482,7 +481,7 @@ class LocalSteps:
                 world_size=dist.get_world_size(self._group),
                 rank=dist.get_rank(self._group),
             )
-            for fragment, part in zip(self._fragments, parted(state, self._fragments), strict=True):
+            for fragment, part in zip(self._fragments, parted(state, self._fragments, self._sync_every), strict=True):
                 fragment.require_fitting(part)
             whole = isinstance(state["step"], int) and "outer_optimizer" in state and "statistics" in state
             whole = whole and len(state.get("optimizers", self._optimizers)) == len(self._optimizers)
@@ -498,8 +497,9 @@ class LocalSteps:
 
     @torch.no_grad()
     def _load(self, state: Mapping[str, Any]) -> None:
+        warn_of_settings(state, self._text, self._group)
         self.outer_optimizer.load_state_dict(state["outer_optimizer"])
-        for fragment, part in zip(self._fragments, parted(state, self._fragments), strict=True):
+        for fragment, part in zip(self._fragments, parted(state, self._fragments, self._sync_every), strict=True):
             fragment.load_state_dict(part)
         flying = [fragment for fragment in self._fragments if fragment.flight is not None]
         # rounds end in the order in which they began; those that began together in that of their fragments
@@ -525,7 +525,7 @@ class LocalSteps:
         norm = norm_of(differences)
         checks = self._check_every and fragment.reducer.exchanges % self._check_every == 0
         note = Note(self.steps, number, norm, fragment.digest() if checks else 0)
-        told = note.send(self._executor, self._group, fragment.vectors[0].device)
+        told = note.send(self._executor, fragment.vectors[0].device)
         rule, left_out = self._rule, not math.isfinite(norm)
         if left_out and rule.on_outlier != "raise":
             self._rewind()
@@ -540,7 +540,7 @@ class LocalSteps:
                     for difference in differences:
                         difference.mul_(median_of([one.norm for one in notes]) / norm)
         carrying = self._sync_delay > 0 and self._mixing is None
-        unread = told if rule.norm_limit is None else None
+        unread = None if rule.norm_limit else told
         fragment.send(self.steps, differences, unread, carrying=carrying, left_out=left_out)
         if self._statistics is not None and number == len(self._fragments) - 1:
             self._statistics.send(self._executor, self.steps, left_out=left_out)
