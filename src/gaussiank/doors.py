@@ -155,8 +155,9 @@ def compress(
         precondition=precondition,
         residual_dtype=residual_dtype,
     )
+    rank = dist.get_rank(door.group)
     if total_steps is not None and not compressor.sends_all:
-        _tell_of_waiting(settings.schedule, total_steps, dist.get_rank(door.group))
+        _tell_of_waiting(settings.schedule, total_steps, rank)
     if not compressor.sends_all:
         prepare({one.device for one in door.gradients})
     compression = door.register(settings, scaler, recorder)
@@ -171,6 +172,7 @@ def compress(
         has_residual=has_residual,
         preconditioned=precondition is not None,
         exchanges=exchanges,
+        rank=rank,
     )
     return compression
 

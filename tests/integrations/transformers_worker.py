@@ -45,6 +45,10 @@ found["without residuals"] = said(lambda: other.train(resume_from_checkpoint=f"{
 bare = trainer_example.Trainer(whole.model, whole.args, train_dataset=trainer_example.examples())
 bare.args.max_grad_norm = 1.0
 found["clips"] = said(lambda: added(trainer=bare))
+fresh = trainer_example.GPT2LMHeadModel(whole.model.config)
+bare = trainer_example.Trainer(fresh, whole.args, train_dataset=trainer_example.examples())
+bare.args.optim = "adamw_torch"  # as a Trainer is by default
+found["defaults"] = said(lambda: added(trainer=bare))
 bare.args.output_dir, bare.args.max_steps = f"{folder}/bare", 2
 found["short"] = said(bare.train)  # at density 0.01
 write(folder, rank, **found)

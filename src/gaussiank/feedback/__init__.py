@@ -1,7 +1,7 @@
 """What was not sent stays here."""
 
 from .error_feedback import ErrorFeedback, Fused, Select
-from .optimizers import AdamWarning, OptimizerUse, check_optimizers
+from .optimizers import AdamWarning, OptimizerUse, check_optimizers, told_of_adam
 from .state import require_same_worker
 
 __all__ = [
@@ -12,4 +12,5 @@ __all__ = [
     "Select",
     "check_optimizers",
     "require_same_worker",
+    "told_of_adam",
 ]

@@ -353,6 +353,7 @@ def check_optimizers(
     has_residual: bool,
     preconditioned: bool = False,
     exchanges: Callable[[], bool] = lambda: True,
+    rank: int = 0,
 ) -> None:
     """Check the optimizers of these parameters when they are about to take a step.
 
@@ -371,18 +372,26 @@ def check_optimizers(
             compression does not. Without one, neither these nor the scale matters.
         preconditioned: a ``ValueError`` is raised in a step whose optimizer has momentum or second moments as well.
         exchanges: tells whether the model's last forward was one whose backward calls the hook.
+        rank: of this worker; rank 0 gives the ``AdamWarning`` for all.
     """
     velocity = momentum is not None and momentum.momentum > 0
     beside = "precondition" if preconditioned else "a MomentumCorrection" if velocity else ""
     check = _Check(
         owner, parameters, beside=beside, scaled=has_residual and scaler is None, feedback=has_residual,
-        exchanges=exchanges,
+        exchanges=exchanges, rank=rank,
     )  # fmt: skip
     for other in list(_CHECKS):
         if other.shares(check):
             other.replaced = True
     _CHECKS.add(check)
     weakref.finalize(owner, _CHECKS.discard, check).atexit = False
+
+
+def told_of_adam(owner: Owner) -> None:
+    """Say that whoever owns a compression was told of its optimizer's momentum: no ``AdamWarning`` follows."""
+    for check in _CHECKS:
+        if check.owner() is owner:
+            check.tells_of_adam = False
 
 
 _Version = tuple[int, int] | None  # identity and version of a tensor
@@ -432,16 +441,17 @@ class _Check:
         scaled: bool,
         feedback: bool,
         exchanges: Callable[[], bool],
+        rank: int,
     ) -> None:
-        self._owner, self._first = weakref.ref(owner), owner._reducer.measured
+        self.owner, self._first = weakref.ref(owner), owner._reducer.measured
         self._parameters = {id(parameter): weakref.ref(parameter) for parameter in parameters}
-        self._beside, self._scaled, self._feedback, self._exchanges = beside, scaled, feedback, exchanges
-        self._fresh = feedback
+        self._beside, self._scaled, self._exchanges = beside, scaled, exchanges
+        self._fresh, self.tells_of_adam = feedback, feedback and rank == 0
         self._seen: weakref.WeakKeyDictionary[Optimizer, _Seen] = weakref.WeakKeyDictionary()
         self.replaced = self._told_of_repetition = False
 
     def __call__(self, optimizer: Optimizer) -> None:
-        owner = self._owner()
+        owner = self.owner()
         seen = self._seen.get(optimizer)
         if seen is None or seen.groups != len(optimizer.param_groups):
             groups = optimizer.param_groups
@@ -457,10 +467,10 @@ class _Check:
         grad, weights = self._versions(groups)
         if measured is seen.metrics and weights is not None and weights == seen.weights:
             return  # a step() in a subclass's step(): one step
-        if self._feedback and not seen.exchanged and measured.kept < measured.numel:
+        if self.tells_of_adam and not seen.exchanged and measured.kept < measured.numel:
             seen.exchanged = True
             if any(group.get("betas") and group["betas"][0] > 0 for group in groups):
-                self._feedback = False
+                self.tells_of_adam = False
                 warnings.warn(_ADAM.format(name=type(optimizer).__name__), AdamWarning, stacklevel=4)
         if self._is_repeated(seen, grad, weights, measured):
             if not self._told_of_repetition:

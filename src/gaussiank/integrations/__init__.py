@@ -11,6 +11,8 @@ import re
 import warnings
 from pathlib import Path
 
+import torch.distributed as dist
+
 from gaussiank.compression import Compression
 
 FOLDER = "gaussiank"
@@ -47,7 +49,7 @@ def _numbers(version: str) -> list[int]:
 
 
 def load_beside(compression: Compression, folder: Path, checkpoint: str | Path) -> bool:
-    """Go on from the residuals beside a checkpoint, or say once that there are none; on every worker.
+    """Go on from the residuals beside a checkpoint, or say on rank 0 that there are none; call it on every worker.
 
     Args:
         compression: whose step is the checkpoint's afterwards.
@@ -65,9 +67,10 @@ def load_beside(compression: Compression, folder: Path, checkpoint: str | Path) 
         return True
     except FileNotFoundError:
         compression.begin_without_state()
-        warnings.warn(
-            f"checkpoint {checkpoint} holds no residuals: compression begins with none, which is right if the run that "
-            "saved it was not compressed. If it was, save through the adapter from its first step on.",
-            stacklevel=3,
-        )
+        if dist.get_rank() == 0:
+            warnings.warn(
+                f"checkpoint {checkpoint} holds no residuals: compression begins with none, which is right if the run "
+                "that saved it was not compressed. If it was, save through the adapter from its first step on.",
+                stacklevel=3,
+            )
         return False
