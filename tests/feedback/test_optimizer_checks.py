@@ -144,6 +144,24 @@ def test_momentum_of_adam_beside_feedback_is_warned_of_once() -> None:
     train(adam, compressor="randomk:feedback=false")
 
 
+def test_a_divided_mean_that_is_cut_is_warned_of_once() -> None:
+    """``clip_grad_norm_`` after backward, as in every transformer's script: the steps would be a thousandth."""
+    for norm in (1.0, 1e6):
+        model = DistributedDataParallel(nn.Linear(100, 100))
+        gaussiank.compress(model, 0.1, precondition=gaussiank.AdamRows())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(3):
+                optimizer.zero_grad()
+                model(torch.randn(8, 100)).square().mean().backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), norm)
+                optimizer.step()
+        said = [str(one.message) for one in caught]
+        start = "the gradient has norm 1 before SGD's step, where a mean of divided gradients has about 31.8"
+        assert [text.partition(":")[0] for text in said] == ([start] if norm == 1 else [])
+
+
 def backward(model: nn.Module) -> None:
     model(torch.ones(2, 30)).square().mean().backward()
 

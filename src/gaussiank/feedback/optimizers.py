@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -328,6 +329,12 @@ _ADAM = (
     'level with it; with betas=(0.0, 0.999) and scope="layer" 0.08 above. Tune the learning rate again; docs/adamw.md. '
     "Filter gaussiank.AdamWarning to be told no more."
 )
+_CUT = (
+    "the gradient has norm {norm:.3g} before {name}'s step, where a mean of divided gradients has about {usual:.3g}: "
+    "something cuts it after backward, as clip_grad_norm_ does, and training all but stands still. Take it out, and "
+    "give compress clip_norm=..., which clips before the division; docs/adamw.md."
+)
+_LEAST_ENTRIES, _LEAST_SHARE = 400, 0.05  # of what is sent, to judge by its norm; of the usual norm, or it was cut
 _UNCALLED = (
     "compression is not at work: {name} takes its second step in a row on gradients that were not exchanged by it. "
     "Call the model that was given to gaussiank.compress, not the bare module in it; where a framework wraps the model "
@@ -385,6 +392,20 @@ def check_optimizers(
             other.replaced = True
     _CHECKS.add(check)
     weakref.finalize(owner, _CHECKS.discard, check).atexit = False
+
+
+def _warn_of_cut(optimizer: Optimizer, groups: Sequence[Mapping[str, Any]], measured: Metrics) -> None:
+    """Warn where a first mean of divided gradients is much shorter than the entries that were chosen for it.
+
+    Each of those is about as large as its row's root mean square or larger, which is 1 after the division.
+    """
+    grads = [one.grad for group in groups for one in group["params"] if one.grad is not None]
+    grads = [getattr(grad, "to_local", lambda grad=grad: grad)() for grad in grads]
+    sent = measured.kept * sum(grad.numel() for grad in grads) / measured.numel
+    squares = [torch.linalg.vector_norm(grad.float()).square() for grad in grads if not grad.is_sparse]
+    norm, usual = math.sqrt(sum(map(float, squares))), math.sqrt(sent)
+    if sent >= _LEAST_ENTRIES and 0 < norm < _LEAST_SHARE * usual:
+        warnings.warn(_CUT.format(name=type(optimizer).__name__, norm=norm, usual=usual), stacklevel=6)
 
 
 def told_of_adam(owner: Owner) -> None:
@@ -469,9 +490,7 @@ class _Check:
             return  # a step() in a subclass's step(): one step
         if self.tells_of_adam and not seen.exchanged and measured.kept < measured.numel:
             seen.exchanged = True
-            if any(group.get("betas") and group["betas"][0] > 0 for group in groups):
-                self.tells_of_adam = False
-                warnings.warn(_ADAM.format(name=type(optimizer).__name__), AdamWarning, stacklevel=4)
+            self._tell_of_first(optimizer, groups, measured)
         if self._is_repeated(seen, grad, weights, measured):
             if not self._told_of_repetition:
                 warnings.warn(_REPEATED.format(name=type(optimizer).__name__), stacklevel=4)
@@ -479,6 +498,14 @@ class _Check:
         elif not self.replaced and self._is_uncalled(seen, grad, measured):
             self.replaced = True
             warnings.warn(_UNCALLED.format(name=type(optimizer).__name__), stacklevel=4)
+
+    def _tell_of_first(self, optimizer: Optimizer, groups: list[dict[str, Any]], measured: Metrics) -> None:
+        """Look at an optimizer's first step after a sparse exchange."""
+        if self._beside == "precondition":
+            _warn_of_cut(optimizer, groups, measured)
+        elif any(group.get("betas") and group["betas"][0] > 0 for group in groups):
+            self.tells_of_adam = False
+            warnings.warn(_ADAM.format(name=type(optimizer).__name__), AdamWarning, stacklevel=5)
 
     def _look_once(self, owner: Owner, optimizer: Optimizer, groups: list[dict[str, Any]]) -> None:
         if self._beside:
