@@ -66,12 +66,13 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(PY) -m mypy
 
-# The library's tests, with the lab and all that it installs out of reach: see tests/alone.py.
+# The library's tests, with the lab and all that it installs out of reach: see tests/alone.py. The frameworks' are whole
+# programs in processes of their own, which it does not reach: they run with the lab's, which are fewer.
 unit: $(STAMP)
-	$(PY) -m pytest -p tests.alone --ignore tests/lab tests src
+	$(PY) -m pytest -p tests.alone --ignore tests/lab --ignore tests/integrations tests src
 
 lab: $(STAMP)
-	$(PY) -m pytest -p no:cacheprovider tests/lab lab
+	$(PY) -m pytest -p no:cacheprovider tests/lab tests/integrations lab
 
 # An environment of its own with torch, numpy, the library and what runs tests. It lends nothing from another.
 CORE = build/core

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -14,3 +15,13 @@ def test_no_folder_of_tests_is_passed_over(pytestconfig: pytest.Config) -> None:
     patterns = pytestconfig.getini("norecursedirs")
     assert "distributed" in folders
     assert not [name for name in folders if any(fnmatch(name, pattern) for pattern in patterns)]
+
+
+def test_what_one_half_of_make_test_leaves_out_the_other_runs() -> None:
+    recipes = (TESTS.parent / "Makefile").read_text(encoding="utf-8")
+    unit, lab = (re.search(rf"^{name}: .*\n\t(.*)", recipes, re.MULTILINE) for name in ("unit", "lab"))
+    assert unit
+    assert lab
+    left_out = re.findall(r"--ignore (\S+)", unit[1])
+    assert left_out
+    assert set(left_out) <= set(lab[1].split())
