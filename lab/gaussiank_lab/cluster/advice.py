@@ -11,6 +11,7 @@ import numpy as np
 
 from gaussiank_lab.cluster.scenario import ScenarioSetting, Uncertainty
 from gaussiank_lab.sim import (
+    HEADER_BYTES,
     RAW,
     Cluster,
     Curve,
@@ -26,7 +27,6 @@ from gaussiank_lab.sim import (
 )
 
 MEASURED_DENSITIES = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0)
-COMPACT_HEADER_BYTES = 20
 MAGNITUDES_HEADER_BYTES = 6
 MAGNITUDE_BITS = 7.0
 """Of a value in ``bf16-rice``: 6 to 7.4 in real selections at densities of 0.0001 to 0.01, 9 at 0.1: results/wire."""
@@ -53,18 +53,18 @@ WIRES: dict[str, WireSize] = {
     wire.name: wire
     for wire in (
         RAW,
-        WireSize("rice+bf16", 16, RICE, COMPACT_HEADER_BYTES),
-        WireSize("rice+bf16-rice", MAGNITUDE_BITS, RICE, COMPACT_HEADER_BYTES + MAGNITUDES_HEADER_BYTES, 16),
-        WireSize("chunks+bf16", 16, fixed_bits(16.2), COMPACT_HEADER_BYTES),
-        WireSize("chunks12+bf16", 16, CHUNKS12, COMPACT_HEADER_BYTES),
-        WireSize("chunks12+2bit", 2.25, CHUNKS12, COMPACT_HEADER_BYTES),
+        WireSize("rice+bf16", 16, RICE, HEADER_BYTES),
+        WireSize("rice+bf16-rice", MAGNITUDE_BITS, RICE, HEADER_BYTES + MAGNITUDES_HEADER_BYTES, 16),
+        WireSize("chunks+bf16", 16, fixed_bits(16.2), HEADER_BYTES),
+        WireSize("chunks12+bf16", 16, CHUNKS12, HEADER_BYTES),
+        WireSize("chunks12+2bit", 2.25, CHUNKS12, HEADER_BYTES),
     )
 }
 """Name, as the codec takes it -> bits. ``rice`` is packed on a CPU; ``chunks``, 16-bit offsets, and ``chunks12`` on a
 GPU too."""
 
 
-TWO_BIT = WireSize("rice+2bit", 2.25, RICE, COMPACT_HEADER_BYTES)
+TWO_BIT = WireSize("rice+2bit", 2.25, RICE, HEADER_BYTES)
 """That of local steps and sparse AdamW: a sign, a bit of magnitude, and scales by blocks."""
 
 LOCAL_EVERY = 10

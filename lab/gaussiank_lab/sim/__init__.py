@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gaussiank.cost import ring_bytes
-from gaussiank_lab.sim.curve import Curve, Overlap, WireSize, fixed_bits
+from gaussiank_lab.sim.curve import HEADER_BYTES, Curve, Overlap, WireSize, fixed_bits
 from gaussiank_lab.sim.prediction import LocalRound, Prediction, local_steps, predict, predict_local, summarise
 from gaussiank_lab.sim.timeline import Event, Scenario, Timeline, chrome_trace, chrome_trace_text, events, simulate
 from gaussiank_lab.sim.topology import (
@@ -28,6 +28,7 @@ from .operations import all_gather_s, all_reduce_s, all_to_all_s, broadcast_s
 __all__ = [
     "ALGORITHMS",
     "COLLECTIVES",
+    "HEADER_BYTES",
     "OPERATIONS",
     "RAW",
     "STRAIGHT_BYTES",

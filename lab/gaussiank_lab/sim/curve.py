@@ -7,6 +7,9 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+HEADER_BYTES = 20
+"""Of a payload of ours: ``gaussiank.codec.HEADER_BYTES``, which would bring torch."""
+
 
 def require_above_zero(field: str, value: float, hint: str) -> None:
     """Raise unless ``value`` is a finite number above 0.
@@ -164,7 +167,7 @@ class WireSize:
     name: str
     value_bits: float
     index_bits: Curve
-    header_bytes: int = 20
+    header_bytes: int = HEADER_BYTES
     fixed_value_bits: float | None = None
 
     def __post_init__(self) -> None:

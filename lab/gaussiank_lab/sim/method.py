@@ -10,7 +10,7 @@ from gaussiank_lab.sim.topology import Cluster, Device
 
 from .collectives import COLLECTIVES, Load, dense
 
-RAW = WireSize("raw+fp32", 32, fixed_bits(32), header_bytes=20)
+RAW = WireSize("raw+fp32", 32, fixed_bits(32))
 
 
 class Journey(NamedTuple):

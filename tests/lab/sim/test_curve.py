@@ -3,7 +3,12 @@ from __future__ import annotations
 import pytest
 from tests.each import each
 
-from gaussiank_lab.sim import Curve
+from gaussiank import codec
+from gaussiank_lab.sim import HEADER_BYTES, Curve
+
+
+def test_the_header_of_a_payload_is_the_codecs() -> None:
+    assert HEADER_BYTES == codec.HEADER_BYTES
 
 
 def test_passes_through_its_points_and_is_a_power_law_between_them() -> None:
