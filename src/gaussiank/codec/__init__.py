@@ -6,7 +6,7 @@
 from .indices import INDEX_CODES, SharedDraw
 from .native import HEADER_BYTES, framed, framed_sizes
 from .payload import KERNEL_WIRES, counts
-from .raw import encode, entries_within, payload_bytes
+from .payload_v1 import encode, entries_within, payload_bytes
 from .values import VALUE_CODES, Rounding
 from .wire import Wire, chosen_wire, decode, default_wire
 

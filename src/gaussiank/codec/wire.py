@@ -13,7 +13,7 @@ from torch import Tensor
 from gaussiank.ops import RowFormat
 from gaussiank.sparse import SparseGradient
 
-from . import native, raw
+from . import native, payload_v1
 from .indices import INDEX_CODES, DeviceCode, SharedDraw
 from .native import HEADER_BYTES, Packed, framed
 from .payload import Codes, is_ours, read, read_unchecked, row_format, write
@@ -334,14 +334,14 @@ def decode(
 
     Example:
         >>> sparse = SparseGradient(torch.tensor([7], dtype=torch.int32), torch.tensor([0.5]), numel=1000)
-        >>> decode(Wire("eliasfano", "8bit").encode(sparse)).indices.tolist(), decode(raw.encode(sparse)).kept
+        >>> decode(Wire("eliasfano", "8bit").encode(sparse)).indices.tolist(), decode(payload_v1.encode(sparse)).kept
         ([7], 1)
     """
     if payload.device.type == "cpu":
         require_payload(payload)
-        if is_ours(payload) and int(payload[0]) != raw.VERSION:
+        if is_ours(payload) and int(payload[0]) != payload_v1.VERSION:
             return with_dtype(read(payload, numel, shared=shared), dtype)
-    return raw.decode(payload, numel, dtype)
+    return payload_v1.decode(payload, numel, dtype)
 
 
 def default_wire(parameters: Iterable[Tensor]) -> Wire:

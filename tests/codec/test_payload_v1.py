@@ -12,8 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.each import each
 
-from gaussiank.codec import decode, encode, entries_within, payload_bytes, raw
-from gaussiank.codec.raw import V1_HEADER_BYTES
+from gaussiank.codec import decode, encode, entries_within, payload_bytes, payload_v1
+from gaussiank.codec.payload_v1 import V1_HEADER_BYTES
 from gaussiank.ops import select_topk
 from gaussiank.sparse import SparseGradient
 
@@ -219,7 +219,7 @@ DAMAGED: dict[str, tuple[torch.Tensor, str]] = {
 def test_refuses_a_damaged_payload(case: str) -> None:
     damaged, message = DAMAGED[case]
     with pytest.raises(ValueError, match="^" + re.escape(message)):
-        raw.decode(damaged, numel=6)
+        payload_v1.decode(damaged, numel=6)
 
 
 @each("cut", range(1, 24))
