@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Container
+
 import torch
 from torch import Tensor
 
@@ -10,6 +13,7 @@ from gaussiank.codec import HEADER_BYTES, Wire
 from gaussiank.compressors import parse_compressor
 from gaussiank.feedback import ErrorFeedback
 from gaussiank.layout import Layout
+from gaussiank.local.vector import split
 from gaussiank.momentum import LocalClip, MomentumCorrection, limit_norm
 from gaussiank.reducer.precondition import decoded, encoded
 from gaussiank.reducer.selection import Selector
@@ -421,69 +425,130 @@ class LocalRun(Run):
     """Inner AdamW steps of each worker alone; every so many the difference is exchanged, and an outer SGD takes it.
 
     Source: Douillard et al. 2023, "DiLoCo"; Sarfi et al. 2025, "Communication Efficient LLM Pre-training with
-    SparseLoCo" (chunks, 2 bits, feedback that fades).
+    SparseLoCo" (chunks, 2 bits, feedback that fades); Douillard et al. 2025, "Streaming DiLoCo" (fragments, delay).
     """
 
     def __init__(self, setting: StudySetting) -> None:
         super().__init__(setting)
         self.workers = self._make_workers(own=True)
-        self._agreed = self.workers.weights[:1].clone()
-        self._started = self.workers.weights.clone()  # where each worker's round began
+        self._agreed = self.workers.weights[0].clone()
         self._adam = Adam(self.workers.weights, setting)
-        self._outer_parameter = torch.nn.Parameter(self._agreed)
-        momentum = setting.outer_momentum
-        self._outer = torch.optim.SGD(
-            [self._outer_parameter], lr=setting.outer_lr, momentum=momentum, nesterov=momentum > 0
-        )
-        self._dense = setting.wire.split("+")[0] == "dense"
-        self._exchange = None if self._dense else SimulatedExchange(self.workers.shapes, setting, self.workers.layout)
+        views = self.workers.views(self.workers.weights[:1])
+        parts = split({name: views[name] for name in self.workers.names}, setting.fragments)
+        self._fragments = [LocalFragment(part, self.workers, self._agreed, setting) for part in parts]
 
     @property
     def weights(self) -> Tensor:
         """The agreed ones."""
-        return self._agreed[0]
+        return self._agreed
 
     @property
     def sent_bits(self) -> float:
         """Payloads."""
-        return self.dense_bits + (self._exchange.sent_bits if self._exchange else 0.0)
+        return sum(fragment.sent_bits for fragment in self._fragments)
 
     def update(self, grads: Tensor, step: int) -> None:
-        """Take an inner step; at the end of a round, and of the run, agree."""
-        if self.setting.clip == "local":
+        """Take an inner step, end the rounds whose means arrive, and begin those whose turn it is.
+
+        The last step ends every round, and one more of each fragment.
+        """
+        setting, last = self.setting, step + 1 == self.setting.steps
+        if setting.clip == "local":
             for grad in grads:
                 limit_norm([grad], CLIP_NORM)
         self._adam.step(grads, self.rate(step))
-        if (step + 1) % self.setting.sync_every == 0 or step + 1 == self.setting.steps:
-            self._agree()
+        self._land(step if last else step - setting.sync_delay)
+        for number, fragment in enumerate(self._fragments):
+            turn = (number + 1) * setting.sync_every // setting.fragments
+            if last or (step + 1 - turn) % setting.sync_every == 0:
+                fragment.begin(step)
+                self.messages += 1
+        self._land(step if last else step - setting.sync_delay)
+
+    def _land(self, began: int) -> None:
+        for fragment in self._fragments:
+            if fragment.began is not None and fragment.began <= began:
+                fragment.land()
+
+
+class LocalFragment:
+    """Some parameters of all workers, their agreed weights and residuals, and the round that is under way.
+
+    Args:
+        names: of its parameters.
+        workers: whose local weights are changed in place.
+        agreed: ``[numel]`` of the whole model, changed in place.
+        setting: how a round goes.
+
+    Attributes:
+        began: step at which the round under way began, or None.
+        sent_bits: bits of the payloads of a worker so far.
+    """
+
+    def __init__(self, names: Container[str], workers: Workers, agreed: Tensor, setting: StudySetting) -> None:
+        self._setting, self._local, self._agreed = setting, workers.weights, agreed
+        places = {name: place for name, place in workers.layout.slices() if name in names}
+        shapes = {name: workers.shapes[name] for name in places}
+        self._layout = Layout(tuple(shapes), tuple(math.prod(shape) for shape in shapes.values()))
+        self._place = torch.cat([torch.arange(place.start, place.stop) for place in places.values()])
+        self._started = self._local[:, self._place]  # where each worker's round began
+        self._outer_parameter = torch.nn.Parameter(agreed[self._place])
+        momentum = setting.outer_momentum
+        self._outer = torch.optim.SGD(
+            [self._outer_parameter], lr=setting.outer_lr, momentum=momentum, nesterov=momentum > 0
+        )
+        dense = setting.wire.split("+")[0] == "dense"
+        self._exchange = None if dense else SimulatedExchange(shapes, setting, self._layout)
+        self._mean, self._before = torch.empty(0), torch.empty(0)
+        self._rounds, self._dense_bits = 0, 0.0
+        self.began: int | None = None
+
+    @property
+    def sent_bits(self) -> float:
+        """Payloads."""
+        return self._exchange.sent_bits if self._exchange else self._dense_bits
 
     @torch.no_grad()
-    def _agree(self) -> None:
-        difference = self._started - self.workers.weights
+    def begin(self, step: int) -> None:
+        """Send what each worker has learnt since the last round."""
+        self._before = self._local[:, self._place]
+        difference = self._started - self._before
         if self._exchange is None:
-            mean = self._rounded(difference).mean(0)
+            self._mean = self._rounded(difference).mean(0)
         else:
             for feedback in self._exchange.feedbacks:
-                feedback.rescale(self.setting.decay)
-            mean = self._exchange.mean(difference, self.messages)
-        self.messages += 1
-        self._outer_parameter.grad = mean[None]
+                feedback.rescale(self._setting.decay)
+            self._mean = self._exchange.mean(difference, self._rounds)
+        self.began, self._rounds = step, self._rounds + 1
+
+    @torch.no_grad()
+    def land(self) -> None:
+        """Step the agreed weights, and give them to every worker with what it has learnt in between."""
+        self._outer_parameter.grad = self._mean
         self._outer.step()
-        self.workers.weights.copy_(self._agreed.expand_as(self.workers.weights))
-        if self._exchange is not None and self.setting.lookahead:
-            for own, feedback in zip(self.workers.weights, self._exchange.feedbacks, strict=True):
-                own.sub_(feedback.residuals(self.workers.layout), alpha=self.setting.lookahead)
-        self._started.copy_(self.workers.weights)
+        agreed, mixing = self._outer_parameter.detach(), self._setting.mixing
+        self._agreed[self._place] = agreed
+        now = self._local[:, self._place]
+        kept = now - self._before if mixing is None else mixing * (now - agreed)
+        self._started = agreed.expand_as(now).clone()
+        self._local[:, self._place] = agreed + kept
+        if self._exchange is not None and self._setting.lookahead:
+            for rank, feedback in enumerate(self._exchange.feedbacks):
+                ahead = feedback.residuals(self._layout).mul(self._setting.lookahead)
+                self._started[rank] -= ahead
+                self._local[rank, self._place] -= ahead
+        self.began = None
 
     def _rounded(self, vectors: Tensor) -> Tensor:
         """Return whole differences as the wire carries their values, without feedback; indices cost nothing."""
-        if self.setting.wire == "dense":
-            self.dense_bits += 32 * self.numel
+        numel = self._layout.numel
+        if self._setting.wire == "dense":
+            self._dense_bits += 32 * numel
             return vectors
-        wire = Wire("raw", self.setting.wire.split("+")[1])
-        most = wire.max_bytes(self.numel, self.numel)
-        indices = Wire("raw", "fp32").max_bytes(self.numel, self.numel) - HEADER_BYTES - 4 * self.numel
-        self.dense_bits += 8 * (most - indices)
+        wire = Wire("raw", self._setting.wire.split("+")[1])
+        most = wire.max_bytes(numel, numel)
+        indices = Wire("raw", "fp32").max_bytes(numel, numel) - HEADER_BYTES - 4 * numel
+        self._dense_bits += 8 * (most - indices)
         return torch.stack([wire.round(vector) for vector in vectors])
 
 

@@ -66,6 +66,10 @@ class StudySetting:
         decay: of the residual at each exchange.
         outer_lr: of ``local``.
         outer_momentum: Nesterov's, of ``local``.
+        fragments: parts of the model that take turns, of ``local``.
+        sync_delay: inner steps from a fragment's difference to its mean's arrival, of ``local``.
+        mixing: share of its local weights that a worker keeps when the mean arrives; with none, what it learnt in
+            between is put on top of the agreed ones.
     """
 
     method: Method
@@ -96,6 +100,9 @@ class StudySetting:
     decay: float = 1.0
     outer_lr: float = 1.0
     outer_momentum: float = 0.0
+    fragments: int = 1
+    sync_delay: int = 0
+    mixing: float | None = None
 
     @property
     def changes(self) -> dict[str, Any]:

@@ -43,6 +43,7 @@ class Workers:
         own: whether each worker has weights of its own, or all share one row.
 
     Attributes:
+        names: of the parameters in the module's own order.
         layout: which parameter lies where.
         shapes: name -> shape.
         weights: ``[P, numel]``, or ``[1, numel]`` when shared. Change it in place.
@@ -59,6 +60,7 @@ class Workers:
             for name in (f"{place}.{own}".strip(".") for own, _ in module.named_parameters(recurse=False))
         ]
         named = dict(ready)
+        self.names = tuple(name for name, _ in model.named_parameters())
         self.shapes = {name: tuple(parameter.shape) for name, parameter in named.items()}
         self.layout = Layout(tuple(named), tuple(parameter.numel() for parameter in named.values()))
         flat = torch.cat([parameter.detach().flatten() for parameter in named.values()])
