@@ -8,8 +8,10 @@ from typing import Any
 
 from gaussiank_lab.reproduce.adamw.setting import StudySetting
 
-RATES = (0.003, 0.006, 0.012, 0.0015)
-"""Learning rates, the likeliest first; what is kept is tried at all of them."""
+BEST = 0.006
+"""Learning rate at which most lines of the small model are best."""
+RATES = (BEST, 0.003, 0.012, 0.0015)
+"""What is kept is tried at all of them."""
 LOW, LOWER = 0.0045, 1 / 1024
 """Densities beside 1/64: about 0.05 and 0.012 bits a parameter and step at 2 bits a value."""
 
@@ -21,14 +23,21 @@ def grid(line: StudySetting, rates: Iterable[float] = RATES, seeds: Iterable[int
             yield replace(line, lr=rate, seed=seed)
 
 
+def each(lines: Iterable[StudySetting], rates: Iterable[float] = (BEST,)) -> Iterator[StudySetting]:
+    """Yield several lines, each at some learning rates."""
+    rates = tuple(rates)
+    for line in lines:
+        yield from grid(line, rates)
+
+
 def dense(**changes: Any) -> StudySetting:
     """AdamW on whole gradients, with the mean clipped."""
-    return StudySetting("dense", 0.012, **{"clip": "mean", **changes})
+    return StudySetting("dense", BEST, **{"clip": "mean", **changes})
 
 
 def sparse(density: float, **changes: Any) -> StudySetting:
     """Top_k at every step, clipped locally, AdamW without momentum."""
-    return StudySetting("sparse", 0.012, **{"density": density, "beta1": 0.0, "clip": "local", **changes})
+    return StudySetting("sparse", BEST, **{"density": density, "beta1": 0.0, "clip": "local", **changes})
 
 
 def rows(density: float, **changes: Any) -> StudySetting:
@@ -36,16 +45,9 @@ def rows(density: float, **changes: Any) -> StudySetting:
     return sparse(density, **{"precondition": "row", "beta2": 0.95, "scope": "layer", **changes})
 
 
-def local(sync_every: int, density: float, **changes: Any) -> StudySetting:
-    """Inner AdamW, and a sparse difference every so many steps."""
-    given = {"compressor": "chunktopk", "decay": 0.95, "clip": "local", **changes}
-    return StudySetting("local", 0.012, sync_every=sync_every, density=density, **given)
-
-
-def diloco(sync_every: int, **changes: Any) -> StudySetting:
-    """DiLoCo as published: whole differences, outer Nesterov momentum."""
-    given = {"wire": "dense", "outer_lr": 0.7, "outer_momentum": 0.9, "clip": "local", **changes}
-    return StudySetting("local", 0.012, sync_every=sync_every, **given)
+def coded(density: float, **changes: Any) -> StudySetting:
+    """Preconditioned by row with sums in 8 bits, as the library's ``AdamRows`` sends them."""
+    return rows(density, **{"sums": "8bit", **changes})
 
 
 def layered(density: float, **changes: Any) -> StudySetting:
@@ -53,136 +55,131 @@ def layered(density: float, **changes: Any) -> StudySetting:
     return sparse(density, scope="layer", **changes)
 
 
+def local(sync_every: int, density: float, **changes: Any) -> StudySetting:
+    """Inner AdamW, and a sparse difference every so many steps."""
+    given = {"compressor": "chunktopk", "decay": 0.95, "clip": "local", **changes}
+    return StudySetting("local", BEST, sync_every=sync_every, density=density, **given)
+
+
+def diloco(sync_every: int, **changes: Any) -> StudySetting:
+    """DiLoCo as published: whole differences, outer Nesterov momentum."""
+    given = {"wire": "dense", "outer_lr": 0.7, "outer_momentum": 0.9, "clip": "local", **changes}
+    return StudySetting("local", BEST, sync_every=sync_every, **given)
+
+
 def screening() -> Iterator[StudySetting]:
-    """Yield what is tried on the small model; what loses there is not tried on a larger one."""
-    yield from grid(dense())
-    yield from grid(rows(LOW), (0.006, 0.003, 0.012))
-    yield from grid(layered(LOW), RATES[:3])
-    yield from grid(local(10, 1 / 16), RATES[:3])
-    yield from grid(sparse(LOW), RATES[:3])
-    yield from grid(rows(LOW, scope="bucket"), RATES[:3])
-    yield from grid(rows(LOW, scope="bucket", clip="none"), RATES[:1])
-    yield from grid(layered(LOW, warm=True), RATES[1:2])
-    yield from grid(layered(1 / 64), (0.006, 0.003))
-    yield from grid(rows(1 / 64, scope="bucket"), RATES[:2])
-    yield from grid(dense(beta1=0.0), (0.006, 0.003))
-    yield from grid(layered(LOW, beta1=0.9), RATES[:2])
-    for line, rate in ((dense(), 0.006), (dense(), 0.003), (layered(LOW), 0.006), (rows(LOW), 0.006)):
-        yield from grid(line, (rate,), (1,))
-    yield from grid(rows(LOW, scope="bucket"), (0.003,), (1,))
-    yield from grid(local(10, 1 / 16, decay=1.0, lookahead=1.0), (0.006,))
-    yield from grid(local(1, LOW, decay=1.0), (0.006,))
-    yield from grid(rows(LOWER), (0.006,))
-    yield from grid(rows(LOW, precondition="entry", beta2=0.99), (0.006,))
-    yield from grid(rows(LOW, precondition="block"), (0.006,))
-    yield from grid(rows(LOW, correction=0.9, masking=True), (0.006,))
-    yield from grid(rows(LOW, batch=16), (0.006,))
-    yield from grid(dense(batch=16), (0.006,))
-    yield from grid(rows(LOW, sums="8bit"), (0.006,))
-    yield from large_batch()
-    yield from grid(rows(1 / 64), (0.006,))
-    yield from grid(layered(LOWER), (0.006,))
-    yield from grid(local(5, 1 / 32, scope="layer", compressor="topk", decay=1.0), (0.006,))
-    yield from grid(local(30, 3 / 16), (0.003,))
-    yield from preconditioners((0.006,))
-    yield from finals("medium", 8)
-    yield from local_defaults((0.006,))
-    yield from momentum((0.006,), (0.006,))
-    yield from grid(local(10, 1 / 16), (0.006,), (1,))
-    yield from grid(layered(LOW, clip="none"), RATES[1:2])
-    yield from grid(rows(LOW, clip="none"), RATES[1:2])
-    yield from grid(rows(LOWER), (0.003,))
-    yield from grid(layered(LOWER), (0.003, 0.012))
+    """Yield what is tried on the small model, then on larger ones: what lost on the small is not tried there."""
+    kept = (coded(1 / 64), layered(1 / 64), coded(1 / 256), local(10, 1 / 16), coded(LOW), layered(LOW), dense())
+    for line in kept:
+        yield from grid(line, (BEST,), (0, 1, 2))
+    yield from each(kept, RATES[1:3])
     yield from peers()
-    yield from grid(sparse(LOW, compressor="chunktopk"), RATES[:2])
-    yield from grid(sparse(LOW, clip="none"), RATES[:2])
-    yield from grid(layered(LOW, beta2=0.95), RATES[:2])
-    yield from grid(layered(LOW, beta2=0.9998), RATES[:2])
-    yield from grid(layered(0.0037, wire="rice+4bit"), RATES[:2])
-    yield from grid(layered(0.0026, wire="rice+bf16-rice"), RATES[:2])
+    yield from lower_densities()
+    yield from more_workers()
+    yield from larger_batches()
+    yield from preconditioners()
+    yield from momentum()
+    yield from selection()
+    yield from local_steps()
+    yield from finals("medium", 8)
     yield from finals("large", 4)
-    kept = (rows(LOW), rows(1 / 64), rows(LOWER), layered(LOW), layered(1 / 64), local(10, 1 / 16), dense())
-    for line in kept:
-        yield from grid(line)
-    yield from local_defaults(RATES)
-    yield from preconditioners(RATES)
-    yield from momentum(RATES, RATES)
-    for line in kept:
-        yield from grid(line, (0.003, 0.006), (0, 1, 2))
-
-
-def local_defaults(rates: Iterable[float]) -> Iterator[StudySetting]:
-    """Yield local steps with one setting changed at a time, about 0.05 bits, and DiLoCo."""
-    for line in (
-        diloco(10),
-        local(10, 1 / 16, compressor="topk"),
-        local(10, 1 / 16, decay=1.0),
-        local(10, 1 / 16, decay=1.0, lookahead=1.0),
-        local(10, 1 / 16, decay=1.0, lookahead=0.5),
-        local(1, LOW, decay=1.0),
-        local(30, 3 / 16),
-        local(5, 1 / 32),
-        local(10, 1 / 16, outer_lr=0.7, outer_momentum=0.9),
-        local(10, 1 / 16, compressor="topk", scope="layer"),
-        local(15, 3 / 32),
-        diloco(10, wire="dense+8bit"),
-        local(10, 1 / 28, wire="rice+8bit"),
-        local(10, 1 / 16, outer_lr=1.4),
-        local(30, 1 / 64),
-    ):
-        yield from grid(line, rates)
-
-
-def preconditioners(rates: Iterable[float]) -> Iterator[StudySetting]:
-    """Yield what shares one second moment, and how long it remembers."""
-    for line in (
-        rows(LOW, precondition="entry", beta2=0.99),
-        rows(LOW, beta2=0.99),
-        rows(LOW, precondition="block"),
-        rows(LOW, precondition="column"),
-        rows(LOW, precondition="entry"),
-        rows(LOW, beta2=0.999),
-        rows(LOW, beta2=0.9),
-    ):
-        yield from grid(line, rates)
-
-
-def momentum(of_rows: Iterable[float], of_adam: Iterable[float]) -> Iterator[StudySetting]:
-    """Yield the ways to put momentum back."""
-    of_rows, of_adam = tuple(of_rows), tuple(of_adam)
-    yield from grid(rows(LOW, correction=0.9, masking=True), of_rows)
-    yield from grid(rows(LOW, lookahead=0.5), of_rows)
-    yield from grid(layered(LOW, correction=0.9, masking=True), of_adam)
-    yield from grid(layered(LOW, beta1=0.5), of_adam)
-    yield from grid(rows(LOW, beta1=0.5), of_rows)
-    yield from grid(rows(LOW, lookahead=1.0), of_rows)
-    yield from grid(layered(LOW, correction=0.9), of_adam)
-    yield from grid(layered(LOW, correction=0.9, masking=True, nesterov=True), of_adam)
-    yield from grid(layered(LOW, frozen=0.15), of_adam)
-
-
-def large_batch() -> Iterator[StudySetting]:
-    """Yield batches of 16 a worker, where momentum is worth more."""
-    for line in (dense(batch=16), rows(LOW, batch=16), layered(LOW, batch=16), dense(batch=16, beta1=0.0)):
-        yield from grid(line, RATES[1:2])
+    yield from each(kept, RATES[3:])
+    for line in (dense(), rows(LOW), coded(LOW)):
+        yield from grid(line, (BEST,), (0, 1, 2, 3, 4))
+    yield from grid(dense(), (0.024,))
+    yield from grid(dense(), (0.003,), (0, 1))
+    yield from each((rows(LOW),), RATES[1:3])
 
 
 def peers() -> Iterator[StudySetting]:
-    """Yield the rules of others."""
-    yield from grid(StudySetting("powersgd", 0.003, rank=1, clip="local"), RATES[:2])
-    yield from grid(StudySetting("demo", 0.003, density=1 / 64, decay=0.999, compressor="chunktopk"), (0.001, 0.003))
-    yield from grid(StudySetting("bf16", 0.006, clip="mean"), RATES[1:2])
+    """Yield the rules of others; DiLoCo and SparseLoCo's settings are among the local steps."""
+    yield StudySetting("bf16", BEST, clip="mean")
+    yield from each([StudySetting("powersgd", BEST, rank=rank, clip="local") for rank in (1, 4)], RATES[:2])
+    yield from grid(StudySetting("demo", 0.003, density=1 / 64, decay=0.999, compressor="chunktopk"), (0.003, 0.001))
+
+
+def lower_densities() -> Iterator[StudySetting]:
+    """Yield densities from 1/16 to 1/1024, those that visit an entry seldom also with twice the steps."""
+    yield from each((coded(1 / 16), layered(1 / 16), layered(1 / 256), rows(LOWER), layered(LOWER)))
+    longer = {"steps": 4000}
+    yield from each((dense(**longer), coded(LOWER, **longer), layered(LOWER, **longer), local(30, 1 / 16, **longer)))
+
+
+def more_workers() -> Iterator[StudySetting]:
+    """Yield 2 and 8 workers in place of 4."""
+    for workers in (2, 8):
+        among = {"workers": workers}
+        yield from each((dense(**among), coded(LOW, **among), layered(LOW, **among), local(10, 1 / 16, **among)))
+
+
+def larger_batches() -> Iterator[StudySetting]:
+    """Yield batches of 16 a worker, where momentum is worth more."""
+    of_16 = {"batch": 16}
+    lines = (dense(**of_16), rows(LOW, **of_16), layered(LOW, **of_16), dense(beta1=0.0, **of_16))
+    yield from each(lines, (BEST, 0.012))
+    yield from each((rows(LOW, correction=0.9, masking=True, **of_16),))
+
+
+def preconditioners() -> Iterator[StudySetting]:
+    """Yield what shares one second moment, and how long it remembers."""
+    shared = [rows(LOW, precondition=by) for by in ("block", "column", "entry")]
+    yield from each([*shared, rows(LOW, precondition="entry", beta2=0.99)])
+    yield from each([rows(LOW, beta2=beta2) for beta2 in (0.9, 0.99, 0.999)])
+    yield from each((rows(1 / 64, scope="bucket"),), RATES[:2])
+    yield from each((rows(LOW, scope="bucket"),), RATES[:3])
+    yield from grid(rows(LOW, scope="bucket"), (0.003,), (1,))
+    yield from grid(rows(LOW, scope="bucket", clip="none"), (0.003,))
+
+
+def momentum() -> Iterator[StudySetting]:
+    """Yield what momentum costs, and the ways to put it back."""
+    yield from each((dense(beta1=0.0), layered(LOW, beta1=0.9), layered(LOW, beta1=0.5)), RATES[:2])
+    yield from each((layered(LOW, beta1=0.9, beta2=0.95),), RATES[:2])
+    moved = {"correction": 0.9}
+    yield from each((rows(LOW, masking=True, **moved),), RATES[:3])
+    yield from each([layered(LOW, **moved), layered(LOW, masking=True, **moved)])
+    yield from each([layered(LOW, masking=True, nesterov=True, **moved), layered(LOW, frozen=0.15)])
+    yield from each([rows(LOW, beta1=0.5), rows(LOW, lookahead=0.5), rows(LOW, lookahead=1.0)])
+
+
+def selection() -> Iterator[StudySetting]:
+    """Yield where k is counted, clipping, how long Adam remembers, the warm-up of the density, and wires."""
+    yield from each((sparse(LOW),), RATES[:3])
+    yield from each((sparse(LOW, compressor="chunktopk"), rows(LOW, scope="bucket", compressor="chunktopk")))
+    yield from each([line(LOW, clip="none") for line in (sparse, layered, rows)])
+    yield from each([layered(LOW, beta2=beta2) for beta2 in (0.95, 0.9998)])
+    yield from each((layered(LOW, warm=True), rows(LOW, warm=True)))
+    yield from each((layered(0.0037, wire="rice+4bit"), layered(0.0026, wire="rice+bf16-rice")))
+
+
+def local_steps() -> Iterator[StudySetting]:
+    """Yield local steps with one setting changed at a time, most at about 0.05 bits, and DiLoCo."""
+    yield from each((diloco(10), diloco(10, wire="dense+8bit")), RATES[:2])
+    yield from each([local(1, LOW, decay=1.0), local(5, 1 / 32), local(15, 3 / 32)])
+    yield from each((local(30, 3 / 16), local(30, 1 / 16)), RATES[:2])
+    yield from grid(local(30, 1 / 64), (0.003,))
+    yield from grid(local(100, 5 / 8), (0.003,))
+    yield from each([local(10, density) for density in (1 / 4, 1 / 64, 1 / 80)])
+    whole = {"compressor": "topk", "scope": "layer"}
+    yield from each([local(5, density, decay=1.0, **whole) for density in (1 / 32, 1 / 160)])
+    yield from each((local(10, 1 / 16, compressor="topk"), local(10, 1 / 16, **whole)))
+    densities = {"rice+8bit": 1 / 28, "rice+4bit": 1 / 22, "rice+bf16-rice": 1 / 30}
+    yield from each([local(10, density, wire=wire) for wire, density in densities.items()])
+    yield from each([local(10, 1 / 16, decay=decay) for decay in (1.0, 0.9)])
+    yield from each([local(10, 1 / 16, outer_lr=outer_lr) for outer_lr in (0.8, 1.4)])
+    yield from each((local(10, 1 / 16, outer_lr=0.7, outer_momentum=0.9),))
+    yield from each([local(10, 1 / 16, decay=1.0, lookahead=share) for share in (0.5, 1.0)])
+    yield from each([local(10, 1 / 16, fragments=parts) for parts in (2, 5)])
+    yield from each([local(10, 1 / 16, sync_delay=delay) for delay in (1, 5)])
+    yield from each((local(10, 1 / 16, fragments=2, sync_delay=5), local(10, 1 / 16, sync_delay=5, mixing=0.5)))
 
 
 def finals(model: str, batch: int) -> Iterator[StudySetting]:
-    """Yield what is kept, on a larger model; the sums of a preconditioner in 8 bits, as the library sends them."""
+    """Yield what is kept, on a larger model."""
     larger: dict[str, Any] = {"model": model, "batch": batch}
-    by_row = {**larger, "sums": "8bit"}
-    lines = (rows(LOW, **by_row), dense(**larger), local(10, 1 / 16, **larger), layered(LOW, **larger))
-    for line in (*lines, rows(1 / 64, **by_row), layered(1 / 64, **larger)):
-        yield from grid(line, (0.004,))
-    for line in lines:
-        yield from grid(line, (0.002, 0.008, 0.001) if model == "large" else (0.002, 0.008))
+    lines = (coded(LOW, **larger), dense(**larger), local(10, 1 / 16, **larger), layered(LOW, **larger))
+    yield from each((*lines, coded(1 / 64, **larger), layered(1 / 64, **larger)), (0.004,))
+    yield from each(lines, (0.002, 0.008))
 
 
 STUDIES: dict[str, Callable[[StudySetting], bool]] = {
