@@ -61,6 +61,11 @@ def local(sync_every: int, density: float, **changes: Any) -> StudySetting:
     return StudySetting("local", BEST, sync_every=sync_every, density=density, **given)
 
 
+def layer_rounds(sync_every: int, density: float, **changes: Any) -> StudySetting:
+    """Local steps with Top_k of each parameter, of which nothing is forgotten."""
+    return local(sync_every, density, **{"compressor": "topk", "scope": "layer", "decay": 1.0, **changes})
+
+
 def diloco(sync_every: int, **changes: Any) -> StudySetting:
     """DiLoCo as published: whole differences, outer Nesterov momentum."""
     given = {"wire": "dense", "outer_lr": 0.7, "outer_momentum": 0.9, "clip": "local", **changes}
@@ -73,6 +78,9 @@ def screening() -> Iterator[StudySetting]:
     for line in kept:
         yield from grid(line, (BEST,), (0, 1, 2))
     yield from each(kept, RATES[1:3])
+    for line in (rows(LOW, beta2=0.999), layered(LOW, beta2=0.9998), layer_rounds(10, 1 / 16, outer_lr=1.4)):
+        yield from grid(line, (BEST,), (0, 1, 2))
+    yield from grid(layer_rounds(5, 1 / 32, outer_lr=1.4), (BEST,), (0, 1, 2))
     yield from peers()
     yield from lower_densities()
     yield from more_workers()
@@ -147,7 +155,11 @@ def selection() -> Iterator[StudySetting]:
     yield from each((sparse(LOW),), RATES[:3])
     yield from each((sparse(LOW, compressor="chunktopk"), rows(LOW, scope="bucket", compressor="chunktopk")))
     yield from each([line(LOW, clip="none") for line in (sparse, layered, rows)])
-    yield from each([layered(LOW, beta2=beta2) for beta2 in (0.95, 0.9998)])
+    yield from each([layered(LOW, beta2=beta2) for beta2 in (0.95, 0.9999)])
+    long = {"beta2": 0.9998}
+    yield from each((layered(LOW, **long),), RATES[:3])
+    yield from each([layered(density, **long) for density in (1 / 64, 1 / 256, LOWER)])
+    yield from each((layered(LOW, beta1=0.9, **long), sparse(LOW, compressor="chunktopk", **long)))
     yield from each((layered(LOW, warm=True), rows(LOW, warm=True)))
     yield from each((layered(0.0037, wire="rice+4bit"), layered(0.0026, wire="rice+bf16-rice")))
 
@@ -160,9 +172,11 @@ def local_steps() -> Iterator[StudySetting]:
     yield from grid(local(30, 1 / 64), (0.003,))
     yield from grid(local(100, 5 / 8), (0.003,))
     yield from each([local(10, density) for density in (1 / 4, 1 / 64, 1 / 80)])
-    whole = {"compressor": "topk", "scope": "layer"}
-    yield from each([local(5, density, decay=1.0, **whole) for density in (1 / 32, 1 / 160)])
-    yield from each((local(10, 1 / 16, compressor="topk"), local(10, 1 / 16, **whole)))
+    yield from each((local(10, 1 / 16, compressor="topk"), layer_rounds(10, 1 / 16, decay=0.95)))
+    yield from each((layer_rounds(10, 1 / 16),), (BEST, 0.012))
+    yield from each([layer_rounds(5, density) for density in (1 / 32, 1 / 160)])
+    yield from each([layer_rounds(10, 1 / 16, outer_lr=1.8), layer_rounds(5, 1 / 160, outer_lr=1.4)])
+    yield from grid(layer_rounds(30, 1 / 16, outer_lr=1.8), (0.003,))
     densities = {"rice+8bit": 1 / 28, "rice+4bit": 1 / 22, "rice+bf16-rice": 1 / 30}
     yield from each([local(10, density, wire=wire) for wire, density in densities.items()])
     yield from each([local(10, 1 / 16, decay=decay) for decay in (1.0, 0.9)])
@@ -170,8 +184,11 @@ def local_steps() -> Iterator[StudySetting]:
     yield from each((local(10, 1 / 16, outer_lr=0.7, outer_momentum=0.9),))
     yield from each([local(10, 1 / 16, decay=1.0, lookahead=share) for share in (0.5, 1.0)])
     yield from each([local(10, 1 / 16, fragments=parts) for parts in (2, 5)])
-    yield from each([local(10, 1 / 16, sync_delay=delay) for delay in (1, 5)])
-    yield from each((local(10, 1 / 16, fragments=2, sync_delay=5), local(10, 1 / 16, sync_delay=5, mixing=0.5)))
+    yield from each([local(10, 1 / 16, sync_delay=delay) for delay in (1, 2, 5)])
+    yield from each([local(10, 1 / 16, sync_delay=delay, mixing=0.5) for delay in (2, 5)])
+    yield from each(
+        (local(10, 1 / 16, fragments=2, sync_delay=5), layer_rounds(10, 1 / 16, sync_delay=2, outer_lr=1.4))
+    )
 
 
 def finals(model: str, batch: int) -> Iterator[StudySetting]:
@@ -180,6 +197,8 @@ def finals(model: str, batch: int) -> Iterator[StudySetting]:
     lines = (coded(LOW, **larger), dense(**larger), local(10, 1 / 16, **larger), layered(LOW, **larger))
     yield from each((*lines, coded(1 / 64, **larger), layered(1 / 64, **larger)), (0.004,))
     yield from each(lines, (0.002, 0.008))
+    more = (coded(1 / 256, **larger), layered(LOW, beta2=0.9998, **larger), diloco(10, wire="dense+8bit", **larger))
+    yield from each((*more, *(layer_rounds(10, 1 / 16, outer_lr=rate, **larger) for rate in (1.0, 1.4))), (0.004,))
 
 
 STUDIES: dict[str, Callable[[StudySetting], bool]] = {
