@@ -42,9 +42,9 @@ class Measured(NamedTuple):
 _BY_ROW = "method=sparse beta1=0 beta2=0.95 density={} scope=layer clip=local precondition=row"
 ROWS = (
     Measured(2000 / 1024, 0.048, 1, _BY_ROW.format(0.000976562)),
-    Measured(2000 / 256, 0.034, 1, f"{_BY_ROW.format(0.00390625)} sums=8bit"),
-    Measured(9.0, 0.0, 4, f"{_BY_ROW.format(0.0045)} sums=8bit"),
-    Measured(2000 / 64, 0.009, 1, _BY_ROW.format(0.015625).replace(" scope=layer", "")),
+    Measured(2000 / 256, 0.008, 3, f"{_BY_ROW.format(0.00390625)} sums=8bit"),
+    Measured(9.0, 0.002, 5, f"{_BY_ROW.format(0.0045)} sums=8bit"),
+    Measured(2000 / 64, 0.0, 3, f"{_BY_ROW.format(0.015625)} sums=8bit"),
 )
 """Of ``AdamRows``, the fewest visits first."""
 ROUNDS = Measured(2000 / 160, 0.113, 1, "method=local density=0.0625 compressor=chunktopk clip=local sync_every=10")

@@ -14,6 +14,7 @@ from gaussiank_lab.study.sketch import Floats
 
 Curve = tuple[Floats, Sequence[Floats]]
 """x, and y of each seed."""
+_MARKERS = "osD"  # a curve of one point shows no dashes
 
 
 @_plain()
@@ -49,12 +50,13 @@ def band_figure(
         place, table = x[known], table[:, known]
         mean = np.nanmean(table, axis=0)
         color = METHOD_COLORS[number % len(METHOD_COLORS)]
-        dashes = METHOD_DASHES[number // len(METHOD_COLORS) % len(METHOD_DASHES)]
+        round_of_colors = number // len(METHOD_COLORS)
+        dashes = METHOD_DASHES[round_of_colors % len(METHOD_DASHES)]
         axes.fill_between(
             place, np.nanmin(table, axis=0), np.nanmax(table, axis=0), color=color, alpha=0.15, linewidth=0
         )
-        marker = "o" if place.size <= 30 else ""
-        axes.plot(place, mean, color=color, linestyle=dashes, linewidth=1.8, marker=marker, ms=3)
+        marker = _MARKERS[round_of_colors % len(_MARKERS)] if place.size <= 30 else ""
+        axes.plot(place, mean, color=color, linestyle=dashes, linewidth=1.8, marker=marker, ms=3 + round_of_colors)
         ends.append(End(name_lines(name), color, float(place[-1]), float(mean[-1])))
     if ends and log_x is not None:
         low, high = axes.dataLim.intervalx

@@ -258,6 +258,7 @@ def test_lines_stand_at_their_best_rate(tmp_path: Path) -> None:
         *(row(setting, None) for setting in grid(line, (0.4,), (0,))),
         *(row(setting, 2.0) for setting in grid(local(10, 1 / 4, **TINY), (0.1,))),
         row(rows(1 / 4, **TINY), 1.7, sum_bits=0.5),
+        row(diloco(10, **TINY), 2.1, bits=3.2),
     ):
         study.append_row(tmp_path / "rows.jsonl", one)
     (lines,) = summarise(study.read_rows(tmp_path / "rows.jsonl").values()).values()
@@ -273,7 +274,7 @@ def test_lines_stand_at_their_best_rate(tmp_path: Path) -> None:
 def test_keys_name_what_differs_and_lines_differ() -> None:
     settings = settings_of(["sparse-adamw", "local-steps"])
     assert len({setting.key for setting in settings}) == len(settings) > 100
-    assert sparse(1 / 64, seed=2).key == "method=sparse lr=0.012 seed=2 beta1=0 density=0.015625 clip=local"
+    assert sparse(1 / 64, seed=2).key == "method=sparse lr=0.006 seed=2 beta1=0 density=0.015625 clip=local"
     assert setting_of(row(settings[-1], 1.0)) == settings[-1]
     assert {setting.method for setting in settings_of(["local-steps"])} == {"local", "dense"}
 

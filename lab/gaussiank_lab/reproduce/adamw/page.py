@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +127,7 @@ FAMILIES: dict[str, Callable[[Row], bool]] = {
     "PowerSGD": lambda row: row["method"] == "powersgd",
     "DeMo": lambda row: row["method"] == "demo",
 }
-"""Name of a curve -> what belongs to it. A curve has the best line of each density, or of each size of message."""
+"""Name of a curve -> what belongs to it. A curve has the best line at each place."""
 
 Place = Callable[[Row], float]
 PLACES: dict[str, tuple[str, Place]] = {
@@ -135,17 +136,19 @@ PLACES: dict[str, tuple[str, Place]] = {
     "messages": ("messages", lambda row: float(row["messages"])),
 }
 """Name of a figure -> label of its x axis, and where a row stands on it."""
+CLOSE = 3
+"""Factor between places at which a family has a point each; of what lies closer the best line is drawn."""
 
 
 def figure(lines: Sequence[Line], name: str) -> Figure:
-    """Draw nats above dense AdamW against one of ``PLACES``: for each family the best line at each place."""
+    """Draw nats above dense AdamW against one of ``PLACES``: for each family the best of the lines that lie close."""
     label, place = PLACES[name]
     curves: dict[str, Curve] = {}
     for family, belongs in FAMILIES.items():
-        best: dict[float, Line] = {}
+        best: dict[int, Line] = {}
         for line in lines:
             if line.above is not None and belongs(line.row):
-                at = float(f"{place(line.row):.1g}")  # lines of one density differ a little in bits
+                at = round(math.log(place(line.row), CLOSE))
                 if at not in best or line.mean < best[at].mean:
                     best[at] = line
         if best:
@@ -188,7 +191,7 @@ def write_page(path: Path) -> Path:
         model, workers, batch, steps = group
         numel = lines[0].row["numel"] if lines else 0
         parts.append(f"## {model}: {numel:,} parameters, {workers} workers, batch {batch} each, {steps:,} steps")
-        if len(lines) >= 4:
+        if len(lines) >= 5:
             for name, (label, _) in PLACES.items():
                 file = f"{model}-{workers}-{batch}-{steps}-{name}.svg"
                 drawn = standalone(figure_svg(figure(lines, name)))
