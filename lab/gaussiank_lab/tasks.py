@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from itertools import groupby
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,6 @@ from torch.nn import functional
 from gaussiank_lab.metric import ACCURACY, Metric
 
 TaskName = Literal["images", "language", "speech"]
-TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
 
 Targets = tuple[Tensor, ...]
 
