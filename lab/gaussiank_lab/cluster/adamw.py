@@ -19,7 +19,7 @@ ENOUGH_VISITS = 2000 / 256
 """Density x steps: how often an entry is sent in a run. With fewer the price was higher; see ``ROWS``."""
 ENOUGH = 1.25
 """How many times faster a step must be to be worth another optimizer, or a higher price."""
-HEADER_BYTES = 2
+MOMENT_HEADER_BYTES = 2
 """Before the second moments of a step, which take a byte each."""
 
 
@@ -132,7 +132,7 @@ class Case:
     @property
     def moment_bits(self) -> float:
         """What the second moments of a step take on the wire, over all parameters."""
-        return 8 * (HEADER_BYTES + self.setting.rows) / self.numel
+        return 8 * (MOMENT_HEADER_BYTES + self.setting.rows) / self.numel
 
     def step_s(self, method: Method, *, at_once: bool = False) -> float:
         """Predict a step; ``at_once``: as if no message took time to set off and to travel, its bytes alone."""
@@ -147,7 +147,8 @@ class Case:
             return 0.0
         workload = scenario.workload
         behind_s = workload.optimizer_s + workload.forward_s + workload.buckets[0].backward_s
-        return max(0.0, all_gather_s(scenario.cluster, self.workers, HEADER_BYTES + self.setting.rows) - behind_s)
+        moments_bytes = MOMENT_HEADER_BYTES + self.setting.rows
+        return max(0.0, all_gather_s(scenario.cluster, self.workers, moments_bytes) - behind_s)
 
 
 def choices(case: Case) -> list[Choice]:
