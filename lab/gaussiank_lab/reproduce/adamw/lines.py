@@ -130,7 +130,7 @@ def larger_batches() -> Iterator[StudySetting]:
 
 def preconditioners() -> Iterator[StudySetting]:
     """Yield what shares one second moment, and how long it remembers."""
-    shared = [rows(LOW, precondition=by) for by in ("block", "column", "entry")]
+    shared = [rows(LOW, precondition=by) for by in ("block", "column", "inputs", "entry")]
     yield from each([*shared, rows(LOW, precondition="entry", beta2=0.99)])
     yield from each([rows(LOW, beta2=beta2) for beta2 in (0.9, 0.99, 0.999)])
     yield from each((rows(1 / 64, scope="bucket"),), RATES[:2])

@@ -126,7 +126,7 @@ class RulePreconditioner:
     def __init__(self, by: By, workers: Workers, beta2: float, *, lagged: bool, coded: bool = False) -> None:
         self._by, self._views, self._beta2, self._lagged, self._coded = by, workers.views, beta2, lagged, coded
         zeros = workers.views(torch.zeros(1, workers.layout.numel))
-        self._moments = {name: self._square(view) for name, view in zeros.items()}
+        self._moments = {name: self._square(name, view) for name, view in zeros.items()}
         self.sums = sum(moment.numel() for moment in self._moments.values())
         self._steps = 0
 
@@ -136,7 +136,7 @@ class RulePreconditioner:
         workers, beta2 = grads.shape[0], self._beta2
         known = 1 - beta2**self._steps
         views = self._views(grads)
-        squares = {name: self._square(grad).div_(workers) for name, grad in views.items()}
+        squares = {name: self._square(name, grad).div_(workers) for name, grad in views.items()}
         sent = self._rounded(squares) if self._coded else squares
         for name, grad in views.items():
             before = self._moments[name] * beta2
@@ -151,11 +151,12 @@ class RulePreconditioner:
         parts = arrived.split([square[0].numel() for square in squares.values()], dim=1)
         return {name: part.view_as(square) for (name, square), part in zip(squares.items(), parts, strict=True)}
 
-    def _square(self, grad: Tensor) -> Tensor:
+    def _square(self, name: str, grad: Tensor) -> Tensor:
         square = grad.square()
         if self._by == "entry" or grad.dim() < 3:
             return square
-        dims = {"row": (2,), "column": (1,), "block": (1, 2)}[self._by]
+        inputs = (1,) if name.startswith("layers.") else (2,)
+        dims = {"row": (2,), "column": (1,), "inputs": inputs, "block": (1, 2)}[self._by]
         return square.mean(dims, keepdim=True)
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 Method = Literal["dense", "bf16", "powersgd", "sparse", "local", "demo"]
 Clip = Literal["none", "local", "mean"]
-By = Literal["", "entry", "row", "column", "block"]
+By = Literal["", "entry", "row", "column", "inputs", "block"]
 Sums = Literal["fp32", "8bit"]
 
 
@@ -52,7 +52,8 @@ class StudySetting:
         clip: norm 1 of each worker's gradient before selection, of the mean, or none.
         warm: whether the density falls from 1/4 to the target over the first tenth.
         precondition: divide gradients by the root of their second moment before selection, which is kept by entry, by
-            row, by column or by whole matrix; then AdamW's step is plain SGD.
+            row, by column, by column of all but embedding and head (``inputs``), or by whole matrix; then AdamW's step
+            is plain SGD.
         lagged: whether the divisor is the state of the step before and the worker's own gradient, as in a real
             exchange, or the state of the step itself.
         sums: how what workers measure for that state travels: ``8bit`` is the library's ``AdamRows``.
