@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -142,6 +143,8 @@ def compress(
         limit = entries_within(max_bytes, collective, wire, door.gradients, workers, layers=scope == "layer")
         compressor = Capped(compressor, limit)
     clip = None if clip_norm is None else LocalClip(clip_norm, max(1, door.trained), per_layer=scope == "layer")
+    if isinstance(precondition, AdamRows):
+        precondition = replace(precondition, outputs={**door.outputs(), **precondition.outputs})
     settings = Settings(
         density if callable(density) else Constant(require_density(density)),
         compressor,

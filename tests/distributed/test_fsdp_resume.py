@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,15 @@ def moments_resharded(rank: int, world_size: int, folder: str) -> None:
         return model, compressed(model, mesh, density=0.2, precondition=rule, scope="layer")
 
     mesh = mesh_of(2, 2)
+    stacked: Any = nn.Sequential(nn.Linear(8, 4))
+    stacked.experts = nn.Parameter(torch.zeros(4, 2, 2))
+    fully_shard(stacked, mesh=mesh["shard"])
+    told = pytest.warns(UserWarning, match="outputs lie along another in 1 parameters, experts first")
+    with told if rank == 0 else contextlib.nullcontext():
+        compressed(stacked, mesh, density=0.2, precondition=gaussiank.AdamRows())
+    named = gaussiank.AdamRows(outputs={"0.weight": 1})
+    with pytest.raises(ValueError, match=r"outputs of AdamRows must be empty for a sharded model, got {'0.weight': 1}"):
+        compressed(net(mesh["shard"]), mesh, density=0.2, precondition=named)
     model, compression = model_on(mesh)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     for step in range(3):

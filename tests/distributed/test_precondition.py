@@ -14,13 +14,22 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 import gaussiank
 from gaussiank import reshard
-from gaussiank.reducer.precondition import decoded, encoded
+from gaussiank.reducer.precondition import Preconditioner, decoded, encoded, output_dimensions
 
-RULE = gaussiank.AdamRows(beta2=0.9)
+RULE = gaussiank.AdamRows(beta2=0.9, outputs={"image": 0})  # no convolution has it, so it would be taken for a stack
+TURNED = (3, 8)
+
+
+class Conv1D(nn.Module):
+    """Named and laid out as transformers' own: inputs first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(TURNED))
 
 
 class Net(nn.Module):
-    """A matrix, a convolution in channels_last, a vector, one row, and a parameter that no step uses."""
+    """A matrix, a convolution in channels_last, a vector, one row, inputs first, and a parameter that no step uses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,10 +39,11 @@ class Net(nn.Module):
         self.vector = nn.Parameter(torch.randn(6))
         self.row = nn.Parameter(torch.randn(1, 9))
         self.idle = nn.Parameter(torch.randn(2, 2))
+        self.turned = Conv1D()
 
     def forward(self, draw: int) -> Tensor:
         generator = torch.Generator().manual_seed(draw)
-        used = (self.matrix, self.image, self.vector, self.row)
+        used = (self.matrix, self.image, self.vector, self.row, self.turned.weight)
         factors = [
             torch.randn(one.shape, generator=generator) * 10.0 ** (number - 2) for number, one in enumerate(used)
         ]
@@ -56,10 +66,14 @@ def step(model: DDP, optimizer: torch.optim.Optimizer, number: int, rank: int, s
 
 
 def by_rows(one: Tensor) -> Tensor:
+    if one.shape == TURNED:
+        one = one.T
     return one.reshape(one.shape[0], -1).square().mean(1) if one.dim() > 1 else one.square()
 
 
 def spread(rows: Tensor, like: Tensor) -> Tensor:
+    if like.shape == TURNED:
+        return rows
     return rows.view(-1, *[1] * (like.dim() - 1))
 
 
@@ -180,6 +194,10 @@ def refuses_what_divides_twice(rank: int, world_size: int) -> None:
     for options, message in (
         ({"precondition": "AdamRows"}, "precondition must be an AdamRows, got 'AdamRows'"),
         ({"precondition": gaussiank.AdamRows}, "precondition must be an AdamRows, got <class"),
+        *(
+            ({"precondition": gaussiank.AdamRows(outputs=outputs)}, "outputs of AdamRows must name some dimensions of")
+            for outputs in ({"matrix": 2}, {"matrix": (0, 1)}, {"vector": 0}, {"unknown": 0})
+        ),
         ({"momentum": gaussiank.MomentumCorrection()}, "precondition must be None beside momentum"),
         ({"compressor": "randomk:feedback=false"}, "precondition must be None beside a compressor without feedback"),
     ):
@@ -215,6 +233,16 @@ def test_a_run_goes_on_from_a_folder_and_other_states_are_refused(two_workers: W
 
 def test_what_would_divide_twice_is_refused(two_workers: Workers) -> None:
     two_workers.run(refuses_what_divides_twice)
+
+
+def test_outputs_are_found_where_they_are_not_the_first_dimension() -> None:
+    model = nn.Module()
+    model.up, model.down, model.linear = nn.ConvTranspose1d(3, 8, 2), nn.Conv2d(3, 8, 2), nn.Linear(2, 3)
+    model.experts, model.turned = nn.Parameter(torch.zeros(2, 3, 4)), Conv1D()
+    assert output_dimensions(model) == {"experts": (0, 1), "up.weight": (1,), "turned.weight": (1,)}
+    shapes = {name: one.shape for name, one in model.named_parameters()}
+    rows = Preconditioner(gaussiank.AdamRows(outputs=output_dimensions(model)), shapes, 1)
+    assert [rows.rows(name) for name in ("experts", "up.weight", "turned.weight", "down.weight")] == [6, 8, 8, 8]
 
 
 def test_mean_squares_come_back_within_an_eighth_of_an_octave() -> None:

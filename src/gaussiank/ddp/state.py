@@ -19,7 +19,7 @@ from gaussiank.feedback import OptimizerUse
 from gaussiank.layout import Layout, Strides, strides_in_memory
 from gaussiank.metrics import Observer
 from gaussiank.ops import RESIDUAL_DTYPES
-from gaussiank.reducer import GradientReducer, Scope, Settings
+from gaussiank.reducer import GradientReducer, Scope, Settings, output_dimensions
 
 from .acceptance import ddp_of, require_reducible
 from .buckets import BACKWARDS, FlatBucket, Names, SavedBuckets, next_buckets
@@ -266,6 +266,10 @@ class DDPDoor:
     def require_reducible(self, scope: Scope, *, sends_all: bool) -> None:
         """Refuse a model whose gradients do not come to a hook, or are too long; see ``acceptance``."""
         require_reducible(self._ddp, scope, sends_all=sends_all)
+
+    def outputs(self) -> dict[str, tuple[int, ...]]:
+        """Return the dimensions that tell outputs of a parameter apart, where these are others than the first."""
+        return output_dimensions(self._ddp.module)
 
     def register(
         self, settings: Settings, scaler: torch.amp.GradScaler | None, observer: Observer | None

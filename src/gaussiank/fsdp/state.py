@@ -24,7 +24,7 @@ from gaussiank.feedback import OptimizerUse
 from gaussiank.layout import Layout
 from gaussiank.metrics import Observer
 from gaussiank.momentum import LocalClip
-from gaussiank.reducer import GradientReducer, Scope, Settings
+from gaussiank.reducer import GradientReducer, Scope, Settings, output_dimensions
 
 from .acceptance import require_mesh, require_reducible, sharded_modules
 from .dtensors import dtensors, state_of
@@ -384,19 +384,37 @@ class FSDPDoor:
         """Refuse parameters whose gradients cannot be kept, or are too long; see ``acceptance``."""
         require_reducible(self._shards, scope, sends_all=sends_all)
 
+    def outputs(self) -> dict[str, tuple[int, ...]]:
+        """Return none, and warn of parameters whose outputs the first dimension does not tell apart."""
+        turned = list(output_dimensions(self._model))
+        if turned and dist.get_rank() == 0:
+            warnings.warn(
+                f"AdamRows keeps a second moment for each index of a shard's first dimension, but outputs lie along "
+                f"another in {len(turned)} parameters, {turned[0]} first: that costs what AdamRows gains "
+                "(docs/adamw.md). Write them as nn.Linear, whose weight is [outputs, inputs].",
+                stacklevel=3,
+            )
+        return {}
+
     def register(
         self, settings: Settings, scaler: torch.amp.GradScaler | None, observer: Observer | None
     ) -> Compression:
         """Compress it: make replicas alike, as DDP does, and set the hooks.
 
         Raises:
-            ValueError: momentum correction is to clip, by norms that no worker knows, or workers differ.
+            ValueError: momentum correction is to clip, by norms that no worker knows, outputs of AdamRows are named, or
+                workers differ.
             RuntimeError: this torch hands gradients over in another order.
         """
         if settings.momentum is not None and settings.momentum.clip_norm is not None and self._mesh.size(1) > 1:
             raise ValueError(
                 f"clip_norm of momentum must be None for a sharded model, got {settings.momentum.clip_norm}. Write "
                 "compress(..., clip_norm=...), which sums the norm over shards."
+            )
+        if settings.precondition is not None and (named := settings.precondition.outputs):
+            raise ValueError(
+                f"outputs of AdamRows must be empty for a sharded model, got {named}. Leave them out: a shard has "
+                "second moments by its first dimension alone."
             )
         compression = FSDPCompression(self._model, self._shards, self._mesh, settings, scaler=scaler, observer=observer)
         make_alike(self._shards, self.group)

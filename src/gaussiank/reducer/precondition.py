@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from gaussiank.collectives import Exchange, Outcome
 from gaussiank.collectives.base import Program
@@ -31,8 +32,8 @@ class AdamRows:
     """Adam's second moment, one number a row, from the dense local gradients; use it with SGD without momentum.
 
     ``u = grad / (sqrt(v) + eps)`` goes through error feedback and selection in the gradient's place, and the step after
-    it is plain SGD, whose weight decay is then AdamW's. ``v`` is the running mean of squares of a row of a matrix
-    (the first dimension; of each entry of a vector), averaged over workers and divided by their number: the second
+    it is plain SGD, whose weight decay is then AdamW's. ``v`` is the running mean of squares of a row of a matrix, of
+    what makes one output (of each entry of a vector), averaged over workers and divided by their number: the second
     moment of the mean, where noise rules, so that learning rates are about those of dense AdamW. What workers measure
     in a step travels at its end, in 8 bits a row, and counts from the next one on; in its own step each worker uses its
     own part. Entries that are selected in a step have one scale then, so count k by parameter (``scope="layer"``).
@@ -40,6 +41,9 @@ class AdamRows:
     Args:
         beta2: in [0, 1); how much of the running mean stays in a step. A larger one remembers longer.
         eps: above 0; added to the root.
+        outputs: name of a parameter -> the dimensions that tell its outputs apart, where that is not the first alone.
+            Those of ``Conv1D`` of transformers (GPT-2), of transposed convolutions and of stacks of matrices (experts)
+            are known. A moment for each input in place of each output costs as much as none (docs/adamw.md).
 
     Raises:
         ValueError: one of them out of its range.
@@ -55,12 +59,33 @@ class AdamRows:
 
     beta2: float = 0.95
     eps: float = 1e-8
+    outputs: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.beta2 < 1:
             raise ValueError(f"beta2 must be in [0, 1), got {self.beta2}. 0.95 is usual here.")
         if not (self.eps > 0 and math.isfinite(self.eps)):
             raise ValueError(f"eps must be above 0 and finite, got {self.eps}. 1e-8 is usual.")
+
+
+def output_dimensions(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the dimensions of outputs of those parameters of a model that have others than the first.
+
+    Example:
+        >>> output_dimensions(nn.ModuleDict({"up": nn.ConvTranspose2d(3, 8, 2), "out": nn.Linear(8, 2)}))
+        {'up.weight': (1,)}
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(prefix, recurse=False):
+            turned = isinstance(module, _ConvTransposeNd) and module.groups == 1
+            # transformers' Conv1D multiplies from the right: [inputs, outputs], nf of these
+            turned = turned or (type(module).__name__ == "Conv1D" and not isinstance(module, _ConvNd))
+            if parameter.dim() > 1 and turned:
+                found[name] = (1,)
+            elif parameter.dim() > 2 and not isinstance(module, _ConvNd):
+                found[name] = tuple(range(parameter.dim() - 1))
+    return found
 
 
 @dataclass(eq=False)
@@ -106,6 +131,7 @@ class Preconditioner:
     def __init__(self, rule: AdamRows, shapes: Mapping[str, int | Sequence[int]], world_size: int) -> None:
         self._rule, self._world_size = rule, world_size
         self._shapes = {name: (shape,) if isinstance(shape, int) else tuple(shape) for name, shape in shapes.items()}
+        self._outputs = {name: self._checked(name, dims) for name, dims in rule.outputs.items()}
         self._rows: dict[Layout, _Rows] = {}
         self._places: dict[str, tuple[_Rows, slice]] = {}
         self._loaded: dict[str, tuple[Tensor, Tensor]] = {}
@@ -115,7 +141,24 @@ class Preconditioner:
     def rows(self, name: str) -> int:
         """Return how many second moments a parameter has."""
         shape = self._shapes[name]
+        if name in self._outputs:
+            return math.prod(shape[dim] for dim in self._outputs[name])
         return shape[0] if len(shape) > 1 else math.prod(shape)
+
+    def _checked(self, name: str, dims: int | tuple[int, ...]) -> tuple[int, ...]:
+        """Return dimensions of outputs in their order.
+
+        Raises:
+            ValueError: no such parameter, or no such dimensions of it.
+        """
+        found = (dims,) if isinstance(dims, int) else tuple(dims)
+        shape = self._shapes.get(name, ())
+        if not found or len({*found}) < len(found) or not {*found} < {*range(len(shape))}:
+            raise ValueError(
+                f"outputs of AdamRows must name some dimensions of a parameter, not all, got {dims} for {name} of "
+                f"shape {tuple(shape)}. Give those that tell its outputs apart, by its name in named_parameters()."
+            )
+        return tuple(sorted(found))
 
     # ------------------------------------------------------------------ one step
 
@@ -134,10 +177,12 @@ class Preconditioner:
         rows = self._rows.get(layout) or self._made(layout, grads[0].device)
         roots = torch.empty_like(rows.moment)
         views = list(self._views(rows, grads))
-        for (_, _, place, _), view in zip(rows.blocks, views, strict=True):
+        for (name, _, place, _), view in zip(rows.blocks, views, strict=True):
             if view.dim() > 1:
-                norms = torch.linalg.vector_norm(view, dim=tuple(range(1, view.dim())), dtype=torch.float32)
-                roots[place] = norms / max(1, view[0].numel()) ** 0.5
+                kept = self._outputs.get(name, (0,))
+                inputs = tuple(dim for dim in range(view.dim()) if dim not in kept)
+                norms = torch.linalg.vector_norm(view, dim=inputs, dtype=torch.float32)
+                roots[place] = norms.flatten() / max(1, view.numel() // max(1, norms.numel())) ** 0.5
             else:
                 roots[place] = view
         rows.own = roots.div_(scale * self._world_size**0.5).square_()
@@ -146,8 +191,9 @@ class Preconditioner:
         mean = (rows.moment * beta2 + rows.own * (1 - beta2)) / (rows.weight * beta2 + (1 - beta2))
         factors = mean.sqrt_().add_(self._rule.eps).reciprocal_()
         factors.masked_fill_(~torch.isfinite(rows.own), torch.nan)  # so that every worker learns of it
-        for (_, _, place, _), view in zip(rows.blocks, views, strict=True):
-            view.mul_(factors[place].view(-1, *[1] * (view.dim() - 1)))
+        for (name, _, place, _), view in zip(rows.blocks, views, strict=True):
+            kept = self._outputs.get(name, (0,))
+            view.mul_(factors[place].view([size if dim in kept else 1 for dim, size in enumerate(view.shape)]))
 
     def exchange(self, label: str) -> MomentStep | None:
         """Return what sends the step's measurements, once all its vectors are under way; None for nothing to send."""
@@ -167,7 +213,7 @@ class Preconditioner:
             self._rows[layout].own = self._rows[layout].mean = None
 
     def _views(self, rows: _Rows, grads: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Yield each parameter of some gradients: ``[rows, ...]``, or ``[entries]`` of a vector."""
+        """Yield each parameter of some gradients: ``[rows, inputs]``, in its shape, or ``[entries]`` of a vector."""
         left, begins = list(grads), 0
         for name, place, _, strides in rows.blocks:
             while place.start >= begins + left[0].numel() and len(left) > 1:
@@ -175,6 +221,8 @@ class Preconditioner:
             piece, shape = left[0][place.start - begins : place.stop - begins], self._shapes[name]
             if strides is not None:
                 yield piece.as_strided(shape, strides)
+            elif name in self._outputs:
+                yield piece.view(shape)
             else:
                 yield piece if len(shape) < 2 else piece.view(shape[0], -1 if shape[0] else 0)
 
