@@ -23,7 +23,7 @@ def net(
         str | None,
         typer.Option(
             help="ddp, ddp-fp16, ddp-bf16, ddp-powersgd, paper-topk, paper-dgc, paper-gaussiank, and ours: "
-            "compressor/collective/wire, such as topk/oktopk; adamrows; local and diloco (ddp,ddp-bf16,topk)."
+            "compressor/collective/wire, such as topk/split; adamrows; local and diloco (ddp,ddp-bf16,topk)."
         ),
     ] = None,
     workers: Annotated[str | None, typer.Option(help="Numbers of ranks (4).")] = None,

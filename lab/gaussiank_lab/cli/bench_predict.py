@@ -14,7 +14,7 @@ def predict(
     """Compare the cost model with a run of bench net: fitted on half of its settings, judged on the rest.
 
     Compute time is taken from the run without exchange. Predicted are DDP, its 16-bit hooks, and ours with allgather,
-    oktopk and leader. The run must have models, not vectors.
+    split and leader. The run must have models, not vectors.
     """
     from rich.console import Console
 

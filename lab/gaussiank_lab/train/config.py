@@ -79,7 +79,7 @@ class TrainConfig:
         sync_every: steps between two exchanges of the methods local and diloco (10).
         scope: where k is counted: ``bucket``, ``layer`` or ``model``.
         max_bytes: most bytes of a message from one worker to another.
-        collective: how workers agree on the mean: allgather, oktopk, leader, gtopk, hierarchical, auto or dense; fields
+        collective: how workers agree on the mean: allgather, split, leader, tree, hierarchical, auto or dense; fields
             follow a colon: ``name:field=value``.
         wire: how entries are encoded, ``index+values`` (rice+bf16-rice; raw+fp32 is lossless, chunks12+2bit
             fits accelerators).
