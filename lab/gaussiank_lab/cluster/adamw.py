@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from rich.console import Console
 
-from gaussiank_lab.cluster.advice import DENSE, DENSE_16, LOCAL, LOCAL_EVERY, TOLERANCE, TWO_BIT, WIRES, other_links
+from gaussiank_lab.cluster.advice import (
+    DENSE,
+    DENSE_16,
+    HIERARCHICAL,
+    LOCAL,
+    LOCAL_EVERY,
+    TOLERANCE,
+    TWO_BIT,
+    WIRES,
+    other_links,
+)
 from gaussiank_lab.cluster.scenario import ScenarioSetting
 from gaussiank_lab.cluster.simulate import bits_text, count_text, plain_table, seconds_text
 from gaussiank_lab.sim import Method, Scenario, Spread, WireSize, all_gather_s, local_steps, simulate
@@ -19,6 +28,10 @@ ENOUGH_VISITS = 2000 / 256
 """Density x steps: how often an entry is sent in a run. With fewer the price was higher; see ``ROWS``."""
 ENOUGH = 1.25
 """How many times faster a step must be to be worth another optimizer, or a higher price."""
+RULE = (
+    "Local steps are taken where round trips, not bytes, are most of what sparse AdamW waits for, and where their step "
+    f"is {ENOUGH:g} times faster."
+)
 MOMENT_HEADER_BYTES = 2
 """Before the second moments of a step, which take a byte each."""
 
@@ -27,40 +40,66 @@ class Measured(NamedTuple):
     """A line of results/adamw: what a setting cost there.
 
     Attributes:
-        visits: density x steps, how often an entry was sent.
-        nats: a byte above dense AdamW.
+        density: share of entries that are sent.
+        steps: of the run.
+        nats: a byte above dense AdamW of as many steps.
         seeds: how many.
         line: the settings, as the table there names them.
     """
 
-    visits: float
+    density: float
+    steps: int
     nats: float
     seeds: int
     line: str
 
+    @property
+    def visits(self) -> float:
+        """Density x steps, how often an entry was sent."""
+        return self.density * self.steps
 
-_BY_ROW = "method=sparse beta1=0 beta2=0.95 density={} scope=layer clip=local precondition=row"
-ROWS = (
-    Measured(2000 / 1024, 0.048, 1, _BY_ROW.format(0.000976562)),
-    Measured(2000 / 256, 0.008, 3, f"{_BY_ROW.format(0.00390625)} sums=8bit"),
-    Measured(9.0, 0.002, 5, f"{_BY_ROW.format(0.0045)} sums=8bit"),
-    Measured(2000 / 64, 0.0, 3, f"{_BY_ROW.format(0.015625)} sums=8bit"),
-)
-"""Of ``AdamRows``, the fewest visits first."""
-ROUNDS = Measured(2000 / 160, 0.113, 1, "method=local density=0.0625 compressor=chunktopk clip=local sync_every=10")
-"""Of ``LocalSteps`` as it is by default."""
+    def near(self, density: float, visits: float) -> bool:
+        """Return whether it was measured at about this density (0.0045 is 1/256) and as many visits."""
+        return max(_apart(self.density, density), _apart(self.visits, visits)) <= ALIKE
+
+
 STUDY_STEPS = 2000
 STUDY = "195,360 parameters, 4 workers, 2,000 steps, where 0.03 are noise; docs/adamw.md has it up to 5.1M"
+_BY_ROW = "method=sparse beta1=0 beta2=0.95 density={} scope=layer clip=local precondition=row"
+ROWS = (
+    Measured(1 / 1024, STUDY_STEPS, 0.048, 1, _BY_ROW.format(0.000976562)),
+    Measured(1 / 1024, 4000, 0.044, 1, f"{_BY_ROW.format(0.000976562)} sums=8bit"),
+    Measured(1 / 256, STUDY_STEPS, 0.008, 3, f"{_BY_ROW.format(0.00390625)} sums=8bit"),
+    Measured(0.0045, STUDY_STEPS, 0.002, 5, f"{_BY_ROW.format(0.0045)} sums=8bit"),
+    Measured(1 / 64, STUDY_STEPS, 0.0, 3, f"{_BY_ROW.format(0.015625)} sums=8bit"),
+)
+"""Of ``AdamRows``, the fewest visits first."""
+DENSER = Measured(1 / 16, STUDY_STEPS, 0.076, 1, f"{_BY_ROW.format(0.0625)} sums=8bit")
+"""Of ``AdamRows`` too: more density than it bears. So the highest to choose from is 1/64."""
+ROUNDS = Measured(
+    1 / 160, STUDY_STEPS, 0.113, 1, "method=local density=0.0625 compressor=chunktopk clip=local sync_every=10"
+)
+"""Of ``LocalSteps`` as it is by default: a sixteenth every ten steps."""
+ALIKE = 1.25
+"""Densities, and visits, that are this many times apart count as the same."""
 
 
-def price(visits: float) -> Measured:
-    """Return what ``AdamRows`` cost in the study, at as many visits or the next fewer.
+def _apart(one: float, other: float) -> float:
+    return max(one / other, other / one)
+
+
+def price(density: float, steps: int) -> Measured:
+    """Return what ``AdamRows`` cost where the study came nearest, in density or in visits: the worse of the two.
 
     Example:
-        >>> price(8).visits, price(1000).visits, price(0.1).visits
-        (7.8125, 31.25, 1.953125)
+        >>> [f"{one.density:.4f} {one.visits:.2g} {one.nats}" for one in (price(1 / 64, 2000), price(1 / 1024, 20_000))]
+        ['0.0156 31 0.0', '0.0010 3.9 0.044']
     """
-    return max((one for one in ROWS if one.visits <= visits), default=ROWS[0], key=lambda one: one.visits)
+    visits = density * steps
+    at_density = min(ROWS, key=lambda one: (_apart(one.density, density), _apart(one.visits, visits)))
+    if at_density.near(density, visits):
+        return at_density
+    return max(at_density, min(ROWS, key=lambda one: _apart(one.visits, visits)), key=lambda one: one.nats)
 
 
 @dataclass(frozen=True)
@@ -196,13 +235,16 @@ def _why_dense(case: Case, dense: Method, other: Choice) -> str:
 
 
 def _sparse(case: Case, dense_s: float) -> tuple[Choice, Method]:
-    """Choose density, buckets and collective: of what is within 3 % of the fastest, the highest density."""
+    """Choose buckets and collective; the density is the lowest that sends each entry often enough in so many steps.
+
+    So it follows from the steps alone, and two models of about one size get the same.
+    """
     wire = WIRES["chunks12+2bit"] if case.setting.accelerator else TWO_BIT
-    enough = [one for one in DENSITIES if one * case.steps >= ENOUGH_VISITS] or DENSITIES[:1]
+    density = min((one for one in DENSITIES if one * case.steps >= ENOUGH_VISITS), default=max(DENSITIES))
     scopes = ("bucket", "model") if case.shards == 1 else ("bucket",)
 
     def timed(collective: str) -> list[tuple[float, Method]]:
-        ways = [Method("sparse", "topk", *way) for way in itertools.product(enough, [wire], [collective], scopes)]
+        ways = [Method("sparse", "topk", density, wire, collective, scope) for scope in scopes]
         return [(case.step_s(way), way) for way in ways]
 
     found = timed("allgather")
@@ -211,14 +253,16 @@ def _sparse(case: Case, dense_s: float) -> tuple[Choice, Method]:
         found = nodes if min(found)[0] > ENOUGH * min(nodes)[0] else found
     fastest_s = min(seconds for seconds, _ in found)
     step_s, method = next(one for one in found if one[0] <= fastest_s * (1 + TOLERANCE))
-    visits, alone_s = method.density * case.steps, case.scenario.workload.alone_s
+    alone_s = case.scenario.workload.alone_s
     why = (
         f"a dense step waits {seconds_text(dense_s - alone_s)} for messages, this one "
-        f"{seconds_text(max(0.0, step_s - alone_s))} with selection; each entry is sent about {visits:.2g} times."
+        f"{seconds_text(max(0.0, step_s - alone_s))} with selection; {case.steps:,} steps at "
+        f"{_share(density)} send each entry about {density * case.steps:.2g} times; {ENOUGH_VISITS:.0f} were enough in "
+        "the study."
     )
     bits = _payload_bits(wire, method.density, case.numel) + case.moment_bits
     name, code = "sparse AdamW at every step", _sparse_code(case, method)
-    return Choice(name, method.density, wire.name, bits, step_s, price(visits), code, why), method
+    return Choice(name, method.density, wire.name, bits, step_s, price(density, case.steps), code, why), method
 
 
 def _payload_bits(wire: WireSize, density: float, numel: int) -> float:
@@ -245,6 +289,7 @@ def _sparse_code(case: Case, method: Method) -> tuple[str, ...]:
         wrap = _sharded(case)
     return (
         *wrap,
+        *([f"# {HIERARCHICAL}"] if method.collective == "hierarchical" else []),
         f"compression = gaussiank.compress(model, {', '.join(settings)})",
         "optimizer = torch.optim.SGD(model.parameters(), lr=lr, weight_decay=0.1)  # in AdamW's place; tune lr again",
         "# no clip_grad_norm_ after backward: clip_norm= clips before",
@@ -313,6 +358,7 @@ def show_adamw(console: Console, case: Case) -> None:
     console.print(table)
     assumed = [words for words in case.setting.assumed if not words.startswith("jitter")]
     for line in (
+        RULE,
         f"Prices: {STUDY}. Yours was not measured: train some hundred steps both ways first.",
         f"Assumed: {'; '.join(assumed)}. Your own step: --step-ms; your link: --gbit, --round-trip-ms.",
     ):
@@ -350,11 +396,25 @@ def _against(best: Choice, found: list[Choice]) -> str:
 def _price(case: Case, choice: Choice) -> str:
     if choice.price is None:
         return "none"
-    nats, seeds, line = choice.price.nats, choice.price.seeds, choice.price.line
-    measured = f"{choice.price.visits:.2g} visits an entry, {seeds} seed{'s' * (seeds > 1)}"
-    more = ""
-    if choice.price is ROUNDS and case.steps < STUDY_STEPS:
-        more = ", and more in so short a run, where sync_every=5, density=1 / 4 did better: docs/local-steps.md"
+    one = choice.price
+    seeds = f"{one.seeds} seed{'s' * (one.seeds > 1)}"
+    said = f"{one.nats:+.2f} nats a byte above dense AdamW"
+    if one is ROUNDS:
+        more = ""
+        if case.steps < STUDY_STEPS:
+            more = ", and more in so short a run, where sync_every=5, density=1 / 4 did better: docs/local-steps.md"
+        return f"{said} ({seeds}; results/adamw: {one.line}){more}"
+    density = choice.density or 1.0
+    yours = f"{_share(density)}, each entry sent {density * case.steps:.2g} times,"
+    more = "" if one.near(density, density * case.steps) else f": the nearest row. Yours, {yours} was not measured"
+    if density == max(DENSITIES):
+        more += f"; denser is worse, {DENSER.nats:+.2f} at {_share(DENSER.density)}"
     if "hierarchical" in "".join(choice.code):
-        more = ", with allgather: what hierarchical cuts waits longer"
-    return f"{nats:+.2f} nats a byte above dense AdamW ({measured}; results/adamw: {line}){more}"
+        more += "; hierarchical was not measured: what it cuts waits longer"
+    measured = f"{_share(one.density)} over {one.steps:,} steps, each entry sent {one.visits:.2g} times, {seeds}"
+    return f"{said} ({measured}; results/adamw: {one.line}){more}"
+
+
+def _share(density: float) -> str:
+    """Write a density as people do: 1/256, or 0.0045."""
+    return f"1/{1 / density:.0f}" if (1 / density).is_integer() else f"{density:g}"

@@ -108,6 +108,10 @@ DENSITIES = (0.01, 0.005, 0.002, 0.001)
 """Densities to choose from; below 0.001 convergence has not been shown."""
 COLLECTIVES = ("allgather", "hierarchical", "split", "tree", "leader")
 """The first loses nothing; the others return to the residual what they cut, the later the more."""
+HIERARCHICAL = (
+    "hierarchical is refused in a process group of only some workers where init_process_group has a device_id"
+)
+"""What to know before one takes it: ``gaussiank.comm.groups`` makes groups of nodes, for which NCCL asks all ranks."""
 TOLERANCE = 0.03
 """A method that loses less of the gradient is preferred when it is not slower than this share of the best."""
 LEAST_GAIN = 1.05

@@ -14,13 +14,15 @@ from rich.table import Table
 
 import gaussiank
 from gaussiank_lab.cluster.adamw import Case, choices
-from gaussiank_lab.cluster.advice import LEAST_GAIN, TOLERANCE, Advice, Candidate
+from gaussiank_lab.cluster.advice import HIERARCHICAL, LEAST_GAIN, TOLERANCE, Advice, Candidate
 from gaussiank_lab.cluster.scenario import ScenarioSetting
 from gaussiank_lab.cluster.simulate import bits_text, count_text, plain_table, seconds_text, times_text
 from gaussiank_lab.outputs import write_whole
 from gaussiank_lab.sim import Method
 
 FORMAT = 1
+UNSURE_GAIN = 1.2
+"""A smaller gain is within what a prediction misses."""
 
 
 def show_advice(console: Console, setting: ScenarioSetting, workers: int, advice: Advice) -> None:
@@ -33,7 +35,7 @@ def show_advice(console: Console, setting: ScenarioSetting, workers: int, advice
     )
     for line in (verdict(advice), gain_text(advice), *reasons(setting, workers, advice)):
         console.print(line, highlight=False)
-    if call := call_text(advice):
+    if call := call_text(advice, sgd=not setting.rows):
         console.print(f"\n    {call}", highlight=False, soft_wrap=True)
     else:
         console.print("Plain DDP does that.")
@@ -110,13 +112,25 @@ def reasons(setting: ScenarioSetting, workers: int, advice: Advice) -> list[str]
         lines.append(f"It would pay even if {link.name} carried a thousand times as much: latency alone decides.")
     else:
         lines.append(
-            f"It gains 5 % where {link.name} carries less than {bits_text(advice.pays_below_bits_s)}; "
-            f"here it is {bits_text(link.bandwidth_bits_s)}."
+            f"Compressing gains 5 % or more where a link carries up to {bits_text(advice.pays_below_bits_s)} of data; "
+            f"yours ({link.name}) carries {bits_text(link.bandwidth_bits_s)}."
         )
     if advice.compress and advice.best.method != advice.ranked[0].method:
         lines.append(
             f"Of what is within {100 * TOLERANCE:.0f} % of the fastest, this sends the highest density, and of that "
             "returns least to the residual."
+        )
+    if advice.compress and advice.gain < UNSURE_GAIN:
+        lines.append(
+            f'Below {UNSURE_GAIN:g}x measure it before you rely on it, or write collective="auto", which measures '
+            "while it trains and goes back to dense where that is faster."
+        )
+    if advice.compress and advice.best.method.collective == "hierarchical":
+        lines.append(f"Note: {HIERARCHICAL}.")
+    if advice.compress and not setting.rows:
+        lines.append(
+            "With SGD's momentum, set momentum=0 in the optimizer: MomentumCorrection(0.9) in the line is in its place "
+            "(without momentum, leave it out). Density 0.01 suits some thousands of steps, 0.001 tens of thousands."
         )
     if advice.compress and setting.rows:
         lines.append(
@@ -128,14 +142,21 @@ def reasons(setting: ScenarioSetting, workers: int, advice: Advice) -> list[str]
     return lines
 
 
-def call_text(advice: Advice) -> str:
-    """Return the line of code that does what is advised; nothing where plain DDP does."""
+def call_text(advice: Advice, *, sgd: bool = False) -> str:
+    """Return the line of code that does what is advised; nothing where plain DDP does.
+
+    Args:
+        advice: what is advised.
+        sgd: whether SGD trains such a model, whose momentum has to move into ``compress``.
+    """
     how = _settings(advice)
     if how == {"methods": ["dense"]}:
         return ""
     (compressor,) = how.pop("methods")
     arguments = {"density": how.pop("density", None), "compressor": compressor, **how}
-    written = (f"{name}={value!r}".replace("'", '"') for name, value in arguments.items() if value is not None)
+    written = [f"{name}={value!r}".replace("'", '"') for name, value in arguments.items() if value is not None]
+    if advice.compress and sgd:
+        written.append("momentum=gaussiank.MomentumCorrection(0.9)")
     return f"gaussiank.compress(model, {', '.join(written)})"
 
 
@@ -155,7 +176,7 @@ def advice_text(setting: ScenarioSetting, workers: int, advice: Advice, adamw: C
             "gain": advice.gain,
             "gain_low": advice.low,
             "gain_high": advice.high,
-            "call": call_text(advice),
+            "call": call_text(advice, sgd=not setting.rows),
             "best": _record(advice.best),
             "baseline": _record(advice.baseline),
             "pays_below_bits_s": advice.pays_below_bits_s if math.isfinite(advice.pays_below_bits_s) else None,
