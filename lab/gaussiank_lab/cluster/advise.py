@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 import gaussiank
-from gaussiank_lab.cluster.adamw import Case, choices
+from gaussiank_lab.cluster.adamw import Case, Choice, choices
 from gaussiank_lab.cluster.advice import HIERARCHICAL, LEAST_GAIN, TOLERANCE, Advice, Candidate
 from gaussiank_lab.cluster.scenario import ScenarioSetting
 from gaussiank_lab.cluster.simulate import bits_text, count_text, plain_table, seconds_text, times_text
@@ -180,7 +180,7 @@ def advice_text(setting: ScenarioSetting, workers: int, advice: Advice, adamw: C
             "best": _record(advice.best),
             "baseline": _record(advice.baseline),
             "pays_below_bits_s": advice.pays_below_bits_s if math.isfinite(advice.pays_below_bits_s) else None,
-            **({"adamw": [{**asdict(one), "nats": one.nats} for one in choices(adamw)]} if adamw else {}),
+            **({"adamw": [_adamw_record(one) for one in choices(adamw)]} if adamw else {}),
             "ranked": [_record(candidate) for candidate in advice.ranked],
             "sources": list(setting.sources),
             "assumed": list(setting.assumed),
@@ -247,6 +247,10 @@ def _record(candidate: Candidate) -> dict[str, Any]:
         "scope": method.scope,
         "step_s": candidate.step_s,
     }
+
+
+def _adamw_record(choice: Choice) -> dict[str, Any]:
+    return {**asdict(choice), "price": choice.price and choice.price._asdict(), "nats": choice.nats}
 
 
 def _alternatives(rows: Sequence[Candidate], advice: Advice) -> Table:

@@ -200,3 +200,5 @@ def test_json_holds_what_the_text_says() -> None:
     assert all(f"    {line}\n" in text for line in first["code"])
     assert f"wire     {first['wire']}: {first['bits']:.2g} bits" in text
     assert f"price    {first['nats']:+.2f} nats" in text
+    assert f"{first['price']['steps']:,} steps" in text
+    assert f"results/adamw: {first['price']['line']})" in text

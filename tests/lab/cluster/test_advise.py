@@ -133,7 +133,10 @@ def test_text_says_what_why_and_how_sure() -> None:
     text = " ".join(output("advise", "--preset", "1gbe-workstations", "--gbit", "10", "--model", "resnet50").split())
     assert 'Below 1.2x measure it before you rely on it, or write collective="auto"' in text
     text = " ".join(output("advise", "--preset", "25gbe-8xH100", "--model", "transformer-1.3b").split())
-    assert "hierarchical is refused in a process group of only some workers where init_process_group has a device_id" in text
+    assert (
+        "hierarchical is refused in a process group of only some workers where init_process_group has a device_id"
+        in text
+    )
     assert "MomentumCorrection" not in text
     text = " ".join(output("advise", "--preset", "nvlink+ib", "--model", "resnet50").split())
     assert "Do not compress: dense fp32 is faster." in text
