@@ -67,7 +67,7 @@ STUDY_STEPS = 2000
 STUDY = "195,360 parameters, 4 workers, 2,000 steps, where 0.03 are noise; docs/adamw.md has it up to 5.1M"
 _BY_ROW = "method=sparse beta1=0 beta2=0.95 density={} scope=layer clip=local precondition=row"
 ROWS = (
-    Measured(1 / 1024, STUDY_STEPS, 0.048, 1, _BY_ROW.format(0.000976562)),
+    Measured(1 / 1024, STUDY_STEPS, 0.068, 1, f"{_BY_ROW.format(0.000976562)} sums=8bit"),
     Measured(1 / 1024, 4000, 0.044, 1, f"{_BY_ROW.format(0.000976562)} sums=8bit"),
     Measured(1 / 256, STUDY_STEPS, 0.008, 3, f"{_BY_ROW.format(0.00390625)} sums=8bit"),
     Measured(0.0045, STUDY_STEPS, 0.002, 5, f"{_BY_ROW.format(0.0045)} sums=8bit"),

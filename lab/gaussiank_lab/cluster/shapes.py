@@ -104,10 +104,9 @@ def _transformer(name: str, layers: int, width: int, vocabulary: int, batch: int
     return ModelShape(name, groups, batch, 1_000_000, source, tokens=tokens, rows=rows)
 
 
-_LAYER_ROWS = 20
-"""Second moments of ``AdamRows`` in a layer of GPT-2 as Hugging Face has it, over its width: 7 rows, 13 of vectors.
-
-nanoGPT, which lays matrices the other way, has 22, and 11 without biases.
+_LAYER_ROWS = 22
+"""Second moments of ``AdamRows`` in a layer of GPT-2, over its width: 9 outputs of matrices, 13 of vectors; 11 without
+biases, as nanoGPT has it.
 """
 
 

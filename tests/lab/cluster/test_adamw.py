@@ -57,11 +57,14 @@ def test_second_moments_are_those_of_the_model() -> None:
     gpt2 |= {"wte": (50_257, width), "wpe": (1024, width), "ln_f.weight": (width,), "ln_f.bias": (width,)}
     ours = {name: tuple(one.shape) for name, one in MODELS["transformer"].build(256).named_parameters()}
     for name, shapes in (("gpt2", gpt2), ("transformer", ours)):
-        found, rows = find_shape(name), Preconditioner(AdamRows(), shapes, 1)
+        turned = {
+            one: 1 for one in shapes if name == "gpt2" and one.endswith(("_attn.weight", "_proj.weight", "_fc.weight"))
+        }
+        found, rows = find_shape(name), Preconditioner(AdamRows(outputs=turned), shapes, 1)
         assert found.numel == sum(torch.Size(shape).numel() for shape in shapes.values())
         assert found.rows == sum(map(rows.rows, shapes))
     bits = [8 * shape.rows / shape.numel for shape in map(find_shape, ("gpt2", "gpt2-medium", "transformer-1.3b"))]
-    assert [round(one, 3) for one in bits] == [0.015, 0.012, 0.006]  # docs/adamw.md
+    assert [round(one, 3) for one in bits] == [0.016, 0.013, 0.007]  # docs/adamw.md
 
 
 def test_the_density_follows_how_often_an_entry_is_sent() -> None:
@@ -82,7 +85,7 @@ def test_a_price_that_was_not_measured_is_the_nearest_row_s_and_says_so() -> Non
         (1 / 64, 2_000, 0.0, True),
         (1 / 256, 2_000, 0.008, True),
         (1 / 1024, 4_000, 0.044, True),
-        (1 / 64, 100, 0.048, False),
+        (1 / 64, 100, 0.068, False),
         (1 / 256, 5_000, 0.008, False),
         (1 / 1024, 20_000, 0.044, False),
     ):
@@ -101,7 +104,7 @@ def test_a_price_that_was_not_measured_is_the_nearest_row_s_and_says_so() -> Non
 def test_second_moments_count_in_bits_and_time() -> None:
     case = Case(resolve(None, None, "gpt2", 0.1), 8, 20_000)
     sparse = choices(case)[0]
-    assert sparse.bits == pytest.approx((12 + 13 / 4 + 2.25) / 1024 + 0.01525, rel=0.03)
+    assert sparse.bits == pytest.approx((12 + 13 / 4 + 2.25) / 1024 + 0.0164, rel=0.03)
     narrow = Case(resolve(None, None, "3M", 0.001), 8, 20_000)
     without = Case(of_preset("1gbe-workstations", "3M", 0.001), 8, 20_000)
     object.__setattr__(without.setting, "rows", 1)

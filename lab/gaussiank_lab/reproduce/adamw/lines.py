@@ -108,7 +108,7 @@ def peers() -> Iterator[StudySetting]:
 
 def lower_densities() -> Iterator[StudySetting]:
     """Yield densities from 1/16 to 1/1024, those that visit an entry seldom also with twice the steps."""
-    yield from each((coded(1 / 16), layered(1 / 16), layered(1 / 256), rows(LOWER), layered(LOWER)))
+    yield from each((coded(1 / 16), layered(1 / 16), layered(1 / 256), rows(LOWER), coded(LOWER), layered(LOWER)))
     longer = {"steps": 4000}
     yield from each((dense(**longer), coded(LOWER, **longer), layered(LOWER, **longer), local(30, 1 / 16, **longer)))
 
@@ -197,6 +197,7 @@ def finals(model: str, batch: int) -> Iterator[StudySetting]:
     lines = (coded(LOW, **larger), dense(**larger), local(10, 1 / 16, **larger), layered(LOW, **larger))
     yield from each((*lines, coded(1 / 64, **larger), layered(1 / 64, **larger)), (0.004,))
     yield from each(lines, (0.002, 0.008))
+    yield from each((coded(LOWER, **larger), layered(LOWER, **larger)), (0.004,))
     more = (coded(1 / 256, **larger), layered(LOW, beta2=0.9998, **larger), diloco(10, wire="dense+8bit", **larger))
     yield from each((*more, *(layer_rounds(10, 1 / 16, outer_lr=rate, **larger) for rate in (1.0, 1.4))), (0.004,))
 

@@ -114,6 +114,10 @@ def table(lines: Sequence[Line]) -> str:
     return "\n".join(parts)
 
 
+def _all_bits(row: Row) -> float:
+    return float(row["bits"] + row["sum_bits"])
+
+
 def _sparse(row: Row) -> bool:
     return bool(row["method"] == "sparse" and not row["frozen"])
 
@@ -121,17 +125,17 @@ def _sparse(row: Row) -> bool:
 FAMILIES: dict[str, Callable[[Row], bool]] = {
     "Top_k, beta1 0.9": lambda row: _sparse(row) and not row["precondition"] and row["beta1"] == 0.9,
     "Top_k, beta1 0": lambda row: _sparse(row) and not row["precondition"] and row["beta1"] == 0,
-    "Top_k, preconditioned": lambda row: _sparse(row) and bool(row["precondition"]),
+    "AdamRows": lambda row: _sparse(row) and row["precondition"] == "row" and row.get("sums") == "8bit",
     "local steps, sparse": lambda row: row["method"] == "local" and not row["wire"].startswith("dense"),
     "DiLoCo": lambda row: row["method"] == "local" and row["wire"].startswith("dense"),
     "PowerSGD": lambda row: row["method"] == "powersgd",
     "DeMo": lambda row: row["method"] == "demo",
 }
-"""Name of a curve -> what belongs to it. A curve has the best line at each place."""
+"""Name of a curve -> what belongs to it, as the library sends it. A curve has the best line at each place."""
 
 Place = Callable[[Row], float]
 PLACES: dict[str, tuple[str, Place]] = {
-    "bits": ("bits a parameter and inner step, one way", lambda row: float(row["bits"])),
+    "bits": ("bits a parameter and inner step, moments included", _all_bits),
     "visits": ("density x exchanges: how often an entry is sent", lambda row: float(row["density"] * row["messages"])),
     "messages": ("messages", lambda row: float(row["messages"])),
 }
