@@ -53,6 +53,14 @@ def test_takes_what_the_reference_takes(number: int, rng: torch.Generator) -> No
                         require_like_reference(grad, residual, k, right_hint(grad, residual, k, factor))
 
 
+def test_without_a_hint_infinities_are_no_reason_to_look_at_the_rest_of_some_tiles_alone(rng: torch.Generator) -> None:
+    """Infinities are candidates at any limit; tiles in another order each time."""
+    residual, grad = (torch.randn(5000, generator=rng).mul_(1e38) for _ in range(2))
+    grad[::4] = math.inf
+    for _ in range(3):
+        require_like_reference(grad, residual, 1666, None)
+
+
 @each("hint", [0.0, math.nan, math.inf] + [-1.0, 1e-45, 1e30] * ALL)
 def test_any_hint_gives_the_same(hint: float, rng: torch.Generator) -> None:
     residual, grad = torch.randn(3000, generator=rng), torch.randn(3000, generator=rng)

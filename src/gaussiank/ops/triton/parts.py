@@ -28,6 +28,7 @@ KTH = tl.constexpr(8)  # key of the k-th entry
 TIES = tl.constexpr(9)  # how many of those equal to it are taken
 WHOLE = tl.constexpr(10)  # 0: among the candidates; else in the whole vector; 2: its last 16 bits are looked for
 PREFIX = tl.constexpr(11)  # its first 15 bits
+ZERO = 12  # stays zero: the hint of a take that has none
 HISTOGRAMS = tl.constexpr(16)
 STATE_NUMEL = 16 + COARSE + FINE
 ARRIVED = tl.constexpr(STATE_NUMEL)  # behind them, where a row has blocks: how many entries of each are written

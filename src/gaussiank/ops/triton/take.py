@@ -12,7 +12,7 @@ from gaussiank.ops.rows import COUNTER_BYTES, RowFormat
 from .count import count
 from .emit import emit
 from .pack import BLOCK
-from .parts import STATE_NUMEL, TILE, TILES
+from .parts import STATE_NUMEL, TILE, TILES, ZERO
 from .pick import pick
 from .refine import refine
 from .sweep import sweep
@@ -49,7 +49,7 @@ def take(
     blocks = 0 if layout is None or layout.offset_bits != 12 else triton.cdiv(k, BLOCK.value)
     state = torch.zeros(STATE_NUMEL + blocks, dtype=torch.int32, device=device)
     places, candidates, begins, counts = ints(room), floats(room), ints(tiles), ints(tiles)
-    hint = state[:1].view(torch.float32) if hint is None else hint.float()  # zero: as good as none
+    hint = state[ZERO : ZERO + 1].view(torch.float32) if hint is None else hint.float()
     sweep(residual, grad, out, hint, state, places, candidates, begins, counts)
     pick(candidates, out, state, k)
     refine(out, state)
